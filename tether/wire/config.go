@@ -1,0 +1,241 @@
+package wire
+
+import (
+	"bytes"
+	"compress/flate"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Config is what a container VM is and runs. The VCH writes it into the VM's
+// hardware; the guest reads it at every boot.
+type Config struct {
+	ID    string `json:"id"`    // of the container
+	Token string `json:"token"` // the host must show it to open a control session
+
+	Hostname string `json:"hostname,omitempty"`
+	Domain   string `json:"domain,omitempty"`
+
+	// Args is the command. Args[0] is looked up in PATH of Env if it has no slash.
+	Args []string `json:"args"`
+	// Env is KEY=VALUE. PATH, HOME, HOSTNAME and, with TTY, TERM are added where absent.
+	Env []string `json:"env,omitempty"`
+	// Dir is the working directory, made if it is not there. "" means "/".
+	Dir string `json:"dir,omitempty"`
+	// User is NAME|UID[:GROUP|GID] as in docker's USER. "" means root.
+	User string `json:"user,omitempty"`
+	// Groups are further groups by name or number.
+	Groups []string `json:"groups,omitempty"`
+
+	TTY       bool `json:"tty,omitempty"`       // run on a pseudo terminal
+	Size      Size `json:"size,omitzero"`       // of the terminal; zero leaves the kernel's 0 by 0
+	OpenStdin bool `json:"openStdin,omitempty"` // stdin is fed from the control channel; else it is /dev/null
+	// StopSignal is what OpShutdown sends first. 0 means SIGTERM (15).
+	StopSignal int `json:"stopSignal,omitempty"`
+
+	Root    Root              `json:"root"`
+	NICs    []NIC             `json:"nics,omitempty"`
+	DNS     DNS               `json:"dns,omitzero"`
+	Hosts   []Host            `json:"hosts,omitempty"`   // further lines of /etc/hosts
+	Mounts  []Mount           `json:"mounts,omitempty"`  // in this order, after the root's
+	ShmSize int64             `json:"shmSize,omitempty"` // of /dev/shm in bytes; 0 means 64 MiB
+	Sysctls map[string]string `json:"sysctls,omitempty"` // net.ipv4.ip_forward = 1
+	Rlimits []Rlimit          `json:"rlimits,omitempty"` // of the container's process and of execs
+
+	// Seed goes into the kernel's random number generator and is credited in full.
+	// It must be new for every boot that must not repeat another's random numbers.
+	Seed []byte `json:"seed,omitempty"`
+	// Time sets the clock, ns since 1970. 0 keeps the hardware clock's.
+	Time int64 `json:"time,omitempty"`
+}
+
+// Size is a terminal's, in characters.
+type Size struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+}
+
+// Root says which disk holds the container's root file system, an ext4.
+type Root struct {
+	// Serial of the disk as given to the hypervisor. "" means the first disk that
+	// the guest finds, by name.
+	Serial   string `json:"serial,omitempty"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// NIC is one network interface; the guest calls the i-th one eth<i>.
+type NIC struct {
+	// MAC address, 52:54:00:…; "" means the i-th interface the guest finds.
+	MAC string `json:"mac,omitempty"`
+	// DHCP asks for address, routes and DNS servers, and what is set below is added.
+	DHCP      bool           `json:"dhcp,omitempty"`
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	Gateways  []netip.Addr   `json:"gateways,omitempty"` // at most one each of IPv4 and IPv6
+	MTU       int            `json:"mtu,omitempty"`      // 0 leaves the device's
+}
+
+// DNS is what goes into /etc/resolv.conf.
+type DNS struct {
+	Servers []netip.Addr `json:"servers,omitempty"`
+	Search  []string     `json:"search,omitempty"`
+	Options []string     `json:"options,omitempty"`
+}
+
+// Host is a line of /etc/hosts.
+type Host struct {
+	Addr  netip.Addr `json:"addr"`
+	Names []string   `json:"names"`
+}
+
+// Mount is a further file system of the container.
+type Mount struct {
+	// Type is "tmpfs", or "disk" for a volume: an ext4 file system on a disk.
+	Type string `json:"type"`
+	// Serial of a "disk".
+	Serial string `json:"serial,omitempty"`
+	// Target is the absolute path, made if it is not there. Symlinks in it are
+	// resolved inside the root.
+	Target   string `json:"target"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+	// Options as mount(8) takes them: "size=64m", "mode=1777", "noexec", ….
+	Options []string `json:"options,omitempty"`
+}
+
+// Rlimit is a resource limit by its number in setrlimit(2).
+type Rlimit struct {
+	Resource int    `json:"resource"`
+	Soft     uint64 `json:"soft"`
+	Hard     uint64 `json:"hard"`
+}
+
+const (
+	configPrefix = "vic1:"
+	// maxString bounds one OEM string, prefix excluded.
+	maxString = 16 << 10
+	// maxStrings bounds all strings of a configuration. QEMU refuses SMBIOS tables
+	// above 65535 bytes, and the machine's own structures need some of that.
+	maxStrings = 60_000
+	// maxConfig bounds the JSON text that a guest inflates.
+	maxConfig = 8 << 20
+)
+
+// ErrConfigTooLarge says that a Config does not fit into the VM's hardware: its
+// arguments and environment, deflated, exceed about 45 KB.
+var ErrConfigTooLarge = errors.New("wire: configuration is too large for a VM")
+
+// Strings encodes c as OEM strings, to be given to QEMU one file each without a line
+// end (-smbios type=11,path=FILE), so that nothing of it shows in process arguments.
+// The order does not matter. The same c gives the same strings. The error is ErrConfigTooLarge.
+func (c *Config) Strings() ([]string, error) {
+	text, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	if len(text) > maxConfig {
+		return nil, ErrConfigTooLarge
+	}
+	var packed bytes.Buffer
+	w, err := flate.NewWriter(&packed, flate.BestCompression)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(text); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	enc := base64.StdEncoding.EncodeToString(packed.Bytes())
+	count := (len(enc) + maxString - 1) / maxString
+	if len(enc)+count*32 > maxStrings {
+		return nil, ErrConfigTooLarge
+	}
+	out := make([]string, count)
+	for i := range out {
+		part := enc[i*maxString : min((i+1)*maxString, len(enc))]
+		out[i] = fmt.Sprintf("%s%d/%d:%s", configPrefix, i, count, part)
+	}
+	return out, nil
+}
+
+// ParseConfig decodes the strings of a Config from among a machine's OEM strings, in
+// any order. ErrNoConfig is returned if there are none.
+func ParseConfig(oem []string) (*Config, error) {
+	var parts []string
+	seen := 0
+	for _, s := range oem {
+		s, ok := strings.CutPrefix(s, configPrefix)
+		if !ok {
+			continue
+		}
+		place, data, ok := strings.Cut(s, ":")
+		is, ns, ok2 := strings.Cut(place, "/")
+		i, err := strconv.Atoi(is)
+		n, err2 := strconv.Atoi(ns)
+		if !ok || !ok2 || err != nil || err2 != nil || i < 0 || i >= n || n > 255 {
+			return nil, fmt.Errorf("wire: configuration string has place %.20q", place)
+		}
+		if parts == nil {
+			parts = make([]string, n)
+		}
+		if len(parts) != n {
+			return nil, fmt.Errorf("wire: configuration strings of %d and of %d parts", len(parts), n)
+		}
+		if parts[i] != "" || data == "" {
+			return nil, fmt.Errorf("wire: configuration string %d is empty or comes twice", i)
+		}
+		parts[i] = data
+		seen++
+	}
+	if parts == nil {
+		return nil, ErrNoConfig
+	}
+	if seen != len(parts) {
+		return nil, fmt.Errorf("wire: %d of %d configuration strings", seen, len(parts))
+	}
+	packed, err := base64.StdEncoding.DecodeString(strings.Join(parts, ""))
+	if err != nil {
+		return nil, fmt.Errorf("wire: decode configuration: %w", err)
+	}
+	text, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(packed)), maxConfig+1))
+	if err != nil {
+		return nil, fmt.Errorf("wire: inflate configuration: %w", err)
+	}
+	if len(text) > maxConfig {
+		return nil, errors.New("wire: configuration inflates to more than 8 MiB")
+	}
+	c := new(Config)
+	if err := json.Unmarshal(text, c); err != nil {
+		return nil, fmt.Errorf("wire: parse configuration: %w", err)
+	}
+	return c, nil
+}
+
+// ErrNoConfig says that a machine's OEM strings hold no configuration.
+var ErrNoConfig = errors.New("wire: no configuration")
+
+// ParseOEMStrings takes the strings out of an SMBIOS type 11 structure as Linux
+// shows it in /sys/firmware/dmi/entries/11-*/raw: the formatted part, whose length is
+// in its second byte, then strings ended by NUL, then one more NUL.
+func ParseOEMStrings(raw []byte) ([]string, error) {
+	if len(raw) < 5 || raw[0] != 11 || int(raw[1]) < 5 || int(raw[1]) > len(raw) {
+		return nil, errors.New("wire: not an SMBIOS type 11 structure")
+	}
+	count := int(raw[4])
+	rest := raw[raw[1]:]
+	var out []string
+	for range count {
+		s, after, ok := bytes.Cut(rest, []byte{0})
+		if !ok {
+			return nil, fmt.Errorf("wire: SMBIOS structure has %d of %d strings", len(out), count)
+		}
+		out, rest = append(out, string(s)), after
+	}
+	return out, nil
+}
