@@ -1,0 +1,114 @@
+package diskfs
+
+import (
+	"fmt"
+	"io"
+	"sync"
+)
+
+// maxCachedNames bounds the directory entries kept in memory while nothing changes.
+const maxCachedNames = 1 << 20
+
+// An FS is an ext4 file system on a disk. Its methods for reading may run
+// concurrently; Apply and Rebase run alone.
+type FS struct {
+	disk io.ReaderAt
+
+	mu       sync.Mutex // guards all below while reading; Apply holds it throughout
+	sb       superblock
+	seed     uint32 // of metadata checksums
+	groups   []group
+	blocks   map[int64]*block // metadata blocks by address
+	dirs     map[uint32]*dir  // by inode
+	dirEnts  int              // names in dirs
+	tables   map[int64]uint32 // changed inode table blocks and their first inode
+	dirZone  zone
+	fileZone zone
+	applying bool
+	err      error // of an Apply: what is in memory matches no disk any more
+}
+
+// Open reads the file system on a disk of capacity bytes. It reads what it needs when
+// it needs it, from disk, which must stay readable as long as the FS is used.
+func Open(disk io.ReaderAt, capacity int64) (*FS, error) {
+	f := newFS(disk)
+	var sb [superSize]byte
+	if err := readFull(disk, sb[:], superOffset); err != nil {
+		return nil, fmt.Errorf("read superblock: %w", err)
+	}
+	if err := f.sb.unmarshal(sb[:]); err != nil {
+		return nil, err
+	}
+	if f.sb.blocksCount > capacity/BlockSize {
+		return nil, &FormatError{Off: superOffset, Field: "superblock",
+			Msg: fmt.Sprintf("%d blocks on a disk of %d bytes", f.sb.blocksCount, capacity)}
+	}
+	f.seed = f.sb.checksumSeed()
+	return f, f.readGroups()
+}
+
+func newFS(disk io.ReaderAt) *FS {
+	return &FS{disk: disk, blocks: make(map[int64]*block), dirs: make(map[uint32]*dir), tables: make(map[int64]uint32)}
+}
+
+func (f *FS) readGroups() error {
+	n := int((f.sb.blocksCount + blocksPerGroup - 1) / blocksPerGroup)
+	wide := f.sb.incompat&incompat64bit != 0
+	size := groupDescSize
+	if !wide {
+		size = groupDescSize / 2
+	}
+	table := make([]byte, n*size)
+	if err := readFull(f.disk, table, BlockSize); err != nil {
+		return fmt.Errorf("read group descriptors: %w", err)
+	}
+	f.groups = make([]group, n)
+	tableLen := int64(f.sb.inodesPerGroup / inodesPerBlock)
+	for i := range f.groups {
+		p := table[i*size : (i+1)*size]
+		g := &f.groups[i]
+		g.unmarshal(p, wide)
+		bad := func(msg string) error {
+			return &FormatError{Off: BlockSize + int64(i*size), Field: fmt.Sprintf("descriptor of group %d", i), Msg: msg}
+		}
+		switch {
+		case wide && f.sb.roCompat&roMetadataCsum != 0 && groupChecksum(f.seed, i, p) != le.Uint16(p[0x1e:]):
+			return bad("checksum mismatch")
+		case g.blockBitmap <= 0 || g.blockBitmap >= f.sb.blocksCount, g.inodeBitmap <= 0 || g.inodeBitmap >= f.sb.blocksCount,
+			g.inodeTable <= 0 || g.inodeTable+tableLen > f.sb.blocksCount:
+			return bad("bitmaps or inode table outside the file system")
+		}
+	}
+	return nil
+}
+
+// Capacity returns the size of the file system in bytes.
+func (f *FS) Capacity() int64 { return f.sb.blocksCount * BlockSize }
+
+// Rebase tells the FS that the last Delta has been written: disk is what it describes
+// now, and blocks not in memory come from there.
+func (f *FS) Rebase(disk io.ReaderAt) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.disk, f.applying = disk, false
+	f.clean()
+	for ino, d := range f.dirs {
+		if d.layout != nil && d.layout.indexed {
+			delete(f.dirs, ino) // its names stand in another order on the disk
+		}
+		d.layout = nil
+	}
+	f.trimDirs()
+}
+
+// trimDirs forgets the directories in memory when they have become many.
+func (f *FS) trimDirs() {
+	n := 0
+	for _, d := range f.dirs {
+		n += len(d.ents) + 1
+	}
+	f.dirEnts = n
+	if n > maxCachedNames {
+		f.dirs, f.dirEnts = make(map[uint32]*dir), 0
+	}
+}
