@@ -45,7 +45,7 @@ func Format(o FormatOptions) (*FS, *Delta, error) {
 	f := newFS(zeros{})
 	f.applying = true
 	f.initGroups(blocks)
-	f.initSuper(journal > 0)
+	f.initSuper(journal / BlockSize)
 	data, err := f.layOut(journal / BlockSize)
 	if err != nil {
 		return nil, nil, fmt.Errorf("format a disk of %d bytes: %w", o.Capacity, err)
@@ -89,14 +89,14 @@ func (f *FS) initGroups(blocks int64) {
 	}
 }
 
-func (f *FS) initSuper(journal bool) {
+func (f *FS) initSuper(journal int64) {
 	s := &f.sb
 	s.state = 1
 	s.compat, s.incompat, s.roCompat = ourCompat, ourIncompat, ourRO
 	s.hashVersion = hashHalfMD4
 	s.flags = flagSignedHash
 	// One UUID for all disks of one shape: layers of one store stack on one empty disk.
-	id := sha256.Sum256(binary.AppendUvarint([]byte("vic root disk, ext4 format 1, blocks: "), uint64(s.blocksCount)))
+	id := sha256.Sum256(fmt.Appendf(nil, "vic root disk, ext4 format 1, %d blocks, journal %d", s.blocksCount, journal))
 	copy(s.uuid[:], id[:16])
 	s.uuid[6], s.uuid[8] = s.uuid[6]&0x0f|0x80, s.uuid[8]&0x3f|0x80 // RFC 9562 version 8
 	for i := range s.hashSeed {
@@ -122,7 +122,7 @@ func (f *FS) initSuper(journal bool) {
 	le.PutUint16(p[0x15e:], extraSize)
 	p[0x174] = 4 // log2 of groups per flex group
 	p[0x175] = 1 // checksum type: crc32c
-	if journal {
+	if journal > 0 {
 		s.compat |= compatHasJournal
 		le.PutUint32(p[0xe0:], journalInode)
 	}
