@@ -1,0 +1,127 @@
+package containervm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// A Hypervisor runs VMs that outlive the process which started them. The
+// suite in hypervisor_test.go says what is expected of it.
+type Hypervisor interface {
+	// Start boots a VM and returns once it exists. Files of an earlier VM in the same
+	// folders are replaced. If there is still one running, the error says so.
+	Start(ctx context.Context, vm VM) (Machine, error)
+	// Find returns the VM that runs in these folders, started by whichever process.
+	// The error is ErrNoMachine if there is none.
+	Find(ctx context.Context, vm VM) (Machine, error)
+}
+
+// ErrNoMachine says that no VM runs for a container.
+var ErrNoMachine = errors.New("containervm: no virtual machine")
+
+// A Machine is a running VM, or one that has ended. Its methods may be used
+// concurrently.
+type Machine interface {
+	// Info tells what the VM is.
+	Info() MachineInfo
+	// Done is closed when the VM has ended and its files are no longer in use.
+	Done() <-chan struct{}
+	// Dial connects to an end of the VM on the host: "control", or "net0" and
+	// so on for the NICs. Each takes one connection at a time and any number one after another.
+	Dial(ctx context.Context, end string) (net.Conn, error)
+	// Kill ends the VM at once, as pulling the plug does. It does not wait. A VM that
+	// has ended is no error.
+	Kill() error
+	// Close lets go of the VM without ending it.
+	Close() error
+}
+
+// MachineInfo is what a Machine tells of itself.
+type MachineInfo struct {
+	PID   int    // of its process on the host
+	Accel string // kvm or tcg
+}
+
+// VM says what a Hypervisor is to run.
+type VM struct {
+	ID string // of the container
+	// Dir keeps what outlives the VM; RuntimeDir is for sockets and such, is short
+	// enough for a UNIX socket's path, and may be gone after the host has booted anew. Both
+	// exist.
+	Dir, RuntimeDir string
+
+	Boot Boot
+	// Config are the OEM strings for the guest.
+	Config []string
+	Memory int64 // bytes
+	CPUs   int
+	// Disk is the path of the root disk's VMDK descriptor; DiskSerial the serial number
+	// that the guest knows it by.
+	Disk, DiskSerial string
+	// Unsafe leaves out syncing the disk to the host's.
+	Unsafe bool
+	// MACs of the NICs.
+	MACs []string
+	// Log is appended with what the guest writes to its log port, Console is
+	// replaced by what it writes to its console.
+	Log, Console string
+}
+
+// Boot is what a VM boots.
+type Boot struct {
+	Kernel, Initrd string // paths
+	Cmdline        string // further kernel parameters
+}
+
+// A Booter provides the guest's kernel, initramfs and tether.
+type Booter interface {
+	Boot(ctx context.Context) (Boot, error)
+}
+
+// Disks makes the root disks of containers, and removes them.
+type Disks interface {
+	// CreateContainerDisk makes a disk in the container's folder upon the image's, and
+	// returns the path of its descriptor.
+	CreateContainerDisk(id string, image digest.Digest) (string, error)
+	// RemoveContainer removes the container's folder with all that is in it.
+	RemoveContainer(id string) error
+}
+
+// A Network connects containers with each other, the host and the world.
+type Network interface {
+	Info() NetworkInfo
+	// Join reserves an address and names, and publishes ports, all or nothing. An
+	// error that is an ErrPortAllocated is the ports'.
+	Join(o JoinOptions) (Endpoint, error)
+}
+
+// JoinOptions say what an Endpoint is to be.
+type JoinOptions struct {
+	ID    string // of the container
+	Names []string
+	IP    netip.Addr // wanted; zero for any
+	MAC   string     // wanted; "" for one made from the IP
+	Ports []PortBinding
+	DNS   []netip.Addr // servers for names that are not containers'; none means the host's
+}
+
+// An Endpoint is one container's place in a Network.
+type Endpoint interface {
+	Info() EndpointInfo
+	// Rename replaces the names.
+	Rename(names []string) error
+	// Serve carries frames between the network and conn, a NIC's, until conn fails
+	// or the Endpoint is closed, and closes conn.
+	Serve(conn io.ReadWriteCloser) error
+	// Close gives back address, names and ports.
+	Close() error
+}
+
+// ErrPortAllocated says that a host port is in use. The error's text is
+// "Bind for ADDR:PORT failed: port is already allocated".
+var ErrPortAllocated = errors.New("port is already allocated")

@@ -1,0 +1,71 @@
+package containervm
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Status is the state of a container in one word of docker's.
+type Status string
+
+const (
+	Created  Status = "created"  // never started, or never successfully
+	Running  Status = "running"  // its process runs
+	Exited   Status = "exited"   // its process has ended
+	Removing Status = "removing" // it is being removed
+	Dead     Status = "dead"     // it could not be removed whole, or its files are damaged; it can only be removed
+)
+
+// Info is what is known of a container at one moment. It is the caller's own
+// copy, except that maps and slices of Spec must not be changed.
+type Info struct {
+	ID      string // 64 hex digits
+	Name    string // without a slash
+	Created time.Time
+	Spec    Spec
+	State   State
+	// Endpoint is the connection to the network while the container runs, or nil.
+	Endpoint *EndpointInfo
+	// Restarts counts automatic restarts. It is 0 as long as there are none.
+	Restarts int
+	// Accel is how the VM that runs, or ran last, is carried out: "kvm" or "tcg"; "" if
+	// there was none.
+	Accel string
+	// Files, for people: the disk's descriptor, the log of the process, the VM's console.
+	DiskPath, LogPath, ConsolePath string
+}
+
+// State is what a container does or how it ended.
+type State struct {
+	Status Status
+	PID    int // on the host, of the VM's process; 0 if there is none
+	// ExitCode of the last run: 128+n for a process killed by signal n; 137 also for a
+	// VM that was killed, or that died by itself and left no exit code.
+	ExitCode int
+	// OOM says that the guest's kernel killed something for lack of memory.
+	OOM bool
+	// Error says why the last start failed or why a VM died. "" otherwise.
+	Error string
+	// Started and Finished are of the last run; zero if there was none, and
+	// Finished also while it runs.
+	Started, Finished time.Time
+}
+
+// EndpointInfo is a container's connection to the VCH's network.
+type EndpointInfo struct {
+	Network string       `json:"network"` // "bridge"
+	MAC     string       `json:"mac"`
+	IP      netip.Prefix `json:"ip"`
+	Gateway netip.Addr   `json:"gateway"`
+	// Ports as they are really bound: HostIP and HostPort are set, and a binding on all
+	// addresses comes twice, as 0.0.0.0 and ::, if the host has both.
+	Ports []PortBinding `json:"ports,omitempty"`
+	Names []string      `json:"names,omitempty"` // by which other containers find this one
+}
+
+// NetworkInfo is the VCH's network.
+type NetworkInfo struct {
+	Name    string // "bridge"
+	Subnet  netip.Prefix
+	Gateway netip.Addr
+}

@@ -1,0 +1,134 @@
+package containervm
+
+import (
+	"encoding/json"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"vic/tether/wire"
+)
+
+// A Spec says what a container is to be. Create keeps it, and it does not
+// change afterwards but for Name.
+type Spec struct {
+	// Name without a slash; "" makes one up.
+	Name string `json:"name"`
+	// Image is the reference as the user gave it; Manager only keeps it.
+	Image string `json:"image,omitempty"`
+	// ImageID is the digest of the image's config. The disk is made from it.
+	ImageID digest.Digest `json:"imageID"`
+
+	// Args is the command, entrypoint and all. Args[0] is looked up in PATH of Env
+	// inside the container if it has no slash.
+	Args []string `json:"args"`
+	// Env is KEY=VALUE, the image's included. PATH, HOME, HOSTNAME and, with TTY, TERM
+	// are added where absent.
+	Env []string `json:"env,omitempty"`
+	// Dir is the working directory, absolute, made if it is not there. "" means "/".
+	Dir string `json:"dir,omitempty"`
+	// User is NAME|UID[:GROUP|GID]. "" means root.
+	User string `json:"user,omitempty"`
+	// Groups are further groups, by name or number.
+	Groups []string `json:"groups,omitempty"`
+	// Hostname; "" means the first 12 digits of the ID.
+	Hostname string `json:"hostname,omitempty"`
+	Domain   string `json:"domain,omitempty"`
+
+	TTY  bool `json:"tty,omitempty"` // run on a terminal
+	Size Size `json:"size,omitzero"` // of the terminal at the start
+	// OpenStdin lets Attachments write to stdin; without it, it is /dev/null.
+	OpenStdin bool `json:"openStdin,omitempty"`
+	// StdinOnce closes stdin when the first Attachment that had it ends its input.
+	StdinOnce bool `json:"stdinOnce,omitempty"`
+
+	// StopSignal is what Stop sends first. 0 means SIGTERM.
+	StopSignal syscall.Signal `json:"stopSignal,omitempty"`
+	// StopGrace is how long Stop waits before SIGKILL; nil means 10 s, and less
+	// than zero for ever.
+	StopGrace *time.Duration `json:"stopGrace,omitempty"`
+	// AutoRemove removes the container when it has ended, or could not be started.
+	// Its disk is then not synced to the host's.
+	AutoRemove bool `json:"autoRemove,omitempty"`
+	// Restart other than "" and "no" is refused with ErrNotImplemented.
+	Restart RestartPolicy `json:"restart,omitzero"`
+
+	// Memory of the VM in bytes; 0 means 256 MiB, less than 96 MiB is refused.
+	Memory int64 `json:"memory,omitempty"`
+	// CPUs of the VM; 0 means 1, more than the host has is refused.
+	CPUs int `json:"cpus,omitempty"`
+
+	ReadOnlyRoot bool              `json:"readOnlyRoot,omitempty"`
+	Tmpfs        []Tmpfs           `json:"tmpfs,omitempty"`
+	ShmSize      int64             `json:"shmSize,omitempty"` // of /dev/shm in bytes; 0 means 64 MiB
+	Sysctls      map[string]string `json:"sysctls,omitempty"`
+	Rlimits      []Rlimit          `json:"rlimits,omitempty"`
+
+	Network NetworkSpec `json:"network,omitzero"`
+
+	Labels map[string]string `json:"labels,omitempty"`
+	// Extra is the caller's own, such as a create request's body: kept as it
+	// is and given back, at most 1 MiB.
+	Extra json.RawMessage `json:"extra,omitempty"`
+}
+
+// Size of a terminal, in characters.
+type Size = wire.Size
+
+// Rlimit is a resource limit by its number in setrlimit(2).
+type Rlimit = wire.Rlimit
+
+// RestartPolicy says when an ended container is started again.
+type RestartPolicy struct {
+	Name       string `json:"name,omitempty"` // "", no, always, unless-stopped, on-failure
+	MaxRetries int    `json:"maxRetries,omitempty"`
+}
+
+// Tmpfs is a file system in memory, mounted at Target.
+type Tmpfs struct {
+	Target  string   `json:"target"`
+	Options []string `json:"options,omitempty"` // as mount(8) takes them: size=64m, mode=1777, noexec, …
+}
+
+// NetworkSpec says how a container is connected. The zero value connects it to the
+// VCH's network, which is called "bridge".
+type NetworkSpec struct {
+	// Mode is "", "default" or "bridge" for the VCH's network, or "none" for no
+	// network interface at all. Others are refused with ErrNotImplemented.
+	Mode string `json:"mode,omitempty"`
+	// Ports to be published on the host.
+	Ports []PortBinding `json:"ports,omitempty"`
+	// Aliases are further names that other containers find this one by, beside
+	// its name, the first 12 digits of its ID and its host name.
+	Aliases []string `json:"aliases,omitempty"`
+	// IP asks for this address; the zero Addr takes the next that is free at each start.
+	IP netip.Addr `json:"ip,omitzero"`
+	// MAC asks for this hardware address, as "02:42:ac:11:00:02"; "" derives it
+	// from the IP.
+	MAC string `json:"mac,omitempty"`
+	// DNS are the servers asked for names that are not containers'; none
+	// means the host's.
+	DNS        []netip.Addr `json:"dns,omitempty"`
+	DNSSearch  []string     `json:"dnsSearch,omitempty"`
+	DNSOptions []string     `json:"dnsOptions,omitempty"`
+	// Hosts are further lines of /etc/hosts.
+	Hosts []Host `json:"hosts,omitempty"`
+}
+
+// Host is a line of /etc/hosts. The zero Addr stands for the network's gateway.
+type Host struct {
+	Addr  netip.Addr `json:"addr,omitzero"`
+	Names []string   `json:"names"`
+}
+
+// PortBinding publishes a port of a container on the host.
+type PortBinding struct {
+	Proto string `json:"proto"` // tcp or udp; "" means tcp
+	Port  uint16 `json:"port"`  // in the container
+	// HostIP to listen on. The zero Addr means all, of IPv4 and IPv6.
+	HostIP netip.Addr `json:"hostIP,omitzero"`
+	// HostPort to listen on. 0 takes one that is free, at each start.
+	HostPort uint16 `json:"hostPort,omitempty"`
+}
