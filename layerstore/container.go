@@ -1,0 +1,215 @@
+package layerstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/opencontainers/go-digest"
+
+	"vic/vmdk"
+)
+
+// A pin is the content of a container's layers.json: what its disk is made over.
+// It keeps the layers, whatever becomes of the image.
+type pin struct {
+	Image digest.Digest `json:"image"`
+	// Disk is the chain ID of the disk that is the parent of the container's; ""
+	// is the base disk.
+	Disk   digest.Digest   `json:"disk,omitempty"`
+	Layers []digest.Digest `json:"layers"` // chain IDs, bottom first
+
+	id string // of the container, from the folder's name
+}
+
+// Files of a container's folder that belong to this package.
+const (
+	containerDisk   = "disk.vmdk"
+	containerExtent = "disk" + extentSuffix
+)
+
+// containerID is what the ID of a container may be: a file name without tricks.
+var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+
+// CreateContainerDisk makes the disk of a container, an empty delta over the
+// image's, and returns the path of its descriptor. From then on the image's
+// layers stay, until RemoveContainer. The folder STORE/containers/id is made
+// unless it is there. The error is fs.ErrExist if the container has a disk
+// already, ErrNotFound if the image is not in the store any more. What an error
+// leaves behind, RemoveContainer removes.
+func (s *Store) CreateContainerDisk(id string, img *Image) (string, error) {
+	path, err := s.createContainerDisk(id, img)
+	if err != nil {
+		return "", fmt.Errorf("make disk of container %s: %w", id, err)
+	}
+	return path, nil
+}
+
+func (s *Store) createContainerDisk(id string, img *Image) (string, error) {
+	if !containerID.MatchString(id) {
+		return "", fmt.Errorf("%q cannot be the ID of a container", id)
+	}
+	if err := os.Mkdir(s.dir.container(id), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	disk, parent, err := s.pinLayers(id, img)
+	if err != nil {
+		return "", err
+	}
+	dir := s.dir.container(id)
+	f, err := os.OpenFile(filepath.Join(dir, containerExtent), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if err := vmdk.CreateExtent(f, s.info.Capacity); err != nil {
+		return "", err
+	}
+	if err := f.Sync(); err != nil {
+		return "", err
+	}
+	text, err := parent.Child(containerExtent, "../../disks/"+diskName(disk)+".vmdk", vmdk.CIDFor("container "+id)).Marshal()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, containerDisk)
+	if err := writeSynced(path, text, 0o600); err != nil {
+		return "", err
+	}
+	return path, syncDir(dir)
+}
+
+// pinLayers writes a container's pin and returns the chain ID and the descriptor
+// of its disk's parent.
+func (s *Store) pinLayers(id string, img *Image) (digest.Digest, *vmdk.Descriptor, error) {
+	lock, err := s.dir.lockShared()
+	if err != nil {
+		return "", nil, err
+	}
+	defer lock.unlock()
+	if there, err := exists(filepath.Join(s.dir.container(id), containerDisk)); there || err != nil {
+		if err == nil {
+			err = fs.ErrExist
+		}
+		return "", nil, err
+	}
+	if _, err := s.dir.readImage(img.ID); errors.Is(err, fs.ErrNotExist) {
+		return "", nil, ErrNotFound
+	}
+	p := pin{Image: img.ID, Layers: []digest.Digest{}}
+	for _, l := range img.Layers {
+		p.Layers = append(p.Layers, l.Chain)
+	}
+	if chain := img.Chain(); chain != "" {
+		l, err := s.dir.readLayer(chain)
+		if err != nil {
+			return "", nil, err
+		}
+		p.Disk = l.Disk
+	}
+	parent, err := s.dir.readDescriptor(s.dir.disk(p.Disk))
+	if err != nil {
+		return "", nil, err
+	}
+	if err := s.dir.replaceFile(s.dir.pin(id), marshalRecord(p)); err != nil {
+		return "", nil, err
+	}
+	return p.Disk, parent, syncDir(s.dir.containers())
+}
+
+// RemoveContainer removes a container's disk, the pin on its layers, and its
+// folder if nothing else is in it, and then those of the layers that nothing
+// needs any more. The container's VM must not run. It is no error if there is
+// nothing to remove.
+func (s *Store) RemoveContainer(id string) error {
+	if !containerID.MatchString(id) {
+		return fmt.Errorf("remove container: %q cannot be the ID of one", id)
+	}
+	doomed, err := s.unpin(id)
+	_, removeErr := s.dir.bury(doomed)
+	if err := errors.Join(err, removeErr); err != nil {
+		return fmt.Errorf("remove container %s: %w", id, err)
+	}
+	return nil
+}
+
+func (s *Store) unpin(id string) ([]doomedLayer, error) {
+	lock, err := s.dir.lockExclusive()
+	if err != nil {
+		return nil, err
+	}
+	defer lock.unlock()
+	p, err := s.dir.readPin(id)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.logDamage(err) // what it pinned, the next sweep finds
+	}
+	dir := s.dir.container(id)
+	if err := removeAll(filepath.Join(dir, containerDisk), filepath.Join(dir, containerExtent)); err != nil {
+		return nil, err
+	}
+	if err := removeAll(s.dir.pin(id)); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(dir); err == nil {
+		err = syncDir(s.dir.containers())
+		if err != nil {
+			return nil, err
+		}
+	} else if there, _ := exists(dir); there {
+		if err := syncDir(dir); err != nil {
+			return nil, err
+		}
+	}
+	if p == nil {
+		return nil, nil
+	}
+	return s.dir.doom(context.Background(), func() ([]digest.Digest, error) { return p.Layers, nil })
+}
+
+// readPin returns the pin of a container. The error is fs.ErrNotExist if it has
+// none, a *FormatError if it is damaged.
+func (d Dir) readPin(id string) (*pin, error) {
+	path := d.pin(id)
+	b, err := readBounded(path, recordLimit)
+	if err != nil {
+		return nil, err
+	}
+	p := pin{id: id}
+	if err := json.Unmarshal(b, &p); err != nil {
+		return nil, formatErrorf(path, "pin", "%v", err)
+	}
+	for _, c := range append([]digest.Digest{p.Image}, p.Layers...) {
+		if err := c.Validate(); err != nil {
+			return nil, formatErrorf(path, "pin", "%q: %v", c, err)
+		}
+	}
+	if p.Disk != "" && p.Disk.Validate() != nil {
+		return nil, formatErrorf(path, "disk", "%q is no chain ID", p.Disk)
+	}
+	return &p, nil
+}
+
+// pins returns the pins of all containers, ascending by container ID.
+func (d Dir) pins() ([]*pin, error) {
+	ids, err := listDir(d.containers())
+	if err != nil {
+		return nil, err
+	}
+	var pins []*pin
+	for _, id := range ids {
+		p, err := d.readPin(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has no disk yet, or no more
+		}
+		if err != nil {
+			return nil, err
+		}
+		pins = append(pins, p)
+	}
+	return pins, nil
+}

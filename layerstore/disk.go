@@ -1,0 +1,194 @@
+package layerstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"vic/diskfs"
+	"vic/vmdk"
+)
+
+// A Disk is an open chain of disks of the store, read as one block device.
+type Disk struct {
+	*vmdk.Disk
+	links []vmdk.Link // top first
+	files []*os.File
+}
+
+// Close closes the files of the chain.
+func (d *Disk) Close() error {
+	var errs []error
+	for _, f := range d.files {
+		errs = append(errs, f.Close())
+	}
+	d.files = nil
+	return errors.Join(errs...)
+}
+
+// descriptor returns the descriptor of the top disk.
+func (d *Disk) descriptor() *vmdk.Descriptor { return d.links[0].Descriptor }
+
+// push returns the chain with a child on top. The file, an extent file of size
+// bytes, belongs to it, and so does everything that belonged to d.
+func (d *Disk) push(desc *vmdk.Descriptor, f *os.File, size int64) (*Disk, error) {
+	e, err := vmdk.OpenExtent(f, size)
+	if err != nil {
+		return nil, err
+	}
+	links := append([]vmdk.Link{{Descriptor: desc, Extents: []*vmdk.Extent{e}}}, d.links...)
+	top, err := vmdk.OpenDisk(links)
+	if err != nil {
+		return nil, err
+	}
+	return &Disk{Disk: top, links: links, files: append(d.files, f)}, nil
+}
+
+// OpenDisk opens the disk that shows a layer and all below it; "" is the empty
+// base disk. The error is fs.ErrNotExist if the store does not have the layer.
+// The disk stays readable if the layer is removed meanwhile. The caller closes
+// it.
+func (s *Store) OpenDisk(chain digest.Digest) (*Disk, error) {
+	disk := chain
+	if chain != "" {
+		l, err := s.Layer(chain)
+		if err != nil {
+			return nil, fmt.Errorf("open disk: %w", err)
+		}
+		disk = l.Disk
+	}
+	d, err := s.dir.openDisk(disk)
+	if err != nil {
+		return nil, fmt.Errorf("open disk of layer %s: %w", chain, err)
+	}
+	return d, nil
+}
+
+// openDisk opens a disk and, going by the hints in the descriptors, its parents.
+func (d Dir) openDisk(disk digest.Digest) (_ *Disk, err error) {
+	c := &Disk{}
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	seen := make(map[digest.Digest]bool)
+	for {
+		if seen[disk] {
+			return nil, formatErrorf(d.disk(disk), "parentFileNameHint", "the chain comes back to it")
+		}
+		seen[disk] = true
+		desc, err := d.readDescriptor(d.disk(disk))
+		if err != nil {
+			return nil, err
+		}
+		e, f, err := d.openExtent(disk, desc)
+		if err != nil {
+			return nil, err
+		}
+		c.files = append(c.files, f)
+		c.links = append(c.links, vmdk.Link{Descriptor: desc, Extents: []*vmdk.Extent{e}})
+		if disk == "" {
+			break
+		}
+		if disk, err = d.parentDisk(disk, desc); err != nil {
+			return nil, err
+		}
+	}
+	if c.Disk, err = vmdk.OpenDisk(c.links); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// readDescriptor reads a descriptor file.
+func (d Dir) readDescriptor(path string) (*vmdk.Descriptor, error) {
+	b, err := readBounded(path, recordLimit)
+	if err != nil {
+		return nil, err
+	}
+	desc, err := vmdk.ParseDescriptor(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return desc, nil
+}
+
+// openExtent opens the extent file of a disk of the disks folder.
+func (d Dir) openExtent(disk digest.Digest, desc *vmdk.Descriptor) (*vmdk.Extent, *os.File, error) {
+	name := diskName(disk) + extentSuffix
+	if len(desc.Extents) != 1 || desc.Extents[0].File != name {
+		return nil, nil, formatErrorf(d.disk(disk), "extent", "is not the one file %s", name)
+	}
+	f, err := os.Open(d.extent(disk))
+	if err != nil {
+		return nil, nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil {
+		var e *vmdk.Extent
+		if e, err = vmdk.OpenExtent(f, fi.Size()); err == nil {
+			return e, f, nil
+		}
+		err = fmt.Errorf("%s: %w", d.extent(disk), err)
+	}
+	f.Close()
+	return nil, nil, err
+}
+
+// parentDisk returns the chain ID of a disk's parent.
+func (d Dir) parentDisk(disk digest.Digest, desc *vmdk.Descriptor) (digest.Digest, error) {
+	name, ok := strings.CutSuffix(desc.ParentFileNameHint, ".vmdk")
+	if ok && name == baseName {
+		return "", nil
+	}
+	parent, valid := parseHex(name)
+	if !ok || !valid {
+		return "", formatErrorf(d.disk(disk), "parentFileNameHint", "%q is no disk of the store", desc.ParentFileNameHint)
+	}
+	return parent, nil
+}
+
+// DiskPath returns the path of the descriptor of the image's top disk, which
+// QEMU opens with the whole chain. Nobody may write it.
+func (s *Store) DiskPath(img *Image) (string, error) {
+	chain := img.Chain()
+	if chain == "" {
+		return s.dir.disk(""), nil
+	}
+	l, err := s.dir.readLayer(chain)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return "", fmt.Errorf("disk of image %s: %w", img.ID, err)
+	}
+	return s.dir.disk(l.Disk), nil
+}
+
+// An FS is the root file system of an image.
+type FS struct {
+	*diskfs.FS
+	disk *Disk
+}
+
+// Close closes the disk below the file system.
+func (f *FS) Close() error { return f.disk.Close() }
+
+// FS opens the root file system of an image. The caller closes it.
+func (s *Store) FS(img *Image) (*FS, error) {
+	disk, err := s.OpenDisk(img.Chain())
+	if err != nil {
+		return nil, err
+	}
+	f, err := diskfs.Open(disk, disk.Capacity())
+	if err != nil {
+		disk.Close()
+		return nil, fmt.Errorf("open file system of image %s: %w", img.ID, err)
+	}
+	return &FS{f, disk}, nil
+}

@@ -1,0 +1,170 @@
+package layerstore
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// PullOptions are how Pull goes about it.
+type PullOptions struct {
+	// Progress is told of what happens, by the goroutine that called Pull and so
+	// one event at a time. A slow one misses intermediate events and delays its
+	// own pull only. nil is silent.
+	Progress func(ProgressEvent)
+}
+
+// A pull is one call of Pull.
+type pull struct {
+	cancel context.CancelCauseFunc
+	wake   chan struct{} // something about a flight has changed; one is enough
+	riders []*rider      // of the missing layers, bottom first
+}
+
+// Pull brings an image and its layers into the store, unless they are there, and
+// makes name name it: a tag, latest if there is none, also names the image by its
+// digest; nil gives it no name. Layers that another pull is bringing are waited
+// for. What the image replaces keeps existing, without the name.
+//
+// If it fails or ctx is cancelled, the store is as it was, except for layers that
+// were complete; they make the next pull shorter, or the next sweep takes them.
+// Errors are those of the Source, a *FormatError for a manifest or config that
+// cannot be pulled, diskfs's for a tar that cannot be unpacked, or the
+// datastore's.
+func (s *Store) Pull(ctx context.Context, src Source, name reference.Named, o PullOptions) (*Image, error) {
+	p := &pull{wake: make(chan struct{}, 1)}
+	ctx, err := s.begin(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer s.end(p)
+	plan, err := makePlan(src, s.lim)
+	if err != nil {
+		return nil, fmt.Errorf("pull image: %w", err)
+	}
+	names, err := plan.names(name)
+	if err != nil {
+		return nil, fmt.Errorf("pull image: %w", err)
+	}
+	chains := make([]digest.Digest, len(plan.layers))
+	for i, l := range plan.layers {
+		chains[i] = l.chain
+	}
+	lease, err := s.dir.lease(chains)
+	if err != nil {
+		return nil, fmt.Errorf("pull image: %w", err)
+	}
+	defer lease.release()
+	if err := s.pullLayers(ctx, p, src, plan, o.Progress); err != nil {
+		return nil, fmt.Errorf("pull image: %w", err)
+	}
+	updated, err := s.commitImage(plan, names)
+	if err != nil {
+		return nil, fmt.Errorf("pull image: %w", err)
+	}
+	if o.Progress != nil {
+		o.Progress(ProgressEvent{Stage: StageDone, Updated: updated})
+	}
+	return s.Image(plan.id.String())
+}
+
+// names returns the names that pulling by a reference gives the image.
+func (p *plan) names(ref reference.Named) ([]reference.Named, error) {
+	if ref == nil {
+		return nil, nil
+	}
+	ref, err := storedName(ref)
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := ref.(reference.Canonical); ok {
+		if c.Digest() != p.digest {
+			return nil, fmt.Errorf("%s is asked for, the source has %s", ref, p.digest)
+		}
+		return []reference.Named{ref}, nil
+	}
+	byDigest, err := reference.WithDigest(reference.TrimNamed(ref), p.digest)
+	if err != nil {
+		return nil, err
+	}
+	// The tag last: whoever sees it sees all.
+	return []reference.Named{byDigest, ref}, nil
+}
+
+// pullLayers brings the layers of an image that are missing.
+func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, plan *plan, progress func(ProgressEvent)) error {
+	var missing []planLayer
+	for _, l := range plan.layers {
+		if !s.dir.isComplete(l.chain) {
+			missing = append(missing, l)
+		}
+	}
+	rep := newReporter(progress, plan.layers, missing)
+	s.board(ctx, p, src, missing)
+	defer s.leave(p)
+	var tick <-chan time.Time
+	if progress != nil && len(missing) > 0 {
+		t := time.NewTicker(progressInterval)
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		events, left, err := s.look(p)
+		rep.report(events)
+		if err != nil || left == 0 {
+			return err
+		}
+		select {
+		case <-p.wake:
+		case <-tick:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// look returns where p's flights are, how many have not landed, and the error of
+// the first that will not.
+func (s *Store) look(p *pull) (events []ProgressEvent, left int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range p.riders {
+		f := r.f
+		if r.err != nil && err == nil {
+			err = fmt.Errorf("layer %s: %w", r.layer.blob.Digest, r.err)
+		}
+		e := ProgressEvent{Layer: r.layer.blob.Digest, Stage: f.stage}
+		if f.stage >= StageFetching {
+			e.Current, e.Total = f.fetched.Load(), f.total.Load()
+		}
+		if !f.landed {
+			left++
+		}
+		events = append(events, e)
+	}
+	return events, left, err
+}
+
+// begin registers a pull, or refuses it because the store is closed.
+func (s *Store) begin(ctx context.Context, p *pull) (context.Context, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	ctx, p.cancel = context.WithCancelCause(ctx)
+	s.pulls[p] = struct{}{}
+	s.pulling.Add(1)
+	return ctx, nil
+}
+
+func (s *Store) end(p *pull) {
+	p.cancel(nil)
+	s.mu.Lock()
+	delete(s.pulls, p)
+	s.mu.Unlock()
+	s.pulling.Done()
+}

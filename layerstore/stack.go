@@ -1,0 +1,108 @@
+package layerstore
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"vic/diskfs"
+	"vic/vmdk"
+)
+
+// A stack is a layer and all below it, as what the next layer is bound to. It is
+// handed from layer to layer, so that what is in memory of the file system need
+// not be read again.
+type stack struct {
+	disk  digest.Digest // chain ID of the top disk; "" is the base disk
+	depth int           // number of disks
+	high  int64         // see Layer.High
+
+	open *Disk      // nil: not open yet
+	fs   *diskfs.FS // on open
+}
+
+// stack returns that of a layer of the store, or of the base disk.
+func (s *Store) stack(chain digest.Digest) (*stack, error) {
+	if chain == "" {
+		return &stack{depth: 1, high: s.info.BaseHigh}, nil
+	}
+	l, err := s.dir.readLayer(chain)
+	if err != nil {
+		return nil, err
+	}
+	return &stack{disk: l.Disk, depth: l.Depth, high: l.High}, nil
+}
+
+// mount makes the file system ready for use.
+func (st *stack) mount(d Dir) error {
+	if st.fs != nil {
+		return nil
+	}
+	var err error
+	if st.open, err = d.openDisk(st.disk); err != nil {
+		return fmt.Errorf("open disk below: %w", err)
+	}
+	if st.fs, err = diskfs.Open(st.open, st.open.Capacity()); err != nil {
+		return fmt.Errorf("open file system below: %w", err)
+	}
+	return nil
+}
+
+// close gives up what is open.
+func (st *stack) close() {
+	if st.open != nil {
+		st.open.Close() // read only
+	}
+	st.open, st.fs = nil, nil
+}
+
+// bind puts a changeset, whose data w has, on the stack: w becomes a finished
+// extent file, in f, and the stack the one with the layer on top. The record's
+// fields about the disk are filled in. After an error the stack can only be
+// closed.
+func (st *stack) bind(l *Layer, cs *diskfs.Changeset, w *vmdk.LayerWriter, f *extentFile) error {
+	delta, err := st.fs.Apply(cs, diskfs.ApplyOptions{Data: w, High: st.high})
+	if err != nil {
+		return err
+	}
+	if err := writeDelta(w, delta); err != nil {
+		return err
+	}
+	desc := st.open.descriptor().Child(diskName(l.Chain)+extentSuffix, diskName(st.disk)+".vmdk", vmdk.CIDFor(l.Chain.String()))
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	disk, err := st.open.push(desc, f.File, fi.Size())
+	if err != nil {
+		return fmt.Errorf("read back: %w", err)
+	}
+	st.fs.Rebase(disk)
+	st.open, st.disk, st.depth, st.high = disk, l.Chain, st.depth+1, delta.High
+	l.ExtentSize = fi.Size()
+	return nil
+}
+
+// note copies what the record of the layer on top must say about the disk.
+func (st *stack) note(l *Layer) { l.Disk, l.Depth, l.High = st.disk, st.depth, st.high }
+
+// writeDelta completes an extent file whose stream has a changeset's data.
+func writeDelta(w *vmdk.LayerWriter, delta *diskfs.Delta) error {
+	if err := delta.WriteMeta(w); err != nil {
+		return err
+	}
+	for _, r := range delta.Dead {
+		if err := w.Zero(r.Off, r.Len); err != nil {
+			return err
+		}
+	}
+	for _, r := range delta.Map {
+		if err := w.Map(r.Stream, r.Disk, r.N); err != nil {
+			return err
+		}
+	}
+	if err := delta.Fixed(w.WriteGrain); err != nil {
+		return err
+	}
+	return w.Finish()
+}
