@@ -38,25 +38,36 @@ func (e *Extent) readCompressed(p []byte, in, lba int64) error {
 	return nil
 }
 
-// inflate reads and decompresses grain g. The last grain of an extent may be
-// stored short; the rest is zeros.
-func (e *Extent) inflate(g, lba int64) ([]byte, error) {
+// readMarker reads the marker of grain g at sector lba and returns the number
+// of compressed bytes that follow it.
+func (e *Extent) readMarker(g, lba int64) (int64, error) {
 	off := lba * SectorSize
-	var marker [grainMarker]byte
 	if off+grainMarker > e.size {
-		return nil, formatErrorf(off, "grain marker", "past the end of the file")
+		return 0, formatErrorf(off, "grain marker", "past the end of the file")
 	}
+	var marker [grainMarker]byte
 	if err := readFull(e.r, marker[:], off); err != nil {
-		return nil, fmt.Errorf("read marker of grain %d: %w", g, err)
+		return 0, fmt.Errorf("read marker of grain %d: %w", g, err)
 	}
 	first, n := binary.LittleEndian.Uint64(marker[:]), int64(binary.LittleEndian.Uint32(marker[8:]))
 	if first != uint64(g)*e.h.grainSize {
-		return nil, formatErrorf(off, "grain marker", "of disk sector %d, want %d", first, uint64(g)*e.h.grainSize)
+		return 0, formatErrorf(off, "grain marker", "of disk sector %d, want %d", first, uint64(g)*e.h.grainSize)
 	}
 	// Data that does not compress grows a little; QEMU reads up to two grains.
 	if n == 0 || n > 2*e.grain || n > e.size-off-grainMarker {
-		return nil, formatErrorf(off+8, "compressed size", "%d bytes for a grain of %d, %d left in the file", n, e.grain, e.size-off-grainMarker)
+		return 0, formatErrorf(off+8, "compressed size", "%d bytes for a grain of %d, %d left in the file", n, e.grain, e.size-off-grainMarker)
 	}
+	return n, nil
+}
+
+// inflate reads and decompresses grain g. The last grain of an extent may be
+// stored short; the rest is zeros.
+func (e *Extent) inflate(g, lba int64) ([]byte, error) {
+	n, err := e.readMarker(g, lba)
+	if err != nil {
+		return nil, err
+	}
+	off := lba * SectorSize
 	b := make([]byte, n)
 	if err := readFull(e.r, b, off+grainMarker); err != nil {
 		return nil, fmt.Errorf("read compressed grain %d: %w", g, err)

@@ -35,6 +35,7 @@ type part struct {
 	extent     *Extent // nil: zeros
 	base       int64   // added to an offset in the part to get one in the extent
 	writable   bool
+	alloc      *allocator // of a part of the top disk that was written; nil before
 }
 
 // OpenDisk puts a chain together from its disks, the top first and the one
