@@ -1,4 +1,75 @@
-.PHONY: all
+# make          build bin/vic and bin/tether
+# make demo     install what is missing, then pull and run an image with the docker client
+# make test     install what is missing, then run everything that is tested
+# make check    gofmt, go vet and the race detector
+# make fuzz     fuzz every parser for a while
+# make bench    measure each stage, and pulls against containerd and podman
+# make clean    remove what make made
+
+# Debian packages: to run container VMs; for the demo; to judge the tests.
+run_packages  := qemu-system-x86 linux-image-cloud-amd64
+demo_packages := $(run_packages) docker-registry debootstrap
+test_packages := $(demo_packages) qemu-utils e2fsprogs skopeo umoci buildah busybox-static \
+	attr acl libcap2-bin isolinux syslinux-common xorriso tar
+bench_packages := $(demo_packages) containerd podman
+
+fuzz_seconds := 5
+
+.PHONY: all demo test check fuzz bench clean
 all:
-	CGO_ENABLED=0 go build -trimpath -o bin/vic ./cmd/vic
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/tether ./cmd/tether
+	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)' -o bin/vic ./cmd/vic
+
+demo:
+	@$(call install,$(demo_packages)); $(docker_client)
+	@$(MAKE) --no-print-directory all
+	@go run ./cmd/demo
+
+test:
+	@$(call install,$(test_packages)); $(docker_client)
+	@$(MAKE) --no-print-directory all
+	go vet ./...
+	ORACLES=1 go test -timeout 40m ./...
+	ORACLES=1 go test -race -short ./vmdk ./diskfs ./fetch ./layerstore ./tether/wire ./containervm ./api
+	$(call fuzz_all,$(fuzz_seconds)s)
+
+check:
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'make check: run gofmt -w on these'; exit 1; }
+	go vet ./...
+	go test -race -short ./...
+
+fuzz:
+	$(call fuzz_all,2m)
+
+bench:
+	@$(call install,$(bench_packages))
+	@$(MAKE) --no-print-directory all
+	go test -run '^$$' -bench . ./vmdk ./diskfs ./fetch ./layerstore ./tether/wire
+	go run ./bench/pull
+
+clean:
+	rm -rf bin demo-store
+
+# Installs the Debian packages that are missing.
+define install
+	missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing" $$missing; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+
+# The client alone is wanted; in Debian 12 it comes with the engine.
+define docker_client
+	command -v docker >/dev/null || { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends docker.io >/dev/null; }
+endef
+
+# Runs each fuzz target for a time.
+define fuzz_all
+	@for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		for f in $$(grep -rhoE '^func Fuzz[A-Za-z0-9_]+' $$dir/*_test.go | cut -d' ' -f2); do \
+			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(1) $$dir || exit 1; \
+		done; \
+	done
+endef

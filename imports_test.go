@@ -1,0 +1,93 @@
+// Package vic_test holds the table of who may import whom.
+package vic_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// allowed lists, for each package of the module, the packages of the module that its
+// code (not its tests) may import. Data flows registry → fetch → layerstore → diskfs →
+// vmdk → datastore, and imports point one way.
+var allowed = map[string][]string{
+	"vmdk":                {},
+	"diskfs":              {},
+	"fetch":               {},
+	"tether/wire":         {},
+	"tether":              {"tether/wire"},
+	"layerstore":          {"diskfs", "vmdk"},
+	"containervm":         {"layerstore", "tether/wire"},
+	"containervm/boot":    {},
+	"containervm/network": {"containervm"},
+	"containervm/qemu":    {"containervm", "tether/wire"},
+	"api":                 {"containervm", "fetch", "layerstore"},
+	"cmd/tether":          {"tether"},
+	"cmd/vic":             {"api", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "fetch", "layerstore"},
+	"cmd/demo":            {"bench/testimage"},
+	"bench/testimage":     {},
+	"bench/pull":          {"bench/testimage"},
+}
+
+// tetherModules are all modules that PID 1 may link.
+var tetherModules = []string{"golang.org/x/sys", "github.com/insomniacslk/dhcp", "github.com/vishvananda/netlink", "github.com/creack/pty"}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+	DepsErrors []struct{ Err string }
+	Module     *struct{ Path string }
+	Standard   bool
+}
+
+func list(t *testing.T, args ...string) []pkg {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Deps,Module,Standard"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestImports(t *testing.T) {
+	for _, p := range list(t, "./...") {
+		name := strings.TrimPrefix(p.ImportPath, "vic/")
+		if name == "vic" {
+			continue // this test
+		}
+		may, ok := allowed[name]
+		if !ok {
+			t.Errorf("package %s is not in the import table: which package owns its noun?", name)
+		}
+		for _, i := range p.Imports {
+			if i, ours := strings.CutPrefix(i, "vic/"); ours && !slices.Contains(may, i) {
+				t.Errorf("%s imports %s, the table allows %v", name, i, may)
+			}
+		}
+	}
+}
+
+func TestTetherIsSmall(t *testing.T) {
+	for _, p := range list(t, "-deps", "./cmd/tether") {
+		if p.Standard || p.Module == nil || p.Module.Path == "vic" {
+			continue
+		}
+		if !slices.Contains(tetherModules, p.Module.Path) {
+			t.Errorf("cmd/tether links %s", p.ImportPath)
+		}
+	}
+}
