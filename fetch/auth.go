@@ -154,28 +154,23 @@ func (a *authorizer) fetchToken(ctx context.Context, offer challenge) error {
 	if err != nil {
 		return err
 	}
-	var reply tokenReply
-	silent := func(time.Duration, error) {}
-	err = retry(ctx, a.client.smallPolicy(), silent, func() error {
-		req, err := a.tokenRequest(ctx, realm, offer.params["service"])
-		if err != nil {
-			return err
-		}
-		redirect := redirectPolicy(false)
-		if req.Method == http.MethodPost {
-			// 307 would carry the identity token elsewhere.
-			redirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-		}
-		resp, err := a.client.do(req, redirect)
-		if err != nil {
-			return err
-		}
-		if resp.StatusCode != http.StatusOK {
-			return replyError(resp, time.Now())
-		}
-		reply, err = readToken(resp)
+	req, err := a.tokenRequest(ctx, realm, offer.params["service"])
+	if err != nil {
 		return err
-	})
+	}
+	redirect := redirectPolicy(false)
+	if req.Method == http.MethodPost {
+		// 307 would carry the identity token elsewhere.
+		redirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	}
+	resp, err := a.client.do(req, redirect)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return replyError(resp, time.Now())
+	}
+	reply, err := readToken(resp)
 	if err != nil {
 		return err
 	}

@@ -38,13 +38,13 @@ type blobReader struct {
 }
 
 // blob opens a blob.
-func (s *session) blob(ctx context.Context, d ocispec.Descriptor) (*blobReader, error) {
+func (s *session) blob(ctx context.Context, d ocispec.Descriptor, policy retryPolicy) (*blobReader, error) {
 	if err := checkDescriptor(d); err != nil {
 		return nil, err
 	}
 	r := &blobReader{
 		desc:   d,
-		policy: s.client.blobPolicy(),
+		policy: policy,
 		hash:   d.Digest.Algorithm().Hash(),
 		open:   func(off int64) (io.ReadCloser, error) { return s.openBlob(ctx, d, off) },
 		ended:  func() error { return context.Cause(ctx) },
@@ -88,14 +88,10 @@ func (r *blobReader) Read(p []byte) (int, error) {
 			if err == io.EOF {
 				// Whether the blob is too short or a connection without a
 				// length broke cannot be told.
-				err = &classError{
-					class: ErrVerification,
-					msg:   fmt.Sprintf("blob ended after %d bytes, its descriptor says %d", r.off, r.desc.Size),
-					cause: io.ErrUnexpectedEOF,
-				}
+				err = verificationError("blob ended after %d bytes, its descriptor says %d", r.off, r.desc.Size)
 			}
 			r.disconnect()
-			r.lost = err
+			r.lost = &brokenError{err}
 		}
 		if n > 0 {
 			return n, nil
@@ -218,11 +214,10 @@ func position(resp *http.Response, size, off int64) (io.ReadCloser, error) {
 	if resp.ContentLength >= 0 && resp.ContentLength != size {
 		return nil, verificationError("blob has %d bytes, its descriptor says %d", resp.ContentLength, size)
 	}
-	if _, err := io.CopyN(io.Discard, resp.Body, off); err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return nil, fmt.Errorf("skip %d bytes: %w", off, err)
+	if n, err := io.CopyN(io.Discard, resp.Body, off); err == io.EOF {
+		return nil, &brokenError{verificationError("blob ended after %d bytes, its descriptor says %d", n, size)}
+	} else if err != nil {
+		return nil, &brokenError{err}
 	}
 	return resp.Body, nil
 }

@@ -47,7 +47,7 @@
 //
 // A Client and an Image may be used by any number of goroutines, a blob's
 // reader by one at a time. The package starts no goroutine that outlives a
-// call. There are two locks, never held together: Client.mu guards the
+// call, save those of net/http for idle connections. There are two locks, never held together: Client.mu guards the
 // transports, authorizer.lock the token (a channel, so that a cancelled pull
 // does not wait for somebody else's token).
 package fetch
@@ -91,8 +91,8 @@ type Client struct {
 	UserAgent string
 
 	// Attempts is how often a blob is asked for without getting 1 MiB of it,
-	// before it is given up. 0 means 5. Manifests, configurations and tokens
-	// are asked for at most three times.
+	// before it is given up. 0 means 5. Manifests and configurations are asked
+	// for at most three times.
 	Attempts int
 
 	// Backoff is how long to wait after the first failed attempt for a blob;
@@ -155,11 +155,7 @@ func (c *Client) Resolve(ctx context.Context, ref reference.Named, o ResolveOpti
 	if err != nil {
 		return nil, err
 	}
-	img, err := s.resolve(ctx, ref, wantedPlatform(o.Platform))
-	if err != nil {
-		return nil, pullError(err, ref)
-	}
-	return img, nil
+	return s.resolve(ctx, ref, wantedPlatform(o.Platform))
 }
 
 // Login checks credentials as POST /auth needs it: it asks the registry at
@@ -184,9 +180,7 @@ func (c *Client) Login(ctx context.Context, host string, creds Credentials) (str
 		}
 		return "", err
 	}
-	if err := resp.Body.Close(); err != nil {
-		return "", fmt.Errorf("read reply of %s: %w", u, err)
-	}
+	discard(resp)
 	return s.auth.identity(ctx)
 }
 
@@ -202,7 +196,7 @@ func (s *session) resolve(ctx context.Context, ref reference.Named, want ocispec
 	}
 	doc, err := s.manifest(ctx, name, ocispec.Descriptor{Digest: pin, Size: -1})
 	if err != nil {
-		return nil, err
+		return nil, pullError(err, ref)
 	}
 	img := &Image{session: s, ref: ref, digest: doc.desc.Digest}
 	if doc.index != nil {
@@ -211,7 +205,7 @@ func (s *session) resolve(ctx context.Context, ref reference.Named, want ocispec
 			return nil, err
 		}
 		if doc, err = s.manifest(ctx, d.Digest.String(), d); err != nil {
-			return nil, err
+			return nil, pullError(err, ref)
 		}
 		if doc.index != nil {
 			return nil, &classError{class: ErrMediaType, msg: fmt.Sprintf("index %s holds another index, %s", img.digest, d.Digest)}
@@ -223,7 +217,7 @@ func (s *session) resolve(ctx context.Context, ref reference.Named, want ocispec
 	}
 	img.manifest, img.desc, img.layers = doc.body, doc.desc, doc.manifest.Layers
 	if img.config, err = s.config(ctx, doc.manifest.Config); err != nil {
-		return nil, fmt.Errorf("fetch image configuration: %w", err)
+		return nil, fmt.Errorf("error pulling image configuration: %w", err)
 	}
 	if img.platform, err = parseConfig(img.config, len(img.layers)); err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/docker/docker-credential-helpers/client"
 	"github.com/docker/docker-credential-helpers/credentials"
@@ -153,7 +154,9 @@ func validHelper(name string) bool { return name == "" || helperName.MatchString
 // askHelper runs a credential helper.
 func askHelper(ctx context.Context, name, key string) (creds Credentials, found bool, err error) {
 	got, err := client.Get(func(args ...string) client.Program {
-		return &helperProgram{cmd: exec.CommandContext(ctx, "docker-credential-"+name, args...)}
+		cmd := exec.CommandContext(ctx, "docker-credential-"+name, args...)
+		cmd.WaitDelay = time.Second // for children of it that keep its output open
+		return &helperProgram{cmd: cmd}
 	}, key)
 	switch {
 	case ctx.Err() != nil:

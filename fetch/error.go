@@ -83,7 +83,7 @@ func (e *RegistryError) Error() string {
 		return "unauthorized: authentication required"
 	case e.Status == http.StatusTooManyRequests:
 		return "toomanyrequests: too many requests"
-	case e.body != "" && e.Status < 500:
+	case e.body != "" && e.Status >= 400 && e.Status < 500:
 		return fmt.Sprintf("error parsing HTTP %d response body: %q", e.Status, e.body)
 	}
 	return strings.TrimSpace(fmt.Sprintf("received unexpected HTTP status: %d %s", e.Status, http.StatusText(e.Status)))

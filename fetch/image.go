@@ -66,7 +66,7 @@ func (i *Image) Reference() reference.Named { return i.ref }
 // are used up. The caller closes the reader; closing early ends the download.
 // Read and Close must not be called at the same time: end ctx to stop a Read.
 func (i *Image) Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-	r, err := i.session.blob(ctx, d)
+	r, err := i.session.blob(ctx, d, i.session.client.blobPolicy())
 	if err != nil {
 		return nil, fmt.Errorf("fetch blob %s: %w", d.Digest, err)
 	}

@@ -14,7 +14,7 @@ func (s *session) config(ctx context.Context, d ocispec.Descriptor) (b []byte, e
 	if d.Size > maxDocument {
 		return nil, verificationError("image configuration %s has %d bytes, more than %d", d.Digest, d.Size, maxDocument)
 	}
-	r, err := s.blob(ctx, d)
+	r, err := s.blob(ctx, d, s.client.smallPolicy())
 	if err != nil {
 		return nil, err
 	}

@@ -85,7 +85,7 @@ func readManifest(resp *http.Response, want ocispec.Descriptor) (doc *document, 
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
 	if err != nil {
-		return nil, fmt.Errorf("read manifest: %w", err)
+		return nil, &brokenError{fmt.Errorf("read manifest: %w", err)}
 	}
 	if len(body) > maxDocument {
 		return nil, verificationError("manifest has more than %d bytes", maxDocument)
@@ -199,7 +199,13 @@ func checkMediaTypes(m *ocispec.Manifest) error {
 	case ocispec.MediaTypeImageConfig, dockerConfig,
 		"application/octet-stream", "text/html", "": // old registries and builders, as dockerd accepts them
 	default:
-		return &classError{class: ErrMediaType, msg: "unsupported media type " + printable(m.Config.MediaType, maxUnparsed)}
+		// An artifact says what it is in artifactType if its configuration is
+		// empty, and in the configuration's type otherwise.
+		kind := m.Config.MediaType
+		if kind == ocispec.MediaTypeEmptyJSON && m.ArtifactType != "" {
+			kind = m.ArtifactType
+		}
+		return &classError{class: ErrMediaType, msg: "unsupported media type " + printable(kind, maxUnparsed)}
 	}
 	if err := checkDescriptor(m.Config); err != nil {
 		return fmt.Errorf("image configuration: %w", err)
@@ -217,26 +223,25 @@ func checkMediaTypes(m *ocispec.Manifest) error {
 
 // isLayer knows the media types of a layer's changeset.
 func isLayer(mediaType string) bool {
-	t, _ := cutCompression(mediaType)
+	t := withoutCompression(mediaType)
 	return t == ocispec.MediaTypeImageLayer || t == dockerLayer || isForeign(mediaType)
 }
 
 // isForeign knows the media types of layers that a registry need not hold.
 func isForeign(mediaType string) bool {
-	t, _ := cutCompression(mediaType)
+	t := withoutCompression(mediaType)
 	return t == dockerForeignLayer || t == "application/vnd.oci.image.layer.nondistributable.v1.tar"
 }
 
-// cutCompression takes the suffix for a compression off a layer's media type.
-func cutCompression(mediaType string) (tar, compression string) {
-	for _, s := range []string{"gzip", "zstd"} {
-		for _, sep := range []string{"+", "."} {
-			if t, ok := strings.CutSuffix(mediaType, sep+s); ok {
-				return t, s
-			}
+// withoutCompression takes the suffix for a compression off a layer's media
+// type: OCI separates it with a plus, docker with a point.
+func withoutCompression(mediaType string) string {
+	for _, suffix := range []string{"+gzip", "+zstd", ".gzip", ".zstd"} {
+		if t, ok := strings.CutSuffix(mediaType, suffix); ok {
+			return t
 		}
 	}
-	return mediaType, ""
+	return mediaType
 }
 
 // checkDescriptor validates a digest and a size that somebody else wrote.

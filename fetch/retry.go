@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -59,7 +58,7 @@ func temporary(err error) bool {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return false
-	case errors.Is(err, errIdle),
+	case errors.As(err, new(*brokenError)), errors.Is(err, errIdle),
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNABORTED),
 		errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
@@ -68,15 +67,16 @@ func temporary(err error) bool {
 	if de, ok := errors.AsType[*net.DNSError](err); ok {
 		return de.IsTemporary || de.IsTimeout
 	}
-	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
-		return true
-	}
-	// net/http has no names for these.
-	msg := err.Error()
-	return strings.Contains(msg, "server closed idle connection") ||
-		strings.Contains(msg, "malformed chunked encoding") ||
-		strings.Contains(msg, "connection broken")
+	ne, ok := errors.AsType[net.Error](err)
+	return ok && ne.Timeout()
 }
+
+// A brokenError is what ended a body before its end, whatever it was: the
+// request had succeeded.
+type brokenError struct{ cause error }
+
+func (e *brokenError) Error() string { return e.cause.Error() }
+func (e *brokenError) Unwrap() error { return e.cause }
 
 // sleep waits for d, telling notify each second how long it still takes. It
 // returns early with ctx's error.

@@ -73,7 +73,7 @@ func (c *Client) ping(ctx context.Context, host string) (*url.URL, []challenge, 
 			}
 			continue
 		}
-		resp.Body.Close()
+		discard(resp)
 		var challenges []challenge
 		if resp.StatusCode == http.StatusUnauthorized {
 			challenges = parseChallenges(resp.Header.Values("WWW-Authenticate"))
@@ -129,7 +129,7 @@ func (s *session) get(ctx context.Context, r request) (*http.Response, error) {
 				return nil, err
 			}
 			if again {
-				resp.Body.Close()
+				discard(resp)
 				continue
 			}
 		}
@@ -159,6 +159,13 @@ func (c *Client) do(req *http.Request, redirect func(*http.Request, []*http.Requ
 	}
 	resp.Body = &guardedBody{ReadCloser: resp.Body, guard: guard}
 	return resp, nil
+}
+
+// discard closes a reply that says nothing of interest. A short one is read to
+// its end, so that the connection serves for the next request.
+func discard(resp *http.Response) {
+	io.CopyN(io.Discard, resp.Body, 64<<10)
+	resp.Body.Close()
 }
 
 // maxRedirects is how many redirects in a row are followed.
