@@ -77,7 +77,7 @@ func NewDescriptor(extentFile string, capacity int64, cid uint32) *Descriptor {
 		Extents:    []ExtentLine{{Access: "RW", Sectors: capacity / SectorSize, Type: "SPARSE", File: extentFile}},
 		DDB: []Entry{
 			{"ddb.virtualHWVersion", "8"},
-			{"ddb.geometry.cylinders", strconv.FormatInt(capacity/(255*63*SectorSize), 10)},
+			{"ddb.geometry.cylinders", strconv.FormatInt(max(1, capacity/(255*63*SectorSize)), 10)},
 			{"ddb.geometry.heads", "255"},
 			{"ddb.geometry.sectors", "63"},
 			{"ddb.adapterType", "lsilogic"},
@@ -370,10 +370,10 @@ func parseExtentLine(s string, off int64) (ExtentLine, error) {
 	if !slices.Contains(sparseTypes, x.Type) && !slices.Contains(flatTypes, x.Type) && !slices.Contains(otherTypes, x.Type) {
 		return bad("unknown type")
 	}
-	var quoted bool
-	rest, quoted = strings.CutPrefix(rest, `"`)
-	x.File, rest, _ = strings.Cut(rest, `"`)
-	if !quoted || x.File == "" || !isPlain(x.File) {
+	rest, open := strings.CutPrefix(rest, `"`)
+	var closed bool
+	x.File, rest, closed = strings.Cut(rest, `"`)
+	if !open || !closed || x.File == "" || !isPlain(x.File) {
 		return bad("no quoted file name")
 	}
 	if rest = strings.Trim(rest, " \t"); rest != "" {
