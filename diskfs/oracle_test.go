@@ -1,11 +1,9 @@
 package diskfs
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 )
 
@@ -21,6 +19,16 @@ func needTool(t testing.TB, names ...string) {
 			t.Skipf("oracle missing: %v", err)
 		}
 	}
+}
+
+// haveTool is needTool for a test that others judge as well.
+func haveTool(t testing.TB, name string) bool {
+	t.Helper()
+	_, err := exec.LookPath(name)
+	if err != nil && os.Getenv("ORACLES") == "1" {
+		t.Fatalf("oracle missing: %v", err)
+	}
+	return err == nil
 }
 
 // needRoot does the same for tests that mount.
@@ -43,151 +51,37 @@ func command(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
+func shell(t testing.TB, script string, args ...any) string {
+	t.Helper()
+	return command(t, "sh", "-ec", fmt.Sprintf(script, args...))
+}
+
 // fsck holds the disk against e2fsck.
 func fsck(t testing.TB, path string) {
 	t.Helper()
 	needTool(t, "e2fsck")
-	out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput()
-	if err != nil {
+	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
 		t.Fatalf("e2fsck -fn: %v\n%s", err, out)
 	}
 }
 
-// A chain is a stack of layers on a flat sparse file: what the disk formats do with
-// Deltas, done in the simplest way.
-type chain struct {
-	t    testing.TB
-	fs   *FS
-	path string
-	disk *os.File
-	high int64
-	last *Delta
-	// mapped are the clusters given out, to prove that none is given out twice.
-	mapped map[int64]bool
-}
-
-func newChain(t testing.TB, o FormatOptions) *chain {
-	t.Helper()
-	c := &chain{t: t, path: filepath.Join(t.TempDir(), "disk.raw"), mapped: make(map[int64]bool)}
-	f, d, err := Format(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c.disk, err = os.Create(c.path); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.disk.Close() })
-	capacity := o.Capacity
-	if capacity == 0 {
-		capacity = DefaultCapacity
-	}
-	if err := c.disk.Truncate(capacity); err != nil {
-		t.Fatal(err)
-	}
-	c.fs = f
-	c.write(d, nil)
-	return c
-}
-
-// write puts a delta whose data stream is given on the disk.
-func (c *chain) write(d *Delta, stream []byte) {
-	c.t.Helper()
-	buf := bytes.NewBuffer(stream)
-	if err := d.WriteMeta(buf); err != nil {
-		c.t.Fatal(err)
-	}
-	s := buf.Bytes()
-	s = append(s, make([]byte, -len(s)&(ClusterSize-1))...)
-	for _, r := range d.Dead {
-		clear(s[r.Off : r.Off+r.Len])
-	}
-	for _, r := range d.Map {
-		for i := range r.N {
-			if c.mapped[r.Disk+i] {
-				c.t.Fatalf("cluster %d placed twice", r.Disk+i)
-			}
-			c.mapped[r.Disk+i] = true
-		}
-		if _, err := c.disk.WriteAt(s[r.Stream*ClusterSize:(r.Stream+r.N)*ClusterSize], r.Disk*ClusterSize); err != nil {
-			c.t.Fatal(err)
-		}
-	}
-	err := d.Fixed(func(cluster int64, p []byte) error {
-		_, err := c.disk.WriteAt(p, cluster*ClusterSize)
-		return err
-	})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.fs.Rebase(c.disk)
-	c.high, c.last = d.High, d
-}
-
-// apply applies a tar.
-func (c *chain) apply(tar []byte) *Delta {
-	c.t.Helper()
-	d, err := c.try(tar)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return d
-}
-
-func (c *chain) try(tar []byte) (*Delta, error) {
-	c.t.Helper()
-	var stream bytes.Buffer
-	cs, err := ReadTar(bytes.NewReader(tar), &stream, Limits{})
-	if err != nil {
-		return nil, err
-	}
-	if int64(stream.Len()) != cs.DataSize() {
-		c.t.Fatalf("stream has %d bytes, changeset says %d", stream.Len(), cs.DataSize())
-	}
-	d, err := c.fs.Apply(cs, ApplyOptions{Data: bytes.NewReader(stream.Bytes()), High: c.high})
-	if err != nil {
-		return nil, err
-	}
-	c.write(d, stream.Bytes())
-	return d, nil
-}
-
-// reopen drops everything in memory.
-func (c *chain) reopen() {
-	c.t.Helper()
-	st, err := c.disk.Stat()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if c.fs, err = Open(c.disk, st.Size()); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
-func (c *chain) fsck() {
-	c.t.Helper()
-	fsck(c.t, c.path)
-}
-
-// mount shows the disk through the kernel, read-only and without replaying anything.
-func (c *chain) mount() string {
-	c.t.Helper()
-	return mountDisk(c.t, c.path, "ro,noload")
-}
-
-func mountDisk(t testing.TB, path, options string) string {
+// mountDisk mounts a disk until unmount is called, at the latest at the test's end.
+func mountDisk(t testing.TB, path, options string) (dir string, unmount func()) {
 	t.Helper()
 	needRoot(t)
 	needTool(t, "mount", "umount")
-	dir := t.TempDir()
+	dir = t.TempDir()
 	out, err := exec.Command("mount", "-t", "ext4", "-o", "loop,"+options, path, dir).CombinedOutput()
 	if err != nil {
 		t.Fatalf("mount: %v\n%s", err, out)
 	}
-	t.Cleanup(func() { command(t, "umount", dir) })
-	return dir
-}
-
-func shell(t testing.TB, script string, args ...any) string {
-	t.Helper()
-	return command(t, "sh", "-ec", fmt.Sprintf(script, args...))
+	mounted := true
+	unmount = func() {
+		if mounted {
+			mounted = false
+			command(t, "umount", dir)
+		}
+	}
+	t.Cleanup(unmount)
+	return dir, unmount
 }

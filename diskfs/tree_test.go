@@ -5,20 +5,136 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A tree is what a user can see of a file system: a line for each path.
-type tree map[string]string
+// A tree is what a user can see of a file system, by path; "." is the root.
+type tree map[string]node
 
-// hostTree describes a directory of this machine. Inode numbers become the first path
-// that has them, so that hard links can be compared.
+// A node is what a user can see of one path.
+type node struct {
+	mode         uint32 // as in stat(2)
+	uid, gid     uint32
+	sec          int64
+	nsec         int
+	major, minor uint32
+	links        int    // names; of a directory 0: file systems count differently
+	same         string // the first path with the same inode
+	size         int64  // of a file
+	head         string // a file's content, if it is short
+	sum          [8]byte
+	target       string
+	xattrs       string // name="value" …, sorted
+}
+
+// entryTime is when the entries of tests were changed, unless they say otherwise.
+var entryTime = time.Unix(1_000_000_000, 0)
+
+// describe writes a tree the way test cases do: a line for each path, telling what is not
+// the default. Defaults are mode 755 for directories and 644 for files, owner root, mtime
+// entryTime. A directory with the attributes of one that no entry names is "implied".
+func (t tree) describe() string {
+	var b strings.Builder
+	for _, p := range slices.Sorted(maps.Keys(t)) {
+		n := t[p]
+		line := n.describe(p)
+		if p == "." && line == "./ implied" {
+			continue
+		}
+		b.WriteString(line + "\n")
+	}
+	return b.String()
+}
+
+func (n node) describe(p string) string {
+	line, perm := p, n.mode&07777
+	if strings.ContainsAny(p, " \n\"") || strings.ToValidUTF8(p, "") != p {
+		line = fmt.Sprintf("%q", p)
+	}
+	usual := uint32(0644)
+	switch n.mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		usual = 0755
+		line += "/"
+	case unix.S_IFLNK:
+		usual = 0777
+		line += " -> " + n.target
+	case unix.S_IFCHR:
+		line += fmt.Sprintf(" char %d:%d", n.major, n.minor)
+	case unix.S_IFBLK:
+		line += fmt.Sprintf(" block %d:%d", n.major, n.minor)
+	case unix.S_IFIFO:
+		line += " fifo"
+	case unix.S_IFREG:
+		if n.head != "" || n.size == 0 {
+			line += fmt.Sprintf(" %q", n.head)
+		} else {
+			line += fmt.Sprintf(" %d bytes %x", n.size, n.sum)
+		}
+	}
+	if n.implied() {
+		return line + " implied"
+	}
+	if n.same != "" && n.same != p {
+		return line + " = " + n.same
+	}
+	if perm != usual {
+		line += fmt.Sprintf(" mode %o", perm)
+	}
+	if n.uid != 0 || n.gid != 0 {
+		line += fmt.Sprintf(" owner %d:%d", n.uid, n.gid)
+	}
+	if n.links > 1 {
+		line += fmt.Sprintf(" links %d", n.links)
+	}
+	if n.sec != entryTime.Unix() || n.nsec != 0 {
+		line += fmt.Sprintf(" mtime %d.%09d", n.sec, n.nsec)
+	}
+	if n.xattrs != "" {
+		line += " " + n.xattrs
+	}
+	return line
+}
+
+// implied says that the node looks like a directory that no entry of a tar names.
+func (n node) implied() bool {
+	return n == node{mode: unix.S_IFDIR | 0755}
+}
+
+// setContent fills in what a node tells of a file's content.
+func (n *node) setContent(r io.Reader) error {
+	h := sha256.New()
+	var head strings.Builder
+	size, err := io.Copy(io.MultiWriter(h, limitWriter{&head, 40}), r)
+	if n.size = size; size <= 40 {
+		n.head = head.String()
+	}
+	copy(n.sum[:], h.Sum(nil))
+	return err
+}
+
+// A limitWriter keeps the first n bytes and a few more.
+type limitWriter struct {
+	b *strings.Builder
+	n int
+}
+
+func (w limitWriter) Write(p []byte) (int, error) {
+	if w.b.Len() <= w.n {
+		w.b.Write(p[:min(len(p), w.n+1)])
+	}
+	return len(p), nil
+}
+
+// hostTree describes a directory of this machine.
 func hostTree(t testing.TB, root string) tree {
 	t.Helper()
 	out := tree{}
@@ -32,45 +148,43 @@ func hostTree(t testing.TB, root string) tree {
 			return err
 		}
 		rel, _ := filepath.Rel(root, p)
-		rdev := uint64(0)
-		if st.Mode&unix.S_IFMT == unix.S_IFCHR || st.Mode&unix.S_IFMT == unix.S_IFBLK {
-			rdev = uint64(unix.Major(st.Rdev))<<32 | uint64(unix.Minor(st.Rdev))
+		n := node{mode: st.Mode, uid: st.Uid, gid: st.Gid, sec: st.Mtim.Sec, nsec: int(st.Mtim.Nsec)}
+		kind := st.Mode & unix.S_IFMT
+		if kind == unix.S_IFCHR || kind == unix.S_IFBLK {
+			n.major, n.minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
 		}
-		line := fmt.Sprintf("mode %o owner %d:%d mtime %d.%09d rdev %#x", st.Mode, st.Uid, st.Gid, st.Mtim.Sec, st.Mtim.Nsec, rdev)
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if kind != unix.S_IFDIR {
 			if first[st.Ino] == "" {
 				first[st.Ino] = rel
 			}
-			line += fmt.Sprintf(" links %d same as %q", st.Nlink, first[st.Ino])
+			n.links, n.same = int(st.Nlink), first[st.Ino]
 		}
-		switch st.Mode & unix.S_IFMT {
+		switch kind {
 		case unix.S_IFREG:
-			h := sha256.New()
 			f, err := os.Open(p)
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			if _, err := io.Copy(h, f); err != nil {
+			if err := n.setContent(f); err != nil {
 				return err
 			}
-			line += fmt.Sprintf(" size %d sha256 %x", st.Size, h.Sum(nil)[:8])
 		case unix.S_IFLNK:
-			target, err := os.Readlink(p)
-			if err != nil {
+			if n.target, err = os.Readlink(p); err != nil {
 				return err
 			}
-			line += fmt.Sprintf(" -> %q", target)
 		}
+		var xattrs []string
 		for _, name := range listXattrs(t, p) {
 			buf := make([]byte, 65536)
-			n, err := unix.Lgetxattr(p, name, buf)
+			k, err := unix.Lgetxattr(p, name, buf)
 			if err != nil {
 				return fmt.Errorf("getxattr %s %s: %w", p, name, err)
 			}
-			line += fmt.Sprintf(" %s=%x", name, buf[:n])
+			xattrs = append(xattrs, fmt.Sprintf("%s=%q", name, buf[:k]))
 		}
-		out[rel] = line
+		n.xattrs = strings.Join(xattrs, " ")
+		out[rel] = n
 		return nil
 	})
 	if err != nil {
@@ -99,6 +213,15 @@ func listXattrs(t testing.TB, p string) []string {
 // fsTree describes a file system as our reader sees it, in the same words.
 func fsTree(t testing.TB, f *FS) tree {
 	t.Helper()
+	out, err := walkTree(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// walkTree reads everything that our reader can reach.
+func walkTree(f *FS) (tree, error) {
 	out := tree{}
 	first := map[uint32]string{}
 	err := fs.WalkDir(f, ".", func(p string, _ fs.DirEntry, err error) error {
@@ -110,46 +233,43 @@ func fsTree(t testing.TB, f *FS) tree {
 			return err
 		}
 		st := info.Sys().(*Stat)
-		rdev := uint64(st.Major)<<32 | uint64(st.Minor)
-		line := fmt.Sprintf("mode %o owner %d:%d mtime %d.%09d rdev %#x", st.Mode, st.UID, st.GID, st.Mtime.Unix(), st.Mtime.Nanosecond(), rdev)
+		n := node{mode: uint32(st.Mode), uid: st.UID, gid: st.GID, sec: st.Mtime.Unix(), nsec: st.Mtime.Nanosecond(), major: st.Major, minor: st.Minor}
 		if !info.IsDir() {
 			if first[st.Inode] == "" {
 				first[st.Inode] = p
 			}
-			line += fmt.Sprintf(" links %d same as %q", st.Links, first[st.Inode])
+			n.links, n.same = int(st.Links), first[st.Inode]
 		}
 		switch st.Mode & modeType {
 		case modeFile:
-			h := sha256.New()
 			file, err := f.Open(p)
 			if err != nil {
 				return err
 			}
-			if _, err := io.Copy(h, file); err != nil {
+			if err := n.setContent(file); err != nil {
 				return err
 			}
-			line += fmt.Sprintf(" size %d sha256 %x", st.Size, h.Sum(nil)[:8])
+			if n.size != st.Size {
+				return fmt.Errorf("%q: read %d bytes of %d", p, n.size, st.Size)
+			}
 		case modeLink:
-			target, err := f.ReadLink(p)
-			if err != nil {
+			if n.target, err = f.ReadLink(p); err != nil {
 				return err
 			}
-			line += fmt.Sprintf(" -> %q", target)
 		}
 		list, err := f.Xattrs(p)
 		if err != nil {
 			return err
 		}
+		var xattrs []string
 		for _, x := range list {
-			line += fmt.Sprintf(" %s=%x", x.Name, x.Value)
+			xattrs = append(xattrs, fmt.Sprintf("%s=%q", x.Name, x.Value))
 		}
-		out[p] = line
+		n.xattrs = strings.Join(xattrs, " ")
+		out[p] = n
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return out, err
 }
 
 // compareTrees reports up to 20 differences.
@@ -160,7 +280,7 @@ func compareTrees(t testing.TB, gotName string, got tree, wantName string, want 
 		if g, ok := got[p]; !ok {
 			diff = append(diff, fmt.Sprintf("%q: only in %s", p, wantName))
 		} else if g != w {
-			diff = append(diff, fmt.Sprintf("%q:\n  %s: %s\n  %s: %s", p, gotName, g, wantName, w))
+			diff = append(diff, fmt.Sprintf("%q:\n  %s: %+v\n  %s: %+v", p, gotName, g, wantName, w))
 		}
 	}
 	for p := range got {

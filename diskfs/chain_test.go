@@ -1,0 +1,230 @@
+package diskfs
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A chain is a stack of layers on a flat sparse file: what the disk formats do with
+// Deltas, done in the simplest way.
+type chain struct {
+	t    testing.TB
+	fs   *FS
+	path string
+	disk *os.File
+	high int64
+	last *Delta
+	// forgetful reopens the file system from the disk before every layer.
+	forgetful bool
+	// mapped are the clusters given out, to prove that none is given out twice.
+	mapped map[int64]bool
+}
+
+// smallDisk is the shape of the disk of tests whose subject is not the disk.
+var smallDisk = FormatOptions{Capacity: 64 << 20}
+
+func newChain(t testing.TB, o FormatOptions) *chain {
+	t.Helper()
+	c := &chain{t: t, path: filepath.Join(t.TempDir(), "disk.raw"), mapped: make(map[int64]bool)}
+	f, d, err := Format(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.disk, err = os.Create(c.path); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.disk.Close() })
+	capacity := o.Capacity
+	if capacity == 0 {
+		capacity = DefaultCapacity
+	}
+	if err := c.disk.Truncate(capacity); err != nil {
+		t.Fatal(err)
+	}
+	c.fs = f
+	stream := c.stream()
+	defer stream.Close()
+	c.write(d, stream)
+	return c
+}
+
+// stream makes the file that a layer's data goes to.
+func (c *chain) stream() *os.File {
+	c.t.Helper()
+	f, err := os.CreateTemp(filepath.Dir(c.path), "stream")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		c.t.Fatal(err)
+	}
+	return f
+}
+
+// write puts a delta on the disk.
+func (c *chain) write(d *Delta, stream *os.File) {
+	c.t.Helper()
+	for _, r := range d.Map {
+		for i := range r.N {
+			if c.mapped[r.Disk+i] {
+				c.t.Fatalf("cluster %d placed twice", r.Disk+i)
+			}
+			c.mapped[r.Disk+i] = true
+		}
+	}
+	if err := writeDelta(c.disk, stream, d); err != nil {
+		c.t.Fatal(err)
+	}
+	c.fs.Rebase(c.disk)
+	c.high, c.last = d.High, d
+}
+
+// writeDelta does what a disk format does with a Delta: metadata behind the data, zeros
+// over what is dead, clusters to their places.
+func writeDelta(disk, stream *os.File, d *Delta) error {
+	if _, err := stream.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
+	if err := d.WriteMeta(stream); err != nil {
+		return err
+	}
+	end, err := stream.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if end%BlockSize != 0 {
+		return fmt.Errorf("stream of %d bytes is not whole blocks", end)
+	}
+	for _, r := range d.Dead {
+		if r.Off < 0 || r.Len <= 0 || r.Off+r.Len > end {
+			return fmt.Errorf("dead range %+v of a stream of %d bytes", r, end)
+		}
+		if err := unix.Fallocate(int(stream.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Off, r.Len); err != nil {
+			return err
+		}
+	}
+	if err := stream.Truncate((end + ClusterSize - 1) &^ (ClusterSize - 1)); err != nil {
+		return err
+	}
+	for _, r := range d.Map {
+		from, to := r.Stream*ClusterSize, r.Disk*ClusterSize
+		for left := r.N * ClusterSize; left > 0; {
+			n, err := unix.CopyFileRange(int(stream.Fd()), &from, int(disk.Fd()), &to, int(min(left, 1<<30)), 0)
+			if err != nil || n == 0 {
+				return fmt.Errorf("copy stream cluster %d to the disk: %d bytes, %v", r.Stream, n, err)
+			}
+			left -= int64(n)
+		}
+	}
+	return d.Fixed(func(cluster int64, p []byte) error {
+		_, err := disk.WriteAt(p, cluster*ClusterSize)
+		return err
+	})
+}
+
+// apply applies a tar.
+func (c *chain) apply(tar io.Reader) *Delta {
+	c.t.Helper()
+	d, err := c.try(tar)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return d
+}
+
+func (c *chain) try(tar io.Reader) (*Delta, error) {
+	c.t.Helper()
+	if c.forgetful {
+		c.reopen()
+	}
+	stream := c.stream()
+	defer stream.Close()
+	cs, err := ReadTar(tar, stream, Limits{})
+	if err != nil {
+		return nil, err
+	}
+	if st, err := stream.Stat(); err != nil || st.Size() != cs.DataSize() {
+		c.t.Fatalf("stream has %d bytes, changeset says %d (%v)", st.Size(), cs.DataSize(), err)
+	}
+	d, err := c.fs.Apply(cs, ApplyOptions{Data: stream, High: c.high})
+	if err != nil {
+		return nil, err
+	}
+	c.write(d, stream)
+	return d, nil
+}
+
+// reopen drops everything in memory.
+func (c *chain) reopen() {
+	c.t.Helper()
+	st, err := c.disk.Stat()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if c.fs, err = Open(c.disk, st.Size()); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// check holds the disk against e2fsck.
+func (c *chain) check() {
+	c.t.Helper()
+	fsck(c.t, c.path)
+}
+
+// kernelTree is what the kernel sees on the disk. It mounts read-only and replays nothing.
+func (c *chain) kernelTree() tree {
+	c.t.Helper()
+	dir, unmount := mountDisk(c.t, c.path, "ro,noload")
+	defer unmount()
+	return hostTree(c.t, dir)
+}
+
+// checkReader wants our reader to see what the kernel sees, and returns that.
+func (c *chain) checkReader() tree {
+	c.t.Helper()
+	ours := fsTree(c.t, c.fs)
+	if os.Geteuid() == 0 || os.Getenv("ORACLES") == "1" {
+		compareTrees(c.t, "our reader", ours, "kernel", c.kernelTree())
+	}
+	return ours
+}
+
+// digest hashes the blocks of a sparse file that are not zeros, with their places.
+func digest(t testing.TB, f *os.File) (sum [sha256.Size]byte) {
+	t.Helper()
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	for next := int64(0); ; {
+		off, err := unix.Seek(int(f.Fd()), next, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		off &^= BlockSize - 1
+		n, err := f.ReadAt(buf, off)
+		if err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+		for p := buf[:n]; len(p) > 0; p = p[min(BlockSize, len(p)):] {
+			if b := p[:min(BlockSize, len(p))]; !bytes.Equal(b, zeroBlock[:len(b)]) {
+				var at [8]byte
+				binary.LittleEndian.PutUint64(at[:], uint64(off+int64(n-len(p))))
+				h.Write(at[:])
+				h.Write(b)
+			}
+		}
+		next = off + int64(n)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
