@@ -134,7 +134,7 @@ func (c *Conn) readFrames() {
 			continue // left over from a session before
 		}
 		switch {
-		case greeted:
+		case greeted || f.typ == frameLost:
 			err = c.s.handle(f)
 		case f.typ == frameHello:
 			var h guestHello

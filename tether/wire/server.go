@@ -133,7 +133,10 @@ func (g *GuestSession) run(v *Server, wg *sync.WaitGroup) {
 	for {
 		var c call
 		if err := readMessage(g.chan0, &c); err != nil {
-			g.s.fail(fmt.Errorf("%w: %w", ErrLost, err))
+			if g.s.failure() == nil {
+				g.s.fail(fmt.Errorf("%w: %w", ErrLost, err))
+				g.s.tellLost()
+			}
 			return
 		}
 		slots <- struct{}{}
