@@ -1,6 +1,7 @@
 package layerstore
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -96,7 +97,7 @@ func (d Dir) publish(batch []*commit) {
 
 // makeDurable syncs the files of a layer in tmp, and writes those that are not
 // there yet: its descriptor, and last its record. desc is nil if it is empty.
-func (d Dir) makeDurable(l *Layer, desc *vmdk.Descriptor) error {
+func (d Dir) makeDurable(ctx context.Context, l *Layer, desc *vmdk.Descriptor) error {
 	if l.Empty() {
 		if err := removeAll(d.tmpExtent(l.Chain)); err != nil {
 			return err
@@ -111,7 +112,7 @@ func (d Dir) makeDurable(l *Layer, desc *vmdk.Descriptor) error {
 	// The medium takes the file while it is hashed from the page cache.
 	synced := make(chan error, 1)
 	go func() { synced <- seal(f) }()
-	l.Sum, err = checksum(f, l.ExtentSize)
+	l.Sum, err = checksum(ctx, f, l.ExtentSize)
 	if e := <-synced; e != nil {
 		err = e
 	}
@@ -129,17 +130,33 @@ func (d Dir) makeDurable(l *Layer, desc *vmdk.Descriptor) error {
 }
 
 // isComplete tells whether a layer is in the store, so far as can be told without
-// reading disks. What is damaged counts as missing: a pull then replaces it by
-// the same bytes.
+// reading disks. What is damaged, or made over another parent than is there now,
+// counts as missing: a pull then puts a new one in its place.
 func (d Dir) isComplete(chain digest.Digest) bool {
 	l, err := d.readLayer(chain)
-	if err != nil || l.Empty() {
-		return err == nil
+	if err != nil {
+		return false
+	}
+	if l.Parent != "" {
+		if there, err := exists(d.layer(l.Parent)); !there || err != nil {
+			return false
+		}
+	}
+	if l.Empty() {
+		return true
 	}
 	fi, err := os.Stat(d.extent(chain))
 	if err != nil || fi.Size() != l.ExtentSize {
 		return false
 	}
-	there, err := exists(d.disk(chain))
-	return there && err == nil
+	desc, err := d.readDescriptor(d.disk(chain))
+	if err != nil {
+		return false
+	}
+	below, err := d.parentDisk(chain, desc)
+	if err != nil {
+		return false
+	}
+	parent, err := d.readDescriptor(d.disk(below))
+	return err == nil && parent.CID == desc.ParentCID
 }

@@ -40,28 +40,35 @@ var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 // image's, and returns the path of its descriptor. From then on the image's
 // layers stay, until RemoveContainer. The folder STORE/containers/id is made
 // unless it is there. The error is fs.ErrExist if the container has a disk
-// already, ErrNotFound if the image is not in the store any more. What an error
-// leaves behind, RemoveContainer removes.
-func (s *Store) CreateContainerDisk(id string, img *Image) (string, error) {
-	path, err := s.createContainerDisk(id, img)
+// already, ErrNotFound if the image is not in the store. What an error leaves
+// behind, RemoveContainer removes.
+func (s *Store) CreateContainerDisk(id string, image digest.Digest) (string, error) {
+	path, err := s.createContainerDisk(id, image)
 	if err != nil {
 		return "", fmt.Errorf("make disk of container %s: %w", id, err)
 	}
 	return path, nil
 }
 
-func (s *Store) createContainerDisk(id string, img *Image) (string, error) {
+func (s *Store) createContainerDisk(id string, image digest.Digest) (string, error) {
 	if !containerID.MatchString(id) {
 		return "", fmt.Errorf("%q cannot be the ID of a container", id)
 	}
-	if err := os.Mkdir(s.dir.container(id), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := image.Validate(); err != nil {
+		return "", fmt.Errorf("image %q: %w", image, err)
+	}
+	dir := s.dir.container(id)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
-	disk, parent, err := s.pinLayers(id, img)
+	p, err := s.pinLayers(id, image)
 	if err != nil {
 		return "", err
 	}
-	dir := s.dir.container(id)
+	parent, err := s.dir.readDescriptor(s.dir.disk(p.Disk))
+	if err != nil {
+		return "", err
+	}
 	f, err := os.OpenFile(filepath.Join(dir, containerExtent), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return "", err
@@ -73,7 +80,7 @@ func (s *Store) createContainerDisk(id string, img *Image) (string, error) {
 	if err := f.Sync(); err != nil {
 		return "", err
 	}
-	text, err := parent.Child(containerExtent, "../../disks/"+diskName(disk)+".vmdk", vmdk.CIDFor("container "+id)).Marshal()
+	text, err := parent.Child(containerExtent, "../../disks/"+diskName(p.Disk)+".vmdk", diskCID("container "+id)).Marshal()
 	if err != nil {
 		return "", err
 	}
@@ -84,91 +91,82 @@ func (s *Store) createContainerDisk(id string, img *Image) (string, error) {
 	return path, syncDir(dir)
 }
 
-// pinLayers writes a container's pin and returns the chain ID and the descriptor
-// of its disk's parent.
-func (s *Store) pinLayers(id string, img *Image) (digest.Digest, *vmdk.Descriptor, error) {
+// pinLayers writes a container's pin.
+func (s *Store) pinLayers(id string, image digest.Digest) (*pin, error) {
 	lock, err := s.dir.lockShared()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	defer lock.unlock()
-	if there, err := exists(filepath.Join(s.dir.container(id), containerDisk)); there || err != nil {
-		if err == nil {
-			err = fs.ErrExist
-		}
-		return "", nil, err
+	if there, err := exists(filepath.Join(s.dir.container(id), containerDisk)); err != nil {
+		return nil, err
+	} else if there {
+		return nil, fs.ErrExist
 	}
-	if _, err := s.dir.readImage(img.ID); errors.Is(err, fs.ErrNotExist) {
-		return "", nil, ErrNotFound
+	img, err := s.dir.readImage(image)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotFound
 	}
-	p := pin{Image: img.ID, Layers: []digest.Digest{}}
+	if err != nil {
+		return nil, err
+	}
+	p := &pin{Image: image, Layers: []digest.Digest{}, id: id}
 	for _, l := range img.Layers {
 		p.Layers = append(p.Layers, l.Chain)
 	}
 	if chain := img.Chain(); chain != "" {
 		l, err := s.dir.readLayer(chain)
 		if err != nil {
-			return "", nil, err
+			return nil, err
 		}
 		p.Disk = l.Disk
 	}
-	parent, err := s.dir.readDescriptor(s.dir.disk(p.Disk))
-	if err != nil {
-		return "", nil, err
-	}
 	if err := s.dir.replaceFile(s.dir.pin(id), marshalRecord(p)); err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	return p.Disk, parent, syncDir(s.dir.containers())
+	return p, syncDir(s.dir.containers())
 }
 
-// RemoveContainer removes a container's disk, the pin on its layers, and its
-// folder if nothing else is in it, and then those of the layers that nothing
-// needs any more. The container's VM must not run. It is no error if there is
-// nothing to remove.
+// RemoveContainer removes a container's folder with all that is in it, in one
+// step as a crash sees it, and then those layers under its disk that nothing
+// needs any more. The container's VM must not run. It is no error if there is no
+// such folder.
 func (s *Store) RemoveContainer(id string) error {
 	if !containerID.MatchString(id) {
 		return fmt.Errorf("remove container: %q cannot be the ID of one", id)
 	}
-	doomed, err := s.unpin(id)
-	_, removeErr := s.dir.bury(doomed)
-	if err := errors.Join(err, removeErr); err != nil {
+	doomed, trash, err := s.unpin(id)
+	_, buryErr := s.dir.bury(doomed, trash)
+	if err := errors.Join(err, buryErr); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
 	return nil
 }
 
-func (s *Store) unpin(id string) ([]doomedLayer, error) {
+// unpin takes a container's folder out of sight, and returns where it is now and
+// the layers that this makes superfluous.
+func (s *Store) unpin(id string) (doomed []doomedLayer, trash string, err error) {
 	lock, err := s.dir.lockExclusive()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer lock.unlock()
 	p, err := s.dir.readPin(id)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.logDamage(err) // what it pinned, the next sweep finds
+		s.logDamage(err)
 	}
-	dir := s.dir.container(id)
-	if err := removeAll(filepath.Join(dir, containerDisk), filepath.Join(dir, containerExtent)); err != nil {
-		return nil, err
+	trash, err = s.dir.discard(s.dir.container(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", nil
 	}
-	if err := removeAll(s.dir.pin(id)); err != nil {
-		return nil, err
+	if err != nil || p == nil {
+		return nil, trash, err // what a damaged pin kept, the next Sweep finds
 	}
-	if err := os.Remove(dir); err == nil {
-		err = syncDir(s.dir.containers())
-		if err != nil {
-			return nil, err
-		}
-	} else if there, _ := exists(dir); there {
-		if err := syncDir(dir); err != nil {
-			return nil, err
-		}
+	doomed, err = s.dir.doom(context.Background(), func() ([]digest.Digest, error) { return p.Layers, nil })
+	if err != nil {
+		s.log.Warn("layers of a removed container left for the next sweep", "container", id, "error", err)
 	}
-	if p == nil {
-		return nil, nil
-	}
-	return s.dir.doom(context.Background(), func() ([]digest.Digest, error) { return p.Layers, nil })
+	return doomed, trash, nil
 }
 
 // readPin returns the pin of a container. The error is fs.ErrNotExist if it has

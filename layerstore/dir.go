@@ -158,6 +158,24 @@ func removeAll(paths ...string) error {
 	return first
 }
 
+// trashPrefix begins the names of folders in tmp that wait to be removed.
+const trashPrefix = "removed-"
+
+// discard takes a folder out of sight in one rename to tmp, and returns the
+// folder there that is to be removed, by whom and when does not matter. The caller
+// holds the store's lock, so that no Open does it before there is anything in it.
+func (d Dir) discard(path string) (trash string, err error) {
+	trash, err = os.MkdirTemp(d.tmp(), trashPrefix)
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(path, filepath.Join(trash, filepath.Base(path))); err != nil {
+		os.Remove(trash)
+		return "", err
+	}
+	return trash, syncDir(filepath.Dir(path))
+}
+
 // exists tells whether there is a file of that name.
 func exists(path string) (bool, error) {
 	_, err := os.Lstat(path)

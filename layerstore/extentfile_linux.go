@@ -1,6 +1,7 @@
 package layerstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -68,11 +69,22 @@ func seal(f *os.File) error {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // checksum returns the CRC-32C of the first n bytes of r.
-func checksum(r io.ReaderAt, n int64) (uint32, error) {
-	h := crc32.New(castagnoli)
-	m, err := io.CopyBuffer(h, io.NewSectionReader(r, 0, n), make([]byte, 1<<20))
-	if err == nil && m != n {
-		err = fmt.Errorf("%w after %d of %d bytes", io.ErrUnexpectedEOF, m, n)
+func checksum(ctx context.Context, r io.ReaderAt, n int64) (uint32, error) {
+	var sum uint32
+	buf := make([]byte, min(n, 1<<20))
+	for off := int64(0); off < n; {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		m, err := r.ReadAt(buf[:min(n-off, int64(len(buf)))], off)
+		if m == 0 {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return 0, fmt.Errorf("read at byte %d of %d: %w", off, n, err)
+		}
+		sum = crc32.Update(sum, castagnoli, buf[:m])
+		off += int64(m)
 	}
-	return h.Sum32(), err
+	return sum, nil
 }

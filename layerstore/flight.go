@@ -352,7 +352,7 @@ func (f *flight) fetch(ctx context.Context, r *rider, l *Layer, w *vmdk.LayerWri
 
 // commit makes the layer durable and then, after its parent, visible.
 func (f *flight) commit(ctx context.Context, l *Layer, desc *vmdk.Descriptor) error {
-	if err := f.s.dir.makeDurable(l, desc); err != nil {
+	if err := f.s.dir.makeDurable(ctx, l, desc); err != nil {
 		return fmt.Errorf("make layer durable: %w", err)
 	}
 	if b := f.below; b != nil {

@@ -361,25 +361,13 @@ func (d Dir) writeImage(p *plan) error {
 		if _, damage := d.readImage(p.id); damage == nil {
 			return nil // another pull was faster
 		}
-		if err = d.removeImage(p.id); err == nil {
+		var trash string
+		if trash, err = d.discard(d.image(p.id)); err == nil {
+			defer os.RemoveAll(trash)
 			err = os.Rename(tmp, d.image(p.id))
 		}
 	}
 	if err != nil {
-		return err
-	}
-	return syncDir(d.images())
-}
-
-// removeImage removes an image's folder: out of sight in one rename, then for
-// good. The caller holds the store's lock.
-func (d Dir) removeImage(id digest.Digest) error {
-	tmp, err := os.MkdirTemp(d.tmp(), "removed-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(tmp)
-	if err := os.Rename(d.image(id), tmp+"/image"); err != nil {
 		return err
 	}
 	return syncDir(d.images())

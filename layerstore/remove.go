@@ -65,7 +65,7 @@ func shortID(id string) string { return id[:min(12, len(id))] }
 func (s *Store) Remove(ref string, o RemoveOptions) ([]Deleted, error) {
 	r := removal{s: s, ref: ref, o: o}
 	doomed, err := r.unlink()
-	swept, removeErr := s.dir.bury(doomed)
+	swept, removeErr := s.dir.bury(doomed, r.trash)
 	for _, chain := range swept.Layers {
 		r.done = append(r.done, Deleted{Deleted: chain})
 	}
@@ -80,6 +80,8 @@ type removal struct {
 	id   digest.Digest
 	refs []reference.Named // the names of the image that are left
 	done []Deleted
+
+	trash string // the image's folder, out of sight
 }
 
 // unlink removes names and perhaps the image's record, and returns the layers
@@ -208,7 +210,8 @@ func (r *removal) removeImage() ([]doomedLayer, error) {
 			return chains, nil
 		}
 	}
-	if err := d.removeImage(r.id); err != nil {
+	var err error
+	if r.trash, err = d.discard(d.image(r.id)); err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", r.id, err)
 	}
 	r.done = append(r.done, Deleted{Deleted: r.id})

@@ -68,7 +68,7 @@ func (st *stack) bind(l *Layer, cs *diskfs.Changeset, w *vmdk.LayerWriter, f *ex
 	if err := writeDelta(w, delta); err != nil {
 		return err
 	}
-	desc := st.open.descriptor().Child(diskName(l.Chain)+extentSuffix, diskName(st.disk)+".vmdk", vmdk.CIDFor(l.Chain.String()))
+	desc := st.open.descriptor().Child(diskName(l.Chain)+extentSuffix, diskName(st.disk)+".vmdk", diskCID(l.Chain.String()))
 	fi, err := f.Stat()
 	if err != nil {
 		return err

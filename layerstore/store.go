@@ -1,6 +1,7 @@
 package layerstore
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -106,6 +107,8 @@ type versionRecord struct {
 	GrainSize int64 `json:"grainSize"` // of every disk, bytes
 	// BaseHigh is what Layer.High is, for the empty base disk.
 	BaseHigh int64 `json:"baseHigh"`
+	// BaseSum is the CRC-32C of the base disk's extent file.
+	BaseSum uint32 `json:"baseCRC32C"`
 }
 
 // Open opens the store in a folder, making one if the folder is empty or not
@@ -231,54 +234,60 @@ func (d Dir) create(capacity int64) (versionRecord, error) {
 			return v, err
 		}
 	}
-	var err error
-	if v.BaseHigh, err = d.createBase(capacity); err != nil {
+	if err := d.createBase(&v); err != nil {
 		return v, fmt.Errorf("make base disk: %w", err)
 	}
 	return v, d.replaceFile(d.version(), marshalRecord(v))
 }
 
 // createBase makes the disk under all layers: an empty file system.
-func (d Dir) createBase(capacity int64) (high int64, err error) {
-	if capacity < 0 || capacity%vmdk.DefaultGrainSize != 0 {
-		return 0, fmt.Errorf("capacity of %d bytes is not a multiple of %d", capacity, vmdk.DefaultGrainSize)
+func (d Dir) createBase(v *versionRecord) error {
+	if v.Capacity < 0 || v.Capacity%vmdk.DefaultGrainSize != 0 {
+		return fmt.Errorf("capacity of %d bytes is not a multiple of %d", v.Capacity, vmdk.DefaultGrainSize)
 	}
-	_, delta, err := diskfs.Format(diskfs.FormatOptions{Capacity: capacity})
+	_, delta, err := diskfs.Format(diskfs.FormatOptions{Capacity: v.Capacity})
 	if err != nil {
-		return 0, err
+		return err
 	}
+	v.BaseHigh = delta.High
 	f, err := createExtentFile(d.tmpExtent(""))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer f.Close()
-	w, err := vmdk.NewLayerWriter(f, capacity)
+	w, err := vmdk.NewLayerWriter(f, v.Capacity)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if err := writeDelta(w, delta); err != nil {
-		return 0, err
+		return err
+	}
+	if v.BaseSum, err = checksum(context.Background(), f, f.end); err != nil {
+		return err
 	}
 	if err := seal(f.File); err != nil {
-		return 0, err
+		return err
 	}
-	text, err := baseDescriptor(capacity).Marshal()
+	text, err := vmdk.NewDescriptor(baseName+extentSuffix, v.Capacity, diskCID(fmt.Sprintf("base %d", v.Capacity))).Marshal()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if err := writeSynced(d.tmpDisk(""), text, diskMode); err != nil {
-		return 0, err
+		return err
 	}
 	if err := os.Rename(d.tmpExtent(""), d.extent("")); err != nil {
-		return 0, err
+		return err
 	}
 	if err := os.Rename(d.tmpDisk(""), d.disk("")); err != nil {
-		return 0, err
+		return err
 	}
-	return delta.High, syncDir(d.disks())
+	return syncDir(d.disks())
 }
 
-// baseDescriptor describes the base disk of a store.
-func baseDescriptor(capacity int64) *vmdk.Descriptor {
-	return vmdk.NewDescriptor(baseName+extentSuffix, capacity, vmdk.CIDFor(fmt.Sprintf("base %d", capacity)))
-}
+// generation is the number of times that the disks made of the same layers have
+// changed, because diskfs or vmdk write them otherwise. It goes into every CID,
+// so that a disk is never read over another parent than it was made for.
+const generation = 1
+
+// diskCID returns the CID of a disk of this store.
+func diskCID(name string) uint32 { return vmdk.CIDFor(fmt.Sprintf("%d %s", generation, name)) }

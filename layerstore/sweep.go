@@ -35,7 +35,7 @@ func (s *Store) Sweep(ctx context.Context) (Swept, error) {
 		doomed = append(doomed, orphans...)
 	}
 	lock.unlock()
-	swept, removeErr := s.dir.bury(doomed)
+	swept, removeErr := s.dir.bury(doomed, "")
 	return swept, errors.Join(err, removeErr)
 }
 
@@ -154,10 +154,14 @@ func parseDiskName(name string) (digest.Digest, bool) {
 	return parseHex(hex)
 }
 
-// bury removes the files of doomed layers and gives their locks back.
-func (d Dir) bury(doomed []doomedLayer) (Swept, error) {
+// bury removes the files of doomed layers and gives their locks back, and removes
+// a folder that discard returned.
+func (d Dir) bury(doomed []doomedLayer, trash string) (Swept, error) {
 	var swept Swept
 	var errs []error
+	if trash != "" {
+		errs = append(errs, os.RemoveAll(trash))
+	}
 	for _, l := range doomed {
 		n := storedSize(d.disk(l.chain)) + storedSize(d.extent(l.chain))
 		there, err := exists(d.layer(l.chain))

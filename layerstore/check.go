@@ -1,0 +1,452 @@
+package layerstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"vic/diskfs"
+	"vic/vmdk"
+)
+
+// A Finding is something that Check does not like.
+type Finding struct {
+	Path    string // the file or folder
+	Problem string // what is wrong with it
+	Advice  string // what to do about it
+	// Harmless is set for what only takes up space: what crashes leave.
+	Harmless bool
+}
+
+// CheckOptions are how thorough Check is.
+type CheckOptions struct {
+	// Deep reads every byte of every disk and compares it with the checksum in
+	// the layer's record, and reads the whole directory tree of every image.
+	// Without it all metadata is read: records, descriptors, grain tables.
+	Deep bool
+}
+
+// Check verifies the store and tells report, from the calling goroutine, what is
+// wrong: the base disk, each layer's record and disk, that each layer's parent is
+// there, each image, that its layers are there, each name and its image, each
+// container's disk. Pulls and removals may go on meanwhile. The error says that
+// it could not do its work; it is nil however many findings there are.
+func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Finding)) error {
+	c := checker{
+		s: s, d: s.dir, o: o, report: report,
+		records: make(map[digest.Digest]*Layer),
+		images:  make(map[digest.Digest]*Image),
+		users:   make(map[digest.Digest]string),
+	}
+	if err := c.run(ctx); err != nil {
+		return fmt.Errorf("check store: %w", err)
+	}
+	return nil
+}
+
+type checker struct {
+	s       *Store
+	d       Dir
+	o       CheckOptions
+	report  func(Finding)
+	records map[digest.Digest]*Layer // readable ones
+	images  map[digest.Digest]*Image // readable ones
+	users   map[digest.Digest]string // an image of each layer, to name in advice
+}
+
+func (c *checker) run(ctx context.Context) error {
+	chains, err := c.d.chains()
+	if err != nil {
+		return err
+	}
+	// No sweep takes away what is being looked at.
+	lease, err := c.d.lease(chains)
+	if err != nil {
+		return err
+	}
+	defer lease.release()
+	for _, step := range []func(context.Context) error{
+		c.checkImages, c.checkBase,
+		func(ctx context.Context) error { return c.checkLayers(ctx, chains) },
+		c.checkDisks, c.checkNames, c.checkContainers, c.checkTmp,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checker) find(path, advice, format string, args ...any) {
+	c.report(Finding{Path: path, Problem: fmt.Sprintf(format, args...), Advice: advice})
+}
+
+// again is what to do about a damaged layer. Nothing has to be removed that a
+// container needs: the pull puts the same bytes in place.
+func (c *checker) again(chain digest.Digest) string {
+	user := c.users[chain]
+	if user == "" {
+		return "nothing needs it: vic gc"
+	}
+	return fmt.Sprintf("remove %s and pull %s again", c.d.layer(chain), user)
+}
+
+func (c *checker) checkImages(ctx context.Context) error {
+	names, err := c.d.allNames(func(error) {}) // checkNames reports them
+	if err != nil {
+		return err
+	}
+	ids, err := c.d.imageIDs()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		img, err := c.d.readImage(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		user := id.String()
+		if refs := names[id]; len(refs) > 0 {
+			user = refs[0].String()
+		}
+		if err != nil {
+			c.find(c.d.image(id), fmt.Sprintf("pull %s again", user), "%v", err)
+			continue
+		}
+		c.images[id] = img
+		for _, l := range img.Layers {
+			c.users[l.Chain] = user
+		}
+	}
+	for id, img := range c.images {
+		for _, l := range img.Layers {
+			there, err := exists(c.d.layer(l.Chain))
+			if err != nil {
+				return err
+			}
+			if still, err := exists(c.d.image(id)); !there && still && err == nil {
+				c.find(c.d.image(id), fmt.Sprintf("pull %s again", c.users[l.Chain]), "layer %s is missing", l.Chain)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *checker) checkBase(ctx context.Context) error {
+	const advice = "restore it from a backup, or make a new store"
+	path := c.d.disk("")
+	desc, err := c.d.readDescriptor(path)
+	if err != nil {
+		c.find(path, advice, "%v", err)
+		return nil
+	}
+	if desc.ParentCID != vmdk.NoParent || desc.Capacity() != c.s.info.Capacity {
+		c.find(path, advice, "has a parent, or %d bytes instead of %d", desc.Capacity(), c.s.info.Capacity)
+	}
+	return c.checkExtent(ctx, "", desc, c.s.info.BaseSum, advice)
+}
+
+func (c *checker) checkLayers(ctx context.Context, chains []digest.Digest) error {
+	for _, chain := range chains {
+		l, err := c.d.readLayer(chain)
+		if err != nil {
+			c.find(c.d.layer(chain), c.again(chain), "%v", err)
+			continue
+		}
+		c.records[chain] = l
+	}
+	for _, chain := range chains {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if l := c.records[chain]; l != nil {
+			if err := c.checkLayer(ctx, l); err != nil {
+				return err
+			}
+		}
+	}
+	if !c.o.Deep {
+		return nil
+	}
+	for _, img := range c.images {
+		if err := c.walk(ctx, img); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkLayer checks a layer's record against its parent's and its disk against
+// both.
+func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
+	path := c.d.layer(l.Chain)
+	below, depth := digest.Digest(""), 1
+	if l.Parent != "" {
+		p := c.records[l.Parent]
+		if p == nil {
+			c.find(path, c.again(l.Parent), "layer %s below is missing or damaged", l.Parent)
+			return nil
+		}
+		below, depth = p.Disk, p.Depth
+	}
+	if l.Empty() {
+		if l.Disk != below || l.Depth != depth {
+			c.find(path, c.again(l.Chain), "empty, but its disk %q is not that of the layer below", l.Disk)
+		}
+		return nil
+	}
+	if l.Depth != depth+1 {
+		c.find(path, c.again(l.Chain), "depth %d over one of %d", l.Depth, depth)
+	}
+	path = c.d.disk(l.Chain)
+	desc, err := c.d.readDescriptor(path)
+	if err != nil {
+		c.find(path, c.again(l.Chain), "%v", err)
+		return nil
+	}
+	switch parent, err := c.d.parentDisk(l.Chain, desc); {
+	case err != nil:
+		c.find(path, c.again(l.Chain), "%v", err)
+	case parent != below:
+		c.find(path, c.again(l.Chain), "its parent is the disk of %q, not of %q", parent, below)
+	default:
+		pdesc, err := c.d.readDescriptor(c.d.disk(below))
+		if err == nil && (pdesc.CID != desc.ParentCID || pdesc.Capacity() != desc.Capacity()) {
+			c.find(path, c.again(l.Chain), "made over CID %08x and %d bytes; the disk below has CID %08x and %d bytes",
+				desc.ParentCID, desc.Capacity(), pdesc.CID, pdesc.Capacity())
+		}
+	}
+	if fi, err := os.Stat(c.d.extent(l.Chain)); err == nil && fi.Size() != l.ExtentSize {
+		c.find(c.d.extent(l.Chain), c.again(l.Chain), "%d bytes, %d in the record", fi.Size(), l.ExtentSize)
+		return nil
+	}
+	return c.checkExtent(ctx, l.Chain, desc, l.Sum, c.again(l.Chain))
+}
+
+// checkExtent checks an extent file by itself.
+func (c *checker) checkExtent(ctx context.Context, disk digest.Digest, desc *vmdk.Descriptor, sum uint32, advice string) error {
+	path := c.d.extent(disk)
+	e, f, err := c.d.openExtent(disk, desc)
+	if err != nil {
+		c.find(path, advice, "%v", err)
+		return nil
+	}
+	defer f.Close()
+	if err := e.Check(); err != nil {
+		c.find(path, advice, "%v", err)
+	}
+	if !c.o.Deep {
+		return nil
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	got, err := checksum(ctx, f, fi.Size())
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		c.find(path, advice, "%v", err)
+	} else if got != sum {
+		c.find(path, advice, "checksum is %08x, %08x in the record", got, sum)
+	}
+	return nil
+}
+
+// walk reads the directory tree of an image.
+func (c *checker) walk(ctx context.Context, img *Image) error {
+	f, err := c.s.FS(img)
+	if err != nil {
+		return c.walkFailed(ctx, img, err)
+	}
+	defer f.Close()
+	err = fs.WalkDir(f, ".", func(name string, e fs.DirEntry, err error) error {
+		if err == nil {
+			_, err = e.Info()
+		}
+		if err == nil {
+			_, err = f.Xattrs(name)
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		return err
+	})
+	return c.walkFailed(ctx, img, err)
+}
+
+func (c *checker) walkFailed(ctx context.Context, img *Image, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	path, pathErr := c.s.DiskPath(img)
+	if pathErr != nil {
+		path = c.d.image(img.ID)
+	}
+	var fe *diskfs.FormatError
+	if there, _ := exists(c.d.image(img.ID)); there || errors.As(err, &fe) {
+		c.find(path, "if nothing else is wrong, report this as a bug; pulling the image into another store may help", "file system: %v", err)
+	}
+	return nil
+}
+
+// checkDisks looks for files without a record.
+func (c *checker) checkDisks(ctx context.Context) error {
+	names, err := listDir(c.d.disks())
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		path := filepath.Join(c.d.disks(), name)
+		if name == baseName+".vmdk" || name == baseName+extentSuffix {
+			continue
+		}
+		chain, ok := parseDiskName(name)
+		if !ok {
+			c.find(path, "find out where it comes from, and move it elsewhere", "is no disk of a layer")
+			continue
+		}
+		lock, err := c.d.tryLockChain(chain)
+		if err != nil {
+			return err
+		}
+		if lock == nil {
+			continue // on its way in or out
+		}
+		there, err := exists(c.d.layer(chain))
+		if err == nil && !there {
+			there, err = exists(path)
+			if err == nil && there {
+				c.report(Finding{Path: path, Problem: "its layer has no record", Advice: "vic gc", Harmless: true})
+			}
+		}
+		lock.unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checker) checkNames(ctx context.Context) error {
+	files, err := listDir(c.d.names())
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		path := filepath.Join(c.d.names(), file)
+		r, ref, err := c.d.readName(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			c.find(path, "remove it and pull the image again", "%v", err)
+			continue
+		}
+		there, err := exists(c.d.image(r.Image))
+		if err != nil {
+			return err
+		}
+		if still, _ := exists(path); !there && still {
+			c.find(path, fmt.Sprintf("pull %s again, or remove the file", ref), "image %s is not there", r.Image)
+		}
+	}
+	return nil
+}
+
+func (c *checker) checkContainers(ctx context.Context) error {
+	ids, err := listDir(c.d.containers())
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		p, err := c.d.readPin(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has no disk yet
+		}
+		if err != nil {
+			c.find(c.d.pin(id), fmt.Sprintf("remove container %s; until then no layer can be removed", id), "%v", err)
+			continue
+		}
+		advice := fmt.Sprintf("pull image %s again; if that does not help, remove container %s", p.Image, id)
+		for _, chain := range p.Layers {
+			if there, err := exists(c.d.layer(chain)); err != nil {
+				return err
+			} else if !there {
+				c.find(c.d.pin(id), advice, "layer %s is missing", chain)
+			}
+		}
+		c.checkContainerDisk(id, p, advice)
+	}
+	return nil
+}
+
+// checkContainerDisk checks what does not change while a container runs: what its
+// disk stands on.
+func (c *checker) checkContainerDisk(id string, p *pin, advice string) {
+	path := filepath.Join(c.d.container(id), containerDisk)
+	desc, err := c.d.readDescriptor(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.report(Finding{Path: c.d.container(id), Problem: "has no disk: making it was interrupted",
+			Advice: fmt.Sprintf("remove container %s", id), Harmless: true})
+		return
+	}
+	if err != nil {
+		c.find(path, fmt.Sprintf("remove container %s", id), "%v", err)
+		return
+	}
+	if want := "../../disks/" + diskName(p.Disk) + ".vmdk"; desc.ParentFileNameHint != want {
+		c.find(path, advice, "its parent is %q, not %q", desc.ParentFileNameHint, want)
+		return
+	}
+	parent, err := c.d.readDescriptor(c.d.disk(p.Disk))
+	if err == nil && parent.CID != desc.ParentCID {
+		c.find(path, advice, "made over CID %08x; the disk below has %08x", desc.ParentCID, parent.CID)
+	}
+}
+
+// checkTmp looks for what Open would remove.
+func (c *checker) checkTmp(ctx context.Context) error {
+	lock, err := c.d.lockExclusive()
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	names, err := listDir(c.d.tmp())
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		path := filepath.Join(c.d.tmp(), name)
+		live := false
+		if chain, ok := parseTmpName(name); ok {
+			l, err := c.d.tryLockChain(chain)
+			if err != nil {
+				return err
+			}
+			if live = l == nil; !live {
+				l.unlock()
+			}
+		} else if strings.HasPrefix(name, leasePrefix) {
+			if live, err = isLocked(path); err != nil {
+				return err
+			}
+		} else if strings.HasPrefix(name, trashPrefix) {
+			live = true // somebody may be at it
+		}
+		if !live {
+			c.report(Finding{Path: path, Problem: "left by a process that died", Advice: "any vic command removes it", Harmless: true})
+		}
+	}
+	return nil
+}
