@@ -45,6 +45,8 @@ type Machine interface {
 type MachineInfo struct {
 	PID   int    // of its process on the host
 	Accel string // kvm or tcg
+	// Reason is why the VM has ended, in the hypervisor's words; "" if it has not, or did not say.
+	Reason string
 }
 
 // VM says what a Hypervisor is to run.

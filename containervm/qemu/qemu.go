@@ -1,0 +1,234 @@
+// Package qemu runs container VMs in QEMU.
+//
+// Each VM is one qemu-system-x86_64 process in a session of its own, which outlives
+// the VCH. It may start no other process and gain no privilege (-sandbox; -daemonize would need both). In the VM's RuntimeDir are
+//
+//	pid        QEMU's process ID; QEMU holds a lock on it, so a second VM cannot start
+//	stderr     what QEMU has to complain about
+//	qmp        UNIX socket: QEMU's monitor
+//	control    UNIX socket: the guest's virtio-serial port "vic.control"
+//	net0 …     UNIX socket: frames of the i-th NIC, each after its length (4 bytes, big-endian)
+//	config0 …  OEM strings; removed when QEMU has read them, for they may hold secrets
+//
+// QEMU listens on all of them, since that is what lets another VCH connect when the
+// first has gone. The port "vic.log" and the console are files.
+//
+// The hardware is a trimmed q35 of a fixed version: root disk on virtio-blk, one
+// virtio-serial controller, a virtio-net for each NIC, a few empty PCI Express slots. The kernel is booted directly.
+//
+// That a VM has ended is known from a pidfd (Linux 5.3), which needs no polling, works for
+// a process that is not our child, and cannot mean another process. A service manager that runs
+// the VCH must not kill the VMs with it (systemd: KillMode=process).
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"vic/containervm"
+)
+
+// A Driver is a containervm.Hypervisor. The zero value works.
+type Driver struct {
+	// Binary is QEMU's name or path; "" means qemu-system-x86_64.
+	Binary string
+	// Accel is KVM or TCG; "" means KVM where a VM was seen to boot with it, else TCG.
+	Accel string
+	// Cache is a file that keeps what was found out about KVM until the host boots anew; ""
+	// for none.
+	Cache string
+	// Log is told what no caller is; nil is silent.
+	Log *slog.Logger
+
+	mu    sync.Mutex
+	found *Platform
+}
+
+const (
+	startTimeout   = 30 * time.Second // of QEMU until it answers
+	monitorTimeout = 10 * time.Second // until it greets
+	maxStderr      = 4 << 10
+	// maxSocketPath is what fits into a sockaddr_un.
+	maxSocketPath = 107
+)
+
+func (d *Driver) binary() string {
+	if d.Binary == "" {
+		return "qemu-system-x86_64"
+	}
+	return d.Binary
+}
+
+func (d *Driver) log() *slog.Logger {
+	if d.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return d.Log
+}
+
+// Platform tells what VMs of that kernel run on. The first call may take some
+// seconds, if KVM has to be tried.
+func (d *Driver) Platform(ctx context.Context, kernel string) (Platform, error) {
+	if d.Accel == "" {
+		return d.platform(ctx, kernel)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.found == nil {
+		name, err := d.machine(ctx)
+		if err != nil {
+			return Platform{}, err
+		}
+		d.found = &Platform{name, d.Accel}
+	}
+	return *d.found, nil
+}
+
+// Start implements containervm.Hypervisor.
+func (d *Driver) Start(ctx context.Context, vm containervm.VM) (containervm.Machine, error) {
+	if len(socket(vm, "control")) > maxSocketPath {
+		return nil, fmt.Errorf("start VM: runtime folder %s is too long for a socket", vm.RuntimeDir)
+	}
+	if vm.Memory <= 0 || vm.CPUs <= 0 {
+		return nil, fmt.Errorf("start VM with %d bytes and %d CPUs", vm.Memory, vm.CPUs)
+	}
+	p, err := d.Platform(ctx, vm.Boot.Kernel)
+	if err != nil {
+		return nil, fmt.Errorf("start VM: %w", err)
+	}
+	a, err := args(vm, p)
+	if err != nil {
+		return nil, fmt.Errorf("start VM: %w", err)
+	}
+	defer removeConfig(vm)
+	for i, s := range vm.Config {
+		if err := os.WriteFile(configPath(vm, i), []byte(s), 0o600); err != nil {
+			return nil, fmt.Errorf("start VM: %w", err)
+		}
+	}
+	m, err := d.run(ctx, vm, p, a)
+	if err != nil {
+		return nil, fmt.Errorf("start VM: %w", err)
+	}
+	return m, nil
+}
+
+// run starts QEMU in a session of its own and returns when it answers, which is when the VM exists. The
+// monitor's socket is made here and handed down: whoever connects to it waits for QEMU, and is hung up
+// on if QEMU ends.
+func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []string) (*machine, error) {
+	if pid, process, err := openProcess(vm); err == nil {
+		process.Close()
+		return nil, fmt.Errorf("it runs already, as process %d", pid)
+	} else if !errors.Is(err, containervm.ErrNoMachine) {
+		return nil, err
+	}
+	stderr, err := os.OpenFile(socket(vm, stderrFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer stderr.Close()
+	listener, err := listen(socket(vm, monitorFile))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(d.binary(), a...)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = stderr, stderr, []*os.File{listener}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	listener.Close()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	m, err := d.open(ctx, vm, p.Accel)
+	if err == nil {
+		m.reap(cmd.Process)
+		return m, nil
+	}
+	_ = cmd.Process.Kill() // it can but have ended
+	_ = cmd.Wait()         // its exit code is not of interest
+	said := make([]byte, maxStderr)
+	n, _ := stderr.ReadAt(said, 0) // what cannot be read is not told
+	if said = bytes.TrimSpace(said[:n]); len(said) > 0 && ctx.Err() == nil {
+		return nil, fmt.Errorf("%s", said)
+	}
+	return nil, err
+}
+
+// listen makes a UNIX socket that another process is to accept from.
+func listen(path string) (*os.File, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	return l.File()
+}
+
+// open connects to the VM that was just started.
+func (d *Driver) open(ctx context.Context, vm containervm.VM, accel string) (*machine, error) {
+	mon, err := dialMonitor(ctx, socket(vm, monitorFile))
+	if err != nil {
+		return nil, err
+	}
+	pid, process, err := openProcess(vm)
+	if errors.Is(err, containervm.ErrNoMachine) {
+		err = errors.New("it ended at once")
+	}
+	if err != nil {
+		mon.close()
+		return nil, err
+	}
+	return newMachine(vm, pid, process, accel, mon), nil
+}
+
+// Find implements containervm.Hypervisor.
+func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machine, error) {
+	pid, process, err := openProcess(vm)
+	if errors.Is(err, containervm.ErrNoMachine) {
+		return nil, err
+	} else if err != nil {
+		return nil, fmt.Errorf("find VM: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, monitorTimeout)
+	defer cancel()
+	mon, err := dialMonitor(ctx, socket(vm, monitorFile))
+	if err != nil {
+		// It can still be killed, and be seen to end.
+		d.log().Warn("VM does not answer", "container", vm.ID, "pid", pid, "error", err)
+		mon = nil
+	}
+	return newMachine(vm, pid, process, accelOf(pid), mon), nil
+}
+
+// accelOf reads from a QEMU's command line how it carries out its guest.
+func accelOf(pid int) string {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return "" // it has just ended
+	}
+	_, after, _ := bytes.Cut(line, []byte("\x00-accel\x00"))
+	name, _, _ := bytes.Cut(after, []byte{0})
+	return string(name)
+}
+
+func removeConfig(vm containervm.VM) {
+	for i := range vm.Config {
+		_ = os.Remove(configPath(vm, i)) // it is in a folder of the VCH's own, and written anew at the next start
+	}
+}
