@@ -85,6 +85,7 @@ func (a *apply) run() (*Delta, error) {
 	if end := a.place.cluster(a.cs.blocks/clusterBlocks) + 1; end*clusterBlocks > a.sb.blocksCount {
 		return nil, fmt.Errorf("%w: %d bytes of data end at byte %d of %d", ErrNoSpace, a.cs.DataSize(), end*ClusterSize, a.Capacity())
 	}
+	a.dead = append(a.dead, a.cs.dead...)
 	if err := a.hide(); err != nil {
 		return nil, err
 	}

@@ -24,6 +24,8 @@ type chain struct {
 	last *Delta
 	// forgetful reopens the file system from the disk before every layer.
 	forgetful bool
+	// warnings are the last layer's.
+	warnings []string
 	// mapped are the clusters given out, to prove that none is given out twice.
 	mapped map[int64]bool
 }
@@ -151,6 +153,7 @@ func (c *chain) try(tar io.Reader) (*Delta, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.warnings = cs.Warnings()
 	if st, err := stream.Stat(); err != nil || st.Size() != cs.DataSize() {
 		c.t.Fatalf("stream has %d bytes, changeset says %d (%v)", st.Size(), cs.DataSize(), err)
 	}

@@ -8,6 +8,7 @@ type Changeset struct {
 	opaques   []string // directories emptied of what the layers below put there
 	dirs      map[string]struct{}
 	blocks    int64 // of the stream
+	dead      []run // stream blocks that no entry has
 	warnings  []string
 }
 

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// An FS is an io/fs.FS with symlinks. Names are as io/fs wants them: "etc/passwd", "."
-// for the root. Symlinks are followed inside the root.
+// An FS is an io/fs.FS with symlinks. Names are as io/fs wants them, "etc/passwd", "."
+// for the root, but any bytes that ext4 can hold: they need not be UTF-8. Symlinks are
+// followed inside the root.
 var (
 	_ fs.ReadDirFS  = (*FS)(nil)
 	_ fs.StatFS     = (*FS)(nil)
@@ -68,10 +69,23 @@ func (i FileInfo) Mode() fs.FileMode {
 	return m
 }
 
+// validPath is fs.ValidPath for names of any bytes.
+func validPath(name string) bool {
+	if name == "." {
+		return true
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part == "." || part == ".." {
+			return false
+		}
+	}
+	return true
+}
+
 // lookup resolves a name to an inode, following the last symlink if follow is set. The
 // caller holds f.mu.
 func (f *FS) lookup(name string, follow bool) (uint32, error) {
-	if !fs.ValidPath(name) {
+	if !validPath(name) {
 		return 0, fs.ErrInvalid
 	}
 	if name == "." {

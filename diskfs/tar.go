@@ -21,6 +21,9 @@ const (
 	whiteoutPrefix = ".wh."
 	aufsPrefix     = ".wh..wh."
 	opaqueName     = ".wh..wh..opq"
+	// pseudoLinks is the directory in which aufs kept files that have several names: a
+	// layer saved on it has the data there, and hard links to that.
+	pseudoLinks = ".wh..wh.plnk/"
 
 	paxXattr = "SCHILY.xattr."
 )
@@ -55,6 +58,7 @@ func ReadTar(r io.Reader, data io.Writer, lim Limits) (*Changeset, error) {
 			return nil, fmt.Errorf("tar entry %q: %w", h.Name, err)
 		}
 	}
+	t.dropPseudo()
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return nil, fmt.Errorf("read tar to its end: %w", err)
 	}
@@ -70,6 +74,9 @@ type tarReader struct {
 	seen  int
 	names int64
 	warn  map[string]bool
+	// pseudo holds the files of pseudoLinks by path. Once a link has made one real, only
+	// its path counts: what further links lead to.
+	pseudo map[string]entry
 }
 
 func (t *tarReader) entry(h *tar.Header) error {
@@ -86,6 +93,10 @@ func (t *tarReader) entry(h *tar.Header) error {
 	}
 	if t.names += int64(len(h.Name) + len(h.Linkname)); t.names > t.lim.Names {
 		return fmt.Errorf("names in the tar exceed %d bytes", t.lim.Names)
+	}
+	if strings.HasPrefix(name, aufsPrefix) && strings.Contains(name, "/") &&
+		!(strings.HasPrefix(name, pseudoLinks) && h.Typeflag == tar.TypeReg) {
+		return nil // below one of aufs' own directories
 	}
 	dir, base := path.Split(name)
 	if strings.HasPrefix(base, whiteoutPrefix) {
@@ -113,11 +124,49 @@ func (t *tarReader) entry(h *tar.Header) error {
 			return err
 		}
 	}
-	if e.kind == kindDir {
+	switch {
+	case strings.HasPrefix(e.path, pseudoLinks) && e.kind == kindFile:
+		t.addPseudo(e)
+		return nil
+	case e.kind == kindHardlink && strings.HasPrefix(e.link, pseudoLinks):
+		t.linkPseudo(&e)
+	case e.kind == kindDir:
 		t.cs.dirs[e.path] = struct{}{}
 	}
 	t.cs.entries = append(t.cs.entries, e)
 	return nil
+}
+
+// addPseudo keeps a file of aufs for the links to come. Its data is dead until then.
+func (t *tarReader) addPseudo(e entry) {
+	if t.pseudo == nil {
+		t.pseudo = make(map[string]entry)
+	}
+	t.pseudo[e.path] = e
+}
+
+// linkPseudo makes the first link to a file of aufs that file, under the link's name and
+// with its attributes, and turns further ones into links to the first.
+func (t *tarReader) linkPseudo(e *entry) {
+	p, ok := t.pseudo[e.link]
+	switch {
+	case !ok:
+	case strings.HasPrefix(p.path, pseudoLinks):
+		e.kind, e.link, e.size, e.runs = kindFile, "", p.size, p.runs
+		if e.xattrs == nil {
+			e.xattrs = p.xattrs
+		}
+		t.pseudo[p.path] = entry{path: e.path}
+	default:
+		e.link = p.path
+	}
+}
+
+// dropPseudo notes the data of aufs files that no link made real.
+func (t *tarReader) dropPseudo() {
+	for _, p := range t.pseudo {
+		t.cs.dead = append(t.cs.dead, p.runs...)
+	}
 }
 
 func (t *tarReader) whiteout(dir, base string) error {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,16 +41,14 @@ var entryTime = time.Unix(1_000_000_000, 0)
 // the default. Defaults are mode 755 for directories and 644 for files, owner root, mtime
 // entryTime. A directory with the attributes of one that no entry names is "implied".
 func (t tree) describe() string {
-	var b strings.Builder
-	for _, p := range slices.Sorted(maps.Keys(t)) {
-		n := t[p]
-		line := n.describe(p)
-		if p == "." && line == "./ implied" {
-			continue
+	var lines []string
+	for p, n := range t {
+		if line := n.describe(p); line != "./ implied" {
+			lines = append(lines, line+"\n")
 		}
-		b.WriteString(line + "\n")
 	}
-	return b.String()
+	slices.Sort(lines)
+	return strings.Join(lines, "")
 }
 
 func (n node) describe(p string) string {
