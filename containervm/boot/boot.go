@@ -1,0 +1,180 @@
+// Package boot makes what a container VM boots from: a Linux kernel, an initramfs that
+// holds the tether and the kernel modules it may need, and, for hypervisors that cannot
+// be given those two directly, a bootable ISO of the same files.
+//
+// The kernel is an installed one (/boot/vmlinuz-VERSION with /lib/modules/VERSION) or
+// any other with its module folder, such as Photon OS's linux-esx. Where it offers the
+// PVH entry point, the uncompressed kernel is taken out of its bzImage: QEMU then skips
+// the decompression in the guest, which costs 0.15 s under emulation.
+//
+// The initramfs is an uncompressed cpio archive (newc, kernel
+// Documentation/driver-api/early-userspace/buffer-format.rst), since decompressing costs
+// the guest more than reading:
+//
+//	/init            the tether
+//	/dev/console     so that init has its standard streams
+//	/modules/NAME.ko the modules, uncompressed
+//	/modules/index   which to load for what hardware, a line each:
+//	                     NAME DEPENDENCIES ALIASES
+//	                 dependencies are names joined by commas in the order to load them, or
+//	                 "-"; aliases, separated by spaces, are patterns (path.Match) that the
+//	                 modalias of a device matches, or "*" for a module to load always
+//
+// Everything is a pure function of its input files: the same files give the same bytes.
+package boot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// cmdline saves 0.2 to 0.4 s of booting under emulation: no crypto self-tests, no
+// randomised addresses, no patching for one processor.
+const cmdline = "console=ttyS0 quiet cryptomgr.notests nokaslr noreplace-smp panic=-1"
+
+// Options name the files to build from.
+type Options struct {
+	// Kernel is a bzImage or an ELF kernel. "" means the newest that is installed, with
+	// its modules.
+	Kernel string
+	// Modules is the folder with modules.dep. "" means /lib/modules/VERSION, by the
+	// version in Kernel.
+	Modules string
+	// Tether is the static binary that runs as PID 1.
+	Tether string
+	// ISOLINUX and LDLINUX are the boot loader's files isolinux.bin and ldlinux.c32, for
+	// WriteISO. "" means where Debian's packages isolinux and syslinux-common put them.
+	ISOLINUX, LDLINUX string
+}
+
+// A Medium is what a VM boots from, as files.
+type Medium struct {
+	Kernel  string // for a direct boot: an ELF kernel with a PVH entry, or the bzImage
+	Image   string // the bzImage, for boot loaders
+	Initrd  string
+	Cmdline string // kernel parameters
+	Version string // of the kernel
+}
+
+// Build makes the medium in a folder below dir that is named by the hash of all that goes
+// into it, unless it is there already. A crash leaves at most a folder whose name starts
+// with "tmp-".
+func Build(ctx context.Context, dir string, o Options) (*Medium, error) {
+	k, err := findKernel(o)
+	if err != nil {
+		return nil, err
+	}
+	image, err := os.ReadFile(k.path)
+	if err != nil {
+		return nil, fmt.Errorf("read kernel: %w", err)
+	}
+	mods, err := collectModules(k.modules)
+	if err != nil {
+		return nil, fmt.Errorf("collect modules of kernel %s: %w", k.version, err)
+	}
+	tether, err := readTether(o.Tether)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	out := filepath.Join(dir, fingerprint(image, tether, mods))
+	m := &Medium{
+		Kernel: filepath.Join(out, "kernel"), Image: filepath.Join(out, "vmlinuz"), Initrd: filepath.Join(out, "initrd"),
+		Cmdline: cmdline, Version: k.version,
+	}
+	if _, err := os.Stat(out); err == nil {
+		return m, nil
+	}
+	if err := os.MkdirAll(dir, 0755); err != nil {
+		return nil, err
+	}
+	tmp, err := os.MkdirTemp(dir, "tmp-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0755); err != nil {
+		return nil, err
+	}
+	kernel, err := pvhKernel(image)
+	if err != nil {
+		return nil, fmt.Errorf("unpack kernel %s: %w", k.path, err)
+	}
+	if kernel == nil {
+		kernel = image
+	}
+	for name, write := range map[string]func(io.Writer) error{
+		"kernel":  func(w io.Writer) error { _, err := w.Write(kernel); return err },
+		"vmlinuz": func(w io.Writer) error { _, err := w.Write(image); return err },
+		"initrd":  func(w io.Writer) error { return writeInitramfs(w, tether, mods) },
+	} {
+		if err := writeFile(filepath.Join(tmp, name), write); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.Rename(tmp, out); err != nil && !errors.Is(err, os.ErrExist) {
+		if _, statErr := os.Stat(out); statErr != nil { // nobody else has made it meanwhile
+			return nil, err
+		}
+	}
+	return m, syncDir(dir)
+}
+
+// readTether reads the binary and refuses what a kernel without shared libraries
+// cannot run.
+func readTether(path string) ([]byte, error) {
+	p, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read tether: %w", err)
+	}
+	if err := checkStatic(p); err != nil {
+		return nil, fmt.Errorf("tether %s: %w", path, err)
+	}
+	return p, nil
+}
+
+// fingerprint hashes what a medium is made of, and the way it is made.
+func fingerprint(image, tether []byte, mods []module) string {
+	h := sha256.New()
+	io.WriteString(h, "vic boot medium 1\n")
+	add := func(h hash.Hash, name string, p []byte) {
+		fmt.Fprintf(h, "%s %d\n", name, len(p))
+		h.Write(p)
+	}
+	add(h, "kernel", image)
+	add(h, "tether", tether)
+	for _, m := range mods {
+		add(h, m.indexLine(), m.code)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// writeFile writes and syncs a new file.
+func writeFile(path string, write func(io.Writer) error) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := write(f); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return f.Sync()
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
