@@ -59,7 +59,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -116,7 +115,7 @@ type Client struct {
 // ResolveOptions say what to resolve a reference to, and as whom.
 type ResolveOptions struct {
 	// Platform is the one to choose from an index. nil means Linux on the
-	// architecture that this program runs on.
+	// architecture that this program runs on, as does what is empty in it.
 	Platform *ocispec.Platform
 
 	// Credentials are for the registry that the reference names. The zero
@@ -225,20 +224,20 @@ func (s *session) resolve(ctx context.Context, ref reference.Named, want ocispec
 	return img, nil
 }
 
-// wantedPlatform is p or its default. Container VMs run Linux whatever the
+// wantedPlatform is p, with its defaults. Container VMs run Linux whatever the
 // VCH runs on.
 func wantedPlatform(p *ocispec.Platform) ocispec.Platform {
-	if p != nil && p.OS != "" {
-		return platforms.Normalize(*p)
-	}
 	d := platforms.DefaultSpec()
 	d.OS, d.OSVersion, d.OSFeatures = "linux", "", nil
-	if p != nil && p.Architecture != "" {
-		d.Architecture, d.Variant = p.Architecture, p.Variant
-	} else if d.Architecture == "" {
-		d.Architecture = runtime.GOARCH
+	if p == nil {
+		return d
 	}
-	return platforms.Normalize(d)
+	want := *p
+	want.OS = cmp.Or(want.OS, d.OS)
+	if want.Architecture == "" {
+		want.Architecture, want.Variant = d.Architecture, d.Variant
+	}
+	return want
 }
 
 // apiHost is the host:port to talk to for a registry named as in a docker
