@@ -314,20 +314,22 @@ func (c *Channel) CloseWrite() error {
 	return err
 }
 
-// Close says that this side neither writes nor reads any more. What comes
-// is thrown away, and the other side's Write fails with io.ErrClosedPipe.
-func (c *Channel) Close() error {
+// CloseRead says that this side reads no more. What comes is thrown away, and
+// the other side's Write fails with io.ErrClosedPipe.
+func (c *Channel) CloseRead() error {
 	c.s.mu.Lock()
-	was := c.dropped
+	tell := !c.dropped && !c.peerEnded
 	c.dropped = true
 	c.data, c.read = nil, 0
-	tell := !was && !c.peerEnded
 	c.wake.Broadcast()
 	c.s.mu.Unlock()
-	if tell {
-		if err := c.s.send(frameDrop, c.number, nil); err != nil {
-			return err
-		}
+	if !tell {
+		return nil
 	}
-	return c.CloseWrite()
+	return c.s.send(frameDrop, c.number, nil)
+}
+
+// Close is CloseRead and CloseWrite.
+func (c *Channel) Close() error {
+	return errors.Join(c.CloseRead(), c.CloseWrite())
 }
