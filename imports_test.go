@@ -40,7 +40,6 @@ type pkg struct {
 	ImportPath string
 	Imports    []string
 	Deps       []string
-	DepsErrors []struct{ Err string }
 	Module     *struct{ Path string }
 	Standard   bool
 }
