@@ -1,0 +1,93 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/moby/api/types/container"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"vic/containervm"
+	"vic/layerstore"
+)
+
+// createContainer is the first half of docker run. It answers 404 only if the image is not there: a
+// client takes any 404 for that, pulls the image and tries again.
+func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
+	var body createBody
+	if err := decodeBody(r, &body); err != nil {
+		return err
+	}
+	if body.Config == nil {
+		return badRequest("config cannot be empty in order to create a container")
+	}
+	if body.HostConfig == nil {
+		body.HostConfig = new(hostConfig)
+	}
+	if err := checkOptions(options, &body); err != nil {
+		return err
+	}
+	img, err := s.findImage(body.Image)
+	if err != nil {
+		return err
+	}
+	warnings, err := s.checkImage(r, &body, img)
+	if err != nil {
+		return err
+	}
+	cfg, err := imageConfig(img.RawConfig)
+	if err != nil {
+		return err
+	}
+	if h := cfg.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" && body.Healthcheck == nil {
+		warnings = append(warnings, "The image's HEALTHCHECK is not run: this host does not run health checks yet")
+	}
+	if err := merge(body.Config, cfg); err != nil {
+		return err
+	}
+	spec, err := specOf(&body)
+	if err != nil {
+		return err
+	}
+	spec.Name = r.URL.Query().Get("name")
+	spec.ImageID = img.ID
+	c, err := s.containers.Create(r.Context(), spec)
+	if err != nil {
+		return createError(err)
+	}
+	return writeJSON(w, http.StatusCreated, container.CreateResponse{ID: c.ID(), Warnings: warnings})
+}
+
+// createError keeps an image that was removed meanwhile the only reason for a 404.
+func createError(err error) error {
+	if statusOf(err) == http.StatusNotFound && !errors.Is(err, layerstore.ErrNotFound) {
+		return &statusError{http.StatusBadRequest, err}
+	}
+	return err
+}
+
+// checkImage refuses an image of another platform than the request's, and warns of one of another than
+// the host's that was not asked for.
+func (s *Server) checkImage(r *http.Request, body *createBody, img *layerstore.Image) ([]string, error) {
+	warnings := []string{}
+	host := platforms.Normalize(ocispec.Platform{OS: "linux", Architecture: platforms.DefaultSpec().Architecture})
+	text := r.URL.Query().Get("platform")
+	if text == "" {
+		if p := imagePlatform(img); !platforms.Only(host).Match(p) {
+			warnings = append(warnings, fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
+				platforms.Format(p), platforms.Format(host)))
+		}
+		return warnings, nil
+	}
+	want, err := platforms.Parse(text)
+	if err != nil {
+		return nil, badRequest("%w", err)
+	}
+	return warnings, checkPlatform(img, body.Image, &want)
+}
+
+func (s *Server) container(r *http.Request) (*containervm.Container, error) {
+	return s.containers.Container(param(r, "id"))
+}

@@ -1,0 +1,85 @@
+package api
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types"
+)
+
+// A session is an HTTP connection that became a plain two-way byte stream: the client's bytes are the
+// process's standard input, the server's are its output, framed if the process has no terminal.
+//
+// Whoever hijacked the connection closes the session. Reading and writing may happen at the same time.
+type session struct {
+	conn net.Conn
+	in   *bufio.Reader // what the HTTP server had read ahead, then the connection
+	once sync.Once
+	err  error
+}
+
+// hijack takes the connection over and answers the request: 101 UPGRADED to a client that asked for an
+// upgrade, a bare 200 to others. The request's body must have been read before.
+func hijack(w http.ResponseWriter, r *http.Request, mediaType string) (*session, error) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	// The HTTP server leaves its own deadlines behind.
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	reply := "HTTP/1.1 200 OK\r\nContent-Type: " + mediaType + "\r\n\r\n"
+	if r.Header.Get("Upgrade") != "" {
+		reply = "HTTP/1.1 101 UPGRADED\r\nContent-Type: " + mediaType +
+			"\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+	}
+	if _, err := io.WriteString(conn, reply); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("answer on the taken over connection: %w", err)
+	}
+	return &session{conn: conn, in: rw.Reader}, nil
+}
+
+// streamType is the media type of a stream of output. Clients before 1.42 know only one.
+func streamType(r *http.Request, tty bool) string {
+	if tty || versionOf(r).less(version{1, 42}) {
+		return types.MediaTypeRawStream
+	}
+	return types.MediaTypeMultiplexedStream
+}
+
+func (s *session) Read(p []byte) (int, error)  { return s.in.Read(p) }
+func (s *session) Write(p []byte) (int, error) { return s.conn.Write(p) }
+
+// linger is how long a closing session waits for the client to close its side.
+const linger = 2 * time.Second
+
+// close ends the session after the last byte of output. It closes our direction first and then reads
+// what the client may still be sending: closing a socket with unread input resets the connection, and
+// a reset overtakes output that the client has not read yet.
+func (s *session) close() error {
+	s.once.Do(func() {
+		if half, ok := s.conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+			s.conn.SetReadDeadline(time.Now().Add(linger))
+			io.Copy(io.Discard, s.conn)
+		}
+		s.err = s.conn.Close()
+	})
+	return s.err
+}
+
+// abort drops the connection at once; it makes pending reads and writes fail.
+func (s *session) abort() { s.conn.Close() }
+
+// gone says whether err only means that the client went away.
+func gone(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe)
+}

@@ -1,0 +1,178 @@
+package api
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
+
+	"vic/containervm"
+)
+
+// A containerReply is what inspect tells of a container, with the fields of NetworkSettings that
+// clients of versions up to 1.51 read.
+type containerReply struct {
+	container.InspectResponse
+	NetworkSettings networkSettings
+}
+
+type networkSettings struct {
+	Bridge                 string
+	SandboxID              string
+	SandboxKey             string
+	HairpinMode            bool
+	LinkLocalIPv6Address   string
+	LinkLocalIPv6PrefixLen int
+	Ports                  network.PortMap
+	EndpointID             string
+	Gateway                string
+	GlobalIPv6Address      string
+	GlobalIPv6PrefixLen    int
+	IPAddress              string
+	IPPrefixLen            int
+	IPv6Gateway            string
+	MacAddress             string
+	Networks               map[string]*network.EndpointSettings
+}
+
+func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.container(r)
+	if err != nil {
+		return err
+	}
+	info := c.Info()
+	made := createdOf(info)
+	reply := containerReply{InspectResponse: container.InspectResponse{
+		ID:           info.ID,
+		Created:      info.Created.UTC().Format(time.RFC3339Nano),
+		Path:         info.Spec.Args[0],
+		Args:         info.Spec.Args[1:],
+		State:        stateOf(info.State),
+		Image:        info.Spec.ImageID.String(),
+		LogPath:      info.LogPath,
+		Name:         "/" + info.Name,
+		RestartCount: info.Restarts,
+		Driver:       diskDriver,
+		Platform:     "linux",
+		HostConfig:   made.HostConfig,
+		GraphDriver:  &storage.DriverData{Name: diskDriver, Data: map[string]string{"Disk": info.DiskPath}},
+		Mounts:       []container.MountPoint{},
+		Config:       made.Config,
+	}, NetworkSettings: s.networkSettings(info)}
+	if boolParam(r, "size") {
+		rw, root := s.sizes(info)
+		reply.SizeRw, reply.SizeRootFs = &rw, &root
+	}
+	return writeJSON(w, http.StatusOK, reply)
+}
+
+// createdOf is how a container was made. Clients count on neither part being absent.
+func createdOf(info containervm.Info) created {
+	var c created
+	if err := json.Unmarshal(info.Spec.Extra, &c); err != nil || c.Config == nil || c.HostConfig == nil {
+		// Not made by this server, or damaged: what the container runs by is known all the same.
+		c.Config = &container.Config{
+			User: info.Spec.User, Tty: info.Spec.TTY, OpenStdin: info.Spec.OpenStdin, StdinOnce: info.Spec.StdinOnce,
+			Env: info.Spec.Env, Cmd: info.Spec.Args, Image: info.Spec.Image, WorkingDir: info.Spec.Dir, Labels: info.Spec.Labels,
+			Hostname: info.Spec.Hostname, Domainname: info.Spec.Domain,
+		}
+		c.HostConfig = &container.HostConfig{AutoRemove: info.Spec.AutoRemove, NetworkMode: container.NetworkMode(networkOf(info))}
+	}
+	if c.Config.Hostname == "" {
+		c.Config.Hostname = info.ID[:min(12, len(info.ID))]
+	}
+	return c
+}
+
+func stateOf(st containervm.State) *container.State {
+	return &container.State{
+		Status:     container.ContainerState(st.Status),
+		Running:    st.Status == containervm.Running,
+		Dead:       st.Status == containervm.Dead,
+		OOMKilled:  st.OOM,
+		Pid:        st.PID,
+		ExitCode:   st.ExitCode,
+		Error:      st.Error,
+		StartedAt:  st.Started.UTC().Format(time.RFC3339Nano), // the zero time is 0001-01-01T00:00:00Z
+		FinishedAt: st.Finished.UTC().Format(time.RFC3339Nano),
+	}
+}
+
+// networkOf is the name of the network that a container is on, or will be.
+func networkOf(info containervm.Info) string {
+	if m := info.Spec.Network.Mode; m != "" && m != network.NetworkDefault {
+		return m
+	}
+	return network.NetworkBridge
+}
+
+func (s *Server) networkSettings(info containervm.Info) networkSettings {
+	n := networkSettings{Ports: network.PortMap{}, Networks: make(map[string]*network.EndpointSettings)}
+	name := networkOf(info)
+	e := &network.EndpointSettings{NetworkID: s.networkID(name), Aliases: info.Spec.Network.Aliases}
+	n.Networks[name] = e
+	ep := info.Endpoint
+	if ep == nil {
+		return n
+	}
+	e.EndpointID = endpointID(info.ID)
+	e.Gateway, e.IPAddress, e.IPPrefixLen = ep.Gateway, ep.IP.Addr(), ep.IP.Bits()
+	e.MacAddress = macOf(ep.MAC)
+	e.DNSNames = ep.Names
+	n.SandboxID = info.ID
+	n.EndpointID, n.MacAddress = e.EndpointID, ep.MAC
+	n.Gateway, n.IPAddress, n.IPPrefixLen = addrString(ep.Gateway), addrString(ep.IP.Addr()), ep.IP.Bits()
+	for port := range createdOf(info).Config.ExposedPorts {
+		n.Ports[port] = nil
+	}
+	for _, b := range ep.Ports {
+		port := portOf(b)
+		n.Ports[port] = append(n.Ports[port], network.PortBinding{HostIP: b.HostIP, HostPort: strconv.Itoa(int(b.HostPort))})
+	}
+	return n
+}
+
+// endpointID is the ID of a container's place in its network, which has none of its own.
+func endpointID(container string) string {
+	sum := sha256.Sum256([]byte("endpoint of " + container))
+	return hex.EncodeToString(sum[:])
+}
+
+func macOf(s string) network.HardwareAddr {
+	mac, err := net.ParseMAC(s)
+	if err != nil {
+		return nil
+	}
+	return network.HardwareAddr(mac)
+}
+
+func addrString(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+// sizes are the bytes that a container's own disk takes on the datastore, and those with its image's.
+func (s *Server) sizes(info containervm.Info) (rw, root int64) {
+	extent := strings.TrimSuffix(info.DiskPath, filepath.Ext(info.DiskPath)) + "-delta.vmdk"
+	if fi, err := os.Stat(extent); err == nil {
+		rw = fi.Size()
+	}
+	root = rw
+	if img, err := s.store.Image(info.Spec.ImageID.String()); err == nil {
+		root += img.Size()
+	}
+	return rw, root
+}

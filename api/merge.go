@@ -1,0 +1,130 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path"
+	"strings"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
+
+// imageConfig reads the part of an image's configuration that containers take over, with Docker's
+// additions to what OCI knows.
+func imageConfig(raw []byte) (*dockerspec.DockerOCIImageConfig, error) {
+	var img dockerspec.DockerOCIImage
+	if err := json.Unmarshal(raw, &img); err != nil {
+		return nil, fmt.Errorf("parse image config: %w", err)
+	}
+	return &img.Config, nil
+}
+
+// merge completes what a client asked for with what the image says, as Docker does, and refuses what
+// makes no sense. c is changed and must not share maps or slices with anything else.
+func merge(c *container.Config, img *dockerspec.DockerOCIImageConfig) error {
+	if c.User == "" {
+		c.User = img.User
+	}
+	if c.WorkingDir == "" {
+		c.WorkingDir = img.WorkingDir
+	}
+	if c.StopSignal == "" {
+		c.StopSignal = img.StopSignal
+	}
+	if len(c.Entrypoint) == 0 {
+		if len(c.Cmd) == 0 {
+			c.Cmd = img.Cmd
+		}
+		if c.Entrypoint == nil {
+			c.Entrypoint = img.Entrypoint
+		}
+	}
+	// docker run --entrypoint "" takes the image's away.
+	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
+		c.Entrypoint = nil
+	}
+	if len(c.Entrypoint)+len(c.Cmd) == 0 {
+		return badRequest("no command specified")
+	}
+	env, err := mergeEnv(c.Env, img.Env)
+	if err != nil {
+		return err
+	}
+	c.Env = env
+	labels := maps.Clone(img.Labels)
+	if labels == nil {
+		labels = make(map[string]string)
+	}
+	maps.Copy(labels, c.Labels)
+	c.Labels = labels
+	if c.ExposedPorts == nil {
+		c.ExposedPorts = make(network.PortSet)
+	}
+	for p := range img.ExposedPorts {
+		r, err := network.ParsePortRange(p)
+		if err != nil {
+			return badRequest("the image exposes port %q: %w", p, err)
+		}
+		for port := range r.All() {
+			c.ExposedPorts[port] = struct{}{}
+		}
+	}
+	for port := range c.ExposedPorts {
+		if err := checkPort(port); err != nil {
+			return err
+		}
+	}
+	if len(c.ExposedPorts) == 0 {
+		c.ExposedPorts = nil
+	}
+	if c.WorkingDir != "" {
+		if !path.IsAbs(c.WorkingDir) {
+			return badRequest("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
+		}
+		c.WorkingDir = path.Clean(c.WorkingDir)
+	}
+	return nil
+}
+
+// mergeEnv puts the client's variables over the image's. NAME without a value takes the variable away.
+// The image's order stays, new variables follow in the client's.
+func mergeEnv(user, image []string) ([]string, error) {
+	value := make(map[string]string) // of the client's variables: the whole text, "" takes it away
+	for _, v := range user {
+		name, _, set := strings.Cut(v, "=")
+		if name == "" || strings.ContainsRune(v, 0) {
+			return nil, badRequest("invalid environment variable: %s", v)
+		}
+		value[name] = ""
+		if set {
+			value[name] = v
+		}
+	}
+	env := []string{}
+	add := func(name, text string) {
+		if v, ok := value[name]; ok {
+			text = v
+			value[name] = "" // once
+		}
+		if text != "" {
+			env = append(env, text)
+		}
+	}
+	for _, v := range image {
+		name, _, _ := strings.Cut(v, "=")
+		add(name, v)
+	}
+	for _, v := range user {
+		name, _, _ := strings.Cut(v, "=")
+		add(name, "")
+	}
+	return env, nil
+}
+
+// command is the process to run, with its arguments.
+func command(c *container.Config) []string {
+	return append(append([]string{}, c.Entrypoint...), c.Cmd...)
+}

@@ -1,0 +1,267 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+)
+
+// A createBody is the body of POST /containers/create. Fields that clients before 1.44 put there and
+// the published types no longer have are here so that they can be refused instead of ignored.
+type createBody struct {
+	*container.Config
+	MacAddress       string
+	HostConfig       *hostConfig
+	NetworkingConfig *network.NetworkingConfig
+}
+
+type hostConfig struct {
+	container.HostConfig
+	KernelMemory    int64
+	KernelMemoryTCP int64
+}
+
+// An option is a field of the create body and what this host does with it. A field that is absent,
+// zero or empty asks for nothing. Every field has exactly one line in options.
+type option struct {
+	field string         // path in the body, as createBody names it
+	flag  string         // what it is on docker's command line; "" if it cannot be given there
+	takes func(any) bool // whether the value is honoured, or is what happens anyway
+	why   string         // why other values are refused, after "is not supported: "
+	yet   bool           // refused as not implemented (501) rather than as impossible (400)
+}
+
+// Why an option is refused.
+const (
+	oneVM     = "a container is a virtual machine with a kernel of its own"
+	noCgroups = "the limits of a container are those of its virtual machine: use --memory and --cpus"
+	noVolumes = "this host has no volumes and no bind mounts yet; --tmpfs is there"
+	noNets    = "this host has no networks other than bridge and none yet"
+	noPolicy  = "this host does not restrict a process further than its virtual machine does"
+	noWindows = "it is for Windows containers"
+)
+
+// options is what becomes of the fields of a create request.
+var options = []option{
+	{field: "Hostname", flag: "--hostname", takes: all},
+	{field: "Domainname", flag: "--domainname", takes: all},
+	{field: "User", flag: "--user", takes: all},
+	{field: "AttachStdin", flag: "--attach", takes: all},
+	{field: "AttachStdout", flag: "--attach", takes: all},
+	{field: "AttachStderr", flag: "--attach", takes: all},
+	{field: "ExposedPorts", flag: "--expose", takes: all},
+	{field: "Tty", flag: "--tty", takes: all},
+	{field: "OpenStdin", flag: "--interactive", takes: all},
+	{field: "StdinOnce", flag: "--interactive", takes: all},
+	{field: "Env", flag: "--env", takes: all},
+	{field: "Cmd", takes: all},
+	{field: "Healthcheck", flag: "--health-cmd", takes: noHealthcheck, why: "this host does not run health checks yet", yet: true},
+	{field: "ArgsEscaped", takes: all}, // says how Windows is to read Cmd
+	{field: "Image", takes: all},
+	{field: "Volumes", flag: "--volume", takes: none, why: noVolumes, yet: true},
+	{field: "WorkingDir", flag: "--workdir", takes: all},
+	{field: "Entrypoint", flag: "--entrypoint", takes: all},
+	{field: "NetworkDisabled", takes: all},
+	{field: "OnBuild", takes: all}, // for builds from this container's image
+	{field: "Labels", flag: "--label", takes: all},
+	{field: "StopSignal", flag: "--stop-signal", takes: all},
+	{field: "StopTimeout", flag: "--stop-timeout", takes: all},
+	{field: "Shell", takes: all}, // for builds
+	{field: "MacAddress", flag: "--mac-address", takes: all},
+
+	{field: "HostConfig.Binds", flag: "--volume", takes: none, why: noVolumes, yet: true},
+	{field: "HostConfig.ContainerIDFile", flag: "--cidfile", takes: all}, // written by the client
+	{field: "HostConfig.LogConfig", flag: "--log-driver, --log-opt", takes: ownLog, why: "this host keeps the logs of all containers itself, for docker logs"},
+	{field: "HostConfig.NetworkMode", flag: "--network", takes: only("default", "bridge", "none"), why: noNets, yet: true},
+	{field: "HostConfig.PortBindings", flag: "--publish", takes: all},
+	{field: "HostConfig.RestartPolicy", flag: "--restart", takes: noRestart, why: "this host does not restart containers by itself yet", yet: true},
+	{field: "HostConfig.AutoRemove", flag: "--rm", takes: all},
+	{field: "HostConfig.VolumeDriver", flag: "--volume-driver", takes: none, why: noVolumes, yet: true},
+	{field: "HostConfig.VolumesFrom", flag: "--volumes-from", takes: none, why: noVolumes, yet: true},
+	{field: "HostConfig.ConsoleSize", takes: all},
+	{field: "HostConfig.Annotations", flag: "--annotation", takes: none, why: "there is no container runtime that would read them"},
+	{field: "HostConfig.CapAdd", flag: "--cap-add", takes: all}, // root in its own VM has them all
+	{field: "HostConfig.CapDrop", flag: "--cap-drop", takes: none, why: noPolicy, yet: true},
+	{field: "HostConfig.CgroupnsMode", flag: "--cgroupns", takes: only("private"), why: oneVM},
+	{field: "HostConfig.DNS", flag: "--dns", takes: all},
+	{field: "HostConfig.DNSOptions", flag: "--dns-option", takes: all},
+	{field: "HostConfig.DNSSearch", flag: "--dns-search", takes: all},
+	{field: "HostConfig.ExtraHosts", flag: "--add-host", takes: all},
+	{field: "HostConfig.GroupAdd", flag: "--group-add", takes: all},
+	{field: "HostConfig.IpcMode", flag: "--ipc", takes: only("private", "shareable"), why: oneVM},
+	{field: "HostConfig.Cgroup", takes: none, why: oneVM},
+	{field: "HostConfig.Links", flag: "--link", takes: none, why: "containers on the bridge network reach each other by name without it"},
+	{field: "HostConfig.OomScoreAdj", flag: "--oom-score-adj", takes: none, why: oneVM},
+	{field: "HostConfig.PidMode", flag: "--pid", takes: only("private"), why: oneVM},
+	{field: "HostConfig.Privileged", flag: "--privileged", takes: all}, // as CapAdd
+	{field: "HostConfig.PublishAllPorts", flag: "--publish-all", takes: all},
+	{field: "HostConfig.ReadonlyRootfs", flag: "--read-only", takes: all},
+	{field: "HostConfig.SecurityOpt", flag: "--security-opt", takes: unconfined, why: noPolicy},
+	{field: "HostConfig.StorageOpt", flag: "--storage-opt", takes: none, why: "a container's disk has the capacity of the store's"},
+	{field: "HostConfig.Tmpfs", flag: "--tmpfs", takes: all},
+	{field: "HostConfig.UTSMode", flag: "--uts", takes: none, why: oneVM},
+	{field: "HostConfig.UsernsMode", flag: "--userns", takes: only("host"), why: oneVM}, // user IDs are not mapped
+	{field: "HostConfig.ShmSize", flag: "--shm-size", takes: all},
+	{field: "HostConfig.Sysctls", flag: "--sysctl", takes: all},
+	{field: "HostConfig.Runtime", flag: "--runtime", takes: only(runtimeName), why: "there is one runtime, " + runtimeName},
+	{field: "HostConfig.Umask", takes: none, why: "a container's process starts with umask 022"},
+	{field: "HostConfig.Isolation", flag: "--isolation", takes: only("default"), why: noWindows},
+	{field: "HostConfig.Mounts", flag: "--mount", takes: tmpfsOnly, why: noVolumes, yet: true},
+	{field: "HostConfig.MaskedPaths", takes: none, why: noPolicy},
+	{field: "HostConfig.ReadonlyPaths", takes: none, why: noPolicy},
+	{field: "HostConfig.Init", flag: "--init", takes: all}, // PID 1 of the VM forwards signals and reaps
+	{field: "HostConfig.KernelMemory", flag: "--kernel-memory", takes: none, why: noCgroups},
+	{field: "HostConfig.KernelMemoryTCP", takes: none, why: noCgroups},
+
+	{field: "HostConfig.CPUShares", flag: "--cpu-shares", takes: none, why: noCgroups},
+	{field: "HostConfig.Memory", flag: "--memory", takes: all},
+	{field: "HostConfig.NanoCPUs", flag: "--cpus", takes: wholeCPUs, why: "a virtual machine has whole processors: use a whole number"},
+	{field: "HostConfig.CgroupParent", flag: "--cgroup-parent", takes: none, why: noCgroups},
+	{field: "HostConfig.BlkioWeight", flag: "--blkio-weight", takes: none, why: noCgroups},
+	{field: "HostConfig.BlkioWeightDevice", flag: "--blkio-weight-device", takes: none, why: noCgroups},
+	{field: "HostConfig.BlkioDeviceReadBps", flag: "--device-read-bps", takes: none, why: noCgroups},
+	{field: "HostConfig.BlkioDeviceWriteBps", flag: "--device-write-bps", takes: none, why: noCgroups},
+	{field: "HostConfig.BlkioDeviceReadIOps", flag: "--device-read-iops", takes: none, why: noCgroups},
+	{field: "HostConfig.BlkioDeviceWriteIOps", flag: "--device-write-iops", takes: none, why: noCgroups},
+	{field: "HostConfig.CPUPeriod", flag: "--cpu-period", takes: none, why: noCgroups},
+	{field: "HostConfig.CPUQuota", flag: "--cpu-quota", takes: none, why: noCgroups},
+	{field: "HostConfig.CPURealtimePeriod", flag: "--cpu-rt-period", takes: none, why: noCgroups},
+	{field: "HostConfig.CPURealtimeRuntime", flag: "--cpu-rt-runtime", takes: none, why: noCgroups},
+	{field: "HostConfig.CpusetCpus", flag: "--cpuset-cpus", takes: none, why: noCgroups},
+	{field: "HostConfig.CpusetMems", flag: "--cpuset-mems", takes: none, why: noCgroups},
+	{field: "HostConfig.Devices", flag: "--device", takes: none, why: oneVM},
+	{field: "HostConfig.DeviceCgroupRules", flag: "--device-cgroup-rule", takes: none, why: oneVM},
+	{field: "HostConfig.DeviceRequests", flag: "--gpus", takes: none, why: oneVM},
+	{field: "HostConfig.MemoryReservation", flag: "--memory-reservation", takes: none, why: noCgroups},
+	{field: "HostConfig.MemorySwap", flag: "--memory-swap", takes: all}, // specOf looks at it beside Memory
+	{field: "HostConfig.MemorySwappiness", flag: "--memory-swappiness", takes: only("-1", "0"), why: "a container's virtual machine does not swap"},
+	{field: "HostConfig.OomKillDisable", flag: "--oom-kill-disable", takes: only("false"), why: oneVM},
+	{field: "HostConfig.PidsLimit", flag: "--pids-limit", takes: only("0", "-1"), why: noCgroups},
+	{field: "HostConfig.Ulimits", flag: "--ulimit", takes: all},
+	{field: "HostConfig.CPUCount", flag: "--cpu-count", takes: none, why: noWindows},
+	{field: "HostConfig.CPUPercent", flag: "--cpu-percent", takes: none, why: noWindows},
+	{field: "HostConfig.IOMaximumIOps", flag: "--io-maxiops", takes: none, why: noWindows},
+	{field: "HostConfig.IOMaximumBandwidth", flag: "--io-maxbandwidth", takes: none, why: noWindows},
+}
+
+// endpointOptions are those of NetworkingConfig.EndpointsConfig, for each network.
+var endpointOptions = []option{
+	{field: "IPAMConfig", flag: "--ip6, --link-local-ip", takes: onlyIPv4, why: "a container has one address, and it is IPv4"},
+	{field: "Links", flag: "--link", takes: none, why: "containers on the bridge network reach each other by name without it"},
+	{field: "Aliases", flag: "--network-alias", takes: all},
+	{field: "DriverOpts", flag: "--network driver-opt", takes: none, why: "the network has no options"},
+	{field: "GwPriority", flag: "--network gw-priority", takes: none, why: "a container has one network"},
+	{field: "MacAddress", flag: "--mac-address", takes: all},
+	// What follows is what a running container has; clients that copy an inspect's reply send it back.
+	{field: "NetworkID", takes: all},
+	{field: "EndpointID", takes: all},
+	{field: "Gateway", takes: all},
+	{field: "IPAddress", takes: all},
+	{field: "IPPrefixLen", takes: all},
+	{field: "IPv6Gateway", takes: all},
+	{field: "GlobalIPv6Address", takes: all},
+	{field: "GlobalIPv6PrefixLen", takes: all},
+	{field: "DNSNames", takes: all},
+}
+
+func all(any) bool  { return true }
+func none(any) bool { return false }
+
+// only takes the values that print like one of these.
+func only(values ...string) func(any) bool {
+	return func(v any) bool { return slices.Contains(values, fmt.Sprint(v)) }
+}
+
+func noHealthcheck(v any) bool {
+	h := v.(container.HealthConfig)
+	return len(h.Test) == 0 || len(h.Test) == 1 && h.Test[0] == "NONE"
+}
+
+func ownLog(v any) bool {
+	l := v.(container.LogConfig)
+	return (l.Type == "" || l.Type == logDriver) && len(l.Config) == 0
+}
+
+func noRestart(v any) bool {
+	p := v.(container.RestartPolicy)
+	return p.IsNone()
+}
+
+func wholeCPUs(v any) bool { return v.(int64)%1e9 == 0 }
+
+func tmpfsOnly(v any) bool {
+	return !slices.ContainsFunc(v.([]mount.Mount), func(m mount.Mount) bool { return m.Type != mount.TypeTmpfs })
+}
+
+func onlyIPv4(v any) bool {
+	c := v.(network.EndpointIPAMConfig)
+	return !c.IPv6Address.IsValid() && len(c.LinkLocalIPs) == 0
+}
+
+// unconfined takes the security options that ask for less than the default, of which there is nothing
+// here to take away.
+func unconfined(v any) bool {
+	return !slices.ContainsFunc(v.([]string), func(opt string) bool {
+		name, value, _ := strings.Cut(strings.Replace(opt, ":", "=", 1), "=")
+		switch name {
+		case "seccomp", "apparmor", "systempaths":
+			return value != "unconfined"
+		case "label":
+			return value != "disable"
+		case "no-new-privileges":
+			return value != "false"
+		}
+		return true
+	})
+}
+
+// checkOptions refuses the fields of body, a pointer to a struct, that table says are not honoured.
+func checkOptions(table []option, body any) error {
+	for _, o := range table {
+		v := fieldAt(reflect.ValueOf(body), o.field)
+		if !v.IsValid() || asksNothing(v) || o.takes(reflect.Indirect(v).Interface()) {
+			continue
+		}
+		name := o.field
+		if o.flag != "" {
+			name = o.flag
+		}
+		err := fmt.Errorf("%s is not supported: %s", name, o.why)
+		if o.yet {
+			return &statusError{http.StatusNotImplemented, err}
+		}
+		return &statusError{http.StatusBadRequest, err}
+	}
+	return nil
+}
+
+// fieldAt follows a path of field names through pointers; the zero Value if one on the way is nil.
+func fieldAt(v reflect.Value, path string) reflect.Value {
+	for name := range strings.SplitSeq(path, ".") {
+		v = reflect.Indirect(v)
+		if !v.IsValid() {
+			return v
+		}
+		// A promoted field of a nil embedded pointer would panic.
+		f, _ := v.Type().FieldByName(name)
+		var err error
+		if v, err = v.FieldByIndexErr(f.Index); err != nil {
+			return reflect.Value{}
+		}
+	}
+	return v
+}
+
+func asksNothing(v reflect.Value) bool {
+	switch v.Kind() {
+	case reflect.Slice, reflect.Map:
+		return v.Len() == 0
+	}
+	return v.IsZero()
+}

@@ -1,0 +1,108 @@
+package api
+
+import "net/http"
+
+// routes is the route table: every endpoint of the Docker API, those included that this host does not
+// have. The version before a path is taken off by prepare.
+func (s *Server) routes() []route {
+	return []route{
+		{http.MethodGet, "/_ping", s.ping},
+		{http.MethodHead, "/_ping", s.ping},
+		{http.MethodGet, "/version", s.version},
+		{http.MethodGet, "/info", s.info},
+		{http.MethodGet, "/events", s.followEvents},
+		{http.MethodPost, "/auth", s.login},
+		{http.MethodGet, "/system/df", s.diskUsage},
+
+		{http.MethodGet, "/images/json", s.listImages},
+		{http.MethodGet, "/images/{name*}/json", s.inspectImage},
+		{http.MethodGet, "/images/{name*}/history", s.imageHistory},
+		{http.MethodPost, "/images/create", s.pullImage},
+		{http.MethodPost, "/images/{name*}/tag", s.tagImage},
+		{http.MethodDelete, "/images/{name*}", s.removeImage},
+		{http.MethodPost, "/images/prune", s.pruneImages},
+		{http.MethodPost, "/images/{name*}/push", missing("pushing images")},
+		{http.MethodGet, "/images/{name*}/get", missing("saving images")},
+		{http.MethodGet, "/images/get", missing("saving images")},
+		{http.MethodPost, "/images/load", missing("loading images")},
+		{http.MethodGet, "/images/search", missing("searching a registry")},
+		{http.MethodGet, "/distribution/{name*}/json", missing("inspecting images in a registry")},
+		{http.MethodPost, "/commit", missing("making an image of a container")},
+		{http.MethodPost, "/build", missing("building images")},
+		{http.MethodPost, "/build/cancel", missing("building images")},
+		{http.MethodPost, "/build/prune", s.pruneBuilds},
+		{http.MethodPost, "/session", missing("building images")},
+		{http.MethodPost, "/grpc", missing("building images")},
+
+		{http.MethodGet, "/containers/json", s.listContainers},
+		{http.MethodPost, "/containers/create", s.createContainer},
+		{http.MethodPost, "/containers/prune", s.pruneContainers},
+		{http.MethodGet, "/containers/{id}/json", s.inspectContainer},
+		{http.MethodPost, "/containers/{id}/start", s.startContainer},
+		{http.MethodPost, "/containers/{id}/stop", s.stopContainer},
+		{http.MethodPost, "/containers/{id}/restart", s.restartContainer},
+		{http.MethodPost, "/containers/{id}/kill", s.killContainer},
+		{http.MethodPost, "/containers/{id}/wait", s.waitContainer},
+		{http.MethodPost, "/containers/{id}/rename", s.renameContainer},
+		{http.MethodPost, "/containers/{id}/resize", s.resizeContainer},
+		{http.MethodDelete, "/containers/{id}", s.removeContainer},
+		{http.MethodPost, "/containers/{id}/attach", s.attachContainer},
+		{http.MethodGet, "/containers/{id}/logs", s.containerLogs},
+		{http.MethodPost, "/containers/{id}/exec", s.createExec},
+		{http.MethodPost, "/exec/{id}/start", s.startExec},
+		{http.MethodPost, "/exec/{id}/resize", s.resizeExec},
+		{http.MethodGet, "/exec/{id}/json", s.inspectExec},
+		{http.MethodGet, "/containers/{id}/attach/ws", missing("attaching over a WebSocket")},
+		{http.MethodPost, "/containers/{id}/pause", missing("pausing containers")},
+		{http.MethodPost, "/containers/{id}/unpause", missing("pausing containers")},
+		{http.MethodPost, "/containers/{id}/update", missing("changing the limits of a container")},
+		{http.MethodGet, "/containers/{id}/top", missing("listing a container's processes (docker exec can run ps)")},
+		{http.MethodGet, "/containers/{id}/stats", missing("measuring containers")},
+		{http.MethodGet, "/containers/{id}/changes", missing("listing a container's changed files")},
+		{http.MethodGet, "/containers/{id}/export", missing("exporting a container's files")},
+		{anyMethod, "/containers/{id}/archive", missing("copying files from and to containers")},
+		{anyMethod, "/containers/{id}/checkpoints", missing("checkpoints")},
+		{anyMethod, "/containers/{id}/checkpoints/{checkpoint}", missing("checkpoints")},
+
+		{http.MethodGet, "/networks", s.listNetworks},
+		{http.MethodGet, "/networks/{name}", s.inspectNetwork},
+		{http.MethodDelete, "/networks/{name}", s.removeNetwork},
+		{http.MethodPost, "/networks/prune", s.pruneNetworks},
+		{http.MethodPost, "/networks/create", missing("networks other than bridge and none")},
+		{http.MethodPost, "/networks/{name}/connect", missing("connecting containers to further networks")},
+		{http.MethodPost, "/networks/{name}/disconnect", missing("disconnecting containers from their network")},
+
+		{http.MethodGet, "/volumes", s.listVolumes},
+		{http.MethodGet, "/volumes/{name}", s.noVolume},
+		{http.MethodDelete, "/volumes/{name}", s.noVolume},
+		{http.MethodPost, "/volumes/prune", s.pruneVolumes},
+		{http.MethodPost, "/volumes/create", missing("volumes")},
+
+		{http.MethodGet, "/plugins", s.listPlugins},
+		{http.MethodGet, "/plugins/{name*}/json", s.noPlugin},
+		{http.MethodGet, "/plugins/privileges", missing("plugins")},
+		{http.MethodPost, "/plugins/pull", missing("plugins")},
+		{http.MethodPost, "/plugins/create", missing("plugins")},
+		{anyMethod, "/plugins/{name*}", s.noPlugin},
+
+		{anyMethod, "/swarm", noSwarm},
+		{anyMethod, "/swarm/{what*}", noSwarm},
+		{anyMethod, "/nodes", noSwarm},
+		{anyMethod, "/nodes/{what*}", noSwarm},
+		{anyMethod, "/services", noSwarm},
+		{anyMethod, "/services/{what*}", noSwarm},
+		{anyMethod, "/tasks", noSwarm},
+		{anyMethod, "/tasks/{what*}", noSwarm},
+		{anyMethod, "/secrets", noSwarm},
+		{anyMethod, "/secrets/{what*}", noSwarm},
+		{anyMethod, "/configs", noSwarm},
+		{anyMethod, "/configs/{what*}", noSwarm},
+	}
+}
+
+// missing answers for an endpoint that this host does not have.
+func missing(what string) handler {
+	return func(http.ResponseWriter, *http.Request) error {
+		return notImplemented("%s: this host cannot do that yet", what)
+	}
+}

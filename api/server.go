@@ -1,0 +1,110 @@
+package api
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net/http"
+	"sync"
+
+	"github.com/moby/moby/api/types/events"
+
+	"vic/containervm"
+	"vic/fetch"
+	"vic/layerstore"
+)
+
+// Options of a Server. All but Log must be set.
+type Options struct {
+	Store      *layerstore.Store
+	Containers *containervm.Manager
+	Registry   *fetch.Client
+	Host       Host
+	// Log is told of requests, at level debug; nil is silent.
+	Log *slog.Logger
+}
+
+// Host is what the server tells of itself and of the machine it runs on.
+type Host struct {
+	Version   string // of this program
+	GitCommit string
+	BuildTime string // RFC 3339
+	Name      string // of the machine
+	// Kernel is the release of the container VMs' kernel, as uname -r prints it.
+	Kernel string
+	// Hypervisor names what runs the container VMs, for people.
+	Hypervisor string
+	// Memory is the machine's, in bytes.
+	Memory int64
+	// Network is the one that containers are connected to.
+	Network containervm.NetworkInfo
+	// Insecure are the registries that are spoken to without TLS or without verifying it, as in
+	// fetch.Client.
+	Insecure []string
+}
+
+// A Server answers the Docker API. It is an http.Handler.
+//
+// Requests whose connection was taken over (attach, exec) and streams that follow something end with
+// their request's context: derive http.Server.BaseContext from one that is cancelled to stop serving.
+type Server struct {
+	store      *layerstore.Store
+	containers *containervm.Manager
+	registry   *fetch.Client
+	host       Host
+	log        *slog.Logger
+	handler    http.Handler
+	events     eventLog
+	active     sync.WaitGroup // requests
+	cancel     func()         // ends the subscription to the containers' events
+}
+
+// names that the server has for what Docker gives a choice of.
+const (
+	runtimeName = "vm"
+	logDriver   = "vic"
+	diskDriver  = "vmdk"
+)
+
+var errBrowser = errors.New("requests from web pages are refused")
+
+// New makes a Server, which follows the containers' events until it is closed.
+func New(o Options) *Server {
+	s := &Server{store: o.Store, containers: o.Containers, registry: o.Registry, host: o.Host, log: o.Log}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.handler = s.prepare(mux(s.routes()))
+	s.cancel = o.Containers.Subscribe(func(e containervm.Event) {
+		actor := events.Actor{ID: e.ID, Attributes: e.Attributes}
+		if e.Type == string(events.NetworkEventType) {
+			actor.ID = s.networkID(e.ID)
+		}
+		s.events.publish(events.Message{
+			Type: events.Type(e.Type), Action: events.Action(e.Action), Actor: actor, TimeNano: e.Time.UnixNano(),
+		})
+	})
+	return s
+}
+
+// ServeHTTP answers a request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.active.Add(1)
+	defer s.active.Done()
+	s.handler.ServeHTTP(w, r)
+}
+
+// Close waits until every request has been answered. No new one may come meanwhile: the http.Server
+// has been shut down, which leaves taken over connections to this.
+func (s *Server) Close() {
+	s.active.Wait()
+	s.cancel()
+}
+
+// networkID is the ID of a network of this host. Networks are known by their names; the API wants 64
+// hex digits, the same ones at every start.
+func (s *Server) networkID(name string) string {
+	sum := sha256.Sum256([]byte("network " + name + " of " + s.store.Dir()))
+	return hex.EncodeToString(sum[:])
+}

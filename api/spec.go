@@ -1,0 +1,268 @@
+package api
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/sys/signal"
+
+	"vic/containervm"
+)
+
+// A created is what inspect tells of how a container was made. It is kept with the container, in
+// Spec.Extra.
+type created struct {
+	Config     *container.Config     `json:"config"`
+	HostConfig *container.HostConfig `json:"hostConfig"`
+}
+
+// specOf makes a container's spec of a create body whose Config is merged with the image's. The body's
+// values are brought into the form in which inspect shows them.
+func specOf(body *createBody) (containervm.Spec, error) {
+	c, h := body.Config, &body.HostConfig.HostConfig
+	s := containervm.Spec{
+		Image:        c.Image,
+		Args:         command(c),
+		Env:          c.Env,
+		Dir:          c.WorkingDir,
+		User:         c.User,
+		Groups:       h.GroupAdd,
+		Hostname:     c.Hostname,
+		Domain:       c.Domainname,
+		TTY:          c.Tty,
+		OpenStdin:    c.OpenStdin,
+		StdinOnce:    c.StdinOnce,
+		AutoRemove:   h.AutoRemove,
+		Memory:       h.Memory,
+		CPUs:         int(h.NanoCPUs / 1e9),
+		ReadOnlyRoot: h.ReadonlyRootfs,
+		ShmSize:      h.ShmSize,
+		Sysctls:      h.Sysctls,
+		Labels:       c.Labels,
+	}
+	if h.MemorySwap != 0 && h.MemorySwap != -1 && h.MemorySwap != h.Memory {
+		return s, badRequest("--memory-swap is not supported: a container's virtual machine does not swap")
+	}
+	if h.ShmSize < 0 {
+		return s, badRequest("SHM size can not be less than 0")
+	}
+	if h.Memory < 0 || h.NanoCPUs < 0 {
+		return s, badRequest("a limit can not be less than 0")
+	}
+	for _, set := range []func(*containervm.Spec, *createBody) error{setStop, setSize, setTmpfs, setUlimits, setNetwork} {
+		if err := set(&s, body); err != nil {
+			return s, err
+		}
+	}
+	if h.RestartPolicy.Name == "" {
+		h.RestartPolicy.Name = container.RestartPolicyDisabled
+	}
+	h.LogConfig.Type = logDriver
+	h.Runtime = runtimeName
+	extra, err := json.Marshal(created{c, h})
+	if err != nil {
+		return s, fmt.Errorf("encode container config: %w", err)
+	}
+	s.Extra = extra
+	return s, nil
+}
+
+func setStop(s *containervm.Spec, body *createBody) error {
+	if name := body.StopSignal; name != "" {
+		sig, err := signal.ParseSignal(name)
+		if err != nil {
+			return badRequest("invalid signal: %s", name)
+		}
+		s.StopSignal = sig
+	}
+	if body.StopTimeout != nil {
+		s.StopGrace = grace(*body.StopTimeout)
+	}
+	return nil
+}
+
+// grace turns a number of seconds, less than zero for ever, into a duration.
+func grace(seconds int) *time.Duration {
+	const most = 1 << 30 // seconds, 34 years
+	d := time.Duration(min(max(seconds, -1), most)) * time.Second
+	return &d
+}
+
+func setSize(s *containervm.Spec, body *createBody) error {
+	rows, cols := body.HostConfig.ConsoleSize[0], body.HostConfig.ConsoleSize[1]
+	size, err := sizeOf(uint64(rows), uint64(cols))
+	s.Size = size
+	return err
+}
+
+func sizeOf(rows, cols uint64) (containervm.Size, error) {
+	if rows > 1<<16-1 || cols > 1<<16-1 {
+		return containervm.Size{}, badRequest("a terminal of %d by %d is too large", rows, cols)
+	}
+	return containervm.Size{Rows: uint16(rows), Cols: uint16(cols)}, nil
+}
+
+// tmpfsDefaults are Docker's mount options for every tmpfs, ahead of the user's.
+var tmpfsDefaults = []string{"noexec", "nosuid", "nodev"}
+
+func setTmpfs(s *containervm.Spec, body *createBody) error {
+	h := body.HostConfig
+	for _, target := range slices.Sorted(maps.Keys(h.Tmpfs)) {
+		t := containervm.Tmpfs{Target: target, Options: slices.Clone(tmpfsDefaults)}
+		if opts := h.Tmpfs[target]; opts != "" {
+			t.Options = append(t.Options, strings.Split(opts, ",")...)
+		}
+		s.Tmpfs = append(s.Tmpfs, t)
+	}
+	for _, m := range h.Mounts {
+		t, err := tmpfsOf(m)
+		if err != nil {
+			return err
+		}
+		s.Tmpfs = append(s.Tmpfs, t)
+	}
+	for _, t := range s.Tmpfs {
+		if !path.IsAbs(t.Target) || path.Clean(t.Target) == "/" {
+			return badRequest("invalid mount path: '%s' mount path must be absolute and not the root", t.Target)
+		}
+	}
+	return nil
+}
+
+// tmpfsOf reads a --mount of type tmpfs.
+func tmpfsOf(m mount.Mount) (containervm.Tmpfs, error) {
+	t := containervm.Tmpfs{Target: m.Target, Options: slices.Clone(tmpfsDefaults)}
+	switch {
+	case m.Source != "":
+		return t, badRequest(`invalid mount config for type "tmpfs": field Source must not be specified`)
+	case m.BindOptions != nil, m.VolumeOptions != nil, m.ImageOptions != nil, m.ClusterOptions != nil:
+		return t, badRequest(`invalid mount config for type "tmpfs": it has options of another type`)
+	}
+	if m.ReadOnly {
+		t.Options = append(t.Options, "ro")
+	}
+	if o := m.TmpfsOptions; o != nil {
+		if o.SizeBytes < 0 {
+			return t, badRequest(`invalid mount config for type "tmpfs": its size is less than 0`)
+		}
+		if o.SizeBytes > 0 {
+			t.Options = append(t.Options, fmt.Sprintf("size=%d", o.SizeBytes))
+		}
+		if o.Mode != 0 {
+			t.Options = append(t.Options, fmt.Sprintf("mode=%o", o.Mode))
+		}
+		for _, kv := range o.Options {
+			t.Options = append(t.Options, strings.Join(kv, "="))
+		}
+	}
+	return t, nil
+}
+
+func setUlimits(s *containervm.Spec, body *createBody) error {
+	for _, u := range body.HostConfig.Ulimits {
+		if u == nil {
+			return badRequest("a ulimit is null")
+		}
+		l, err := u.GetRlimit()
+		if err != nil {
+			return badRequest("%w", err)
+		}
+		// -1 is unlimited, and all ones is RLIM_INFINITY.
+		s.Rlimits = append(s.Rlimits, containervm.Rlimit{Resource: l.Type, Soft: l.Soft, Hard: l.Hard})
+	}
+	return nil
+}
+
+func setNetwork(s *containervm.Spec, body *createBody) error {
+	h := body.HostConfig
+	mode := cmp.Or(h.NetworkMode, network.NetworkDefault)
+	if mode.IsDefault() {
+		mode = network.NetworkBridge
+	}
+	if body.NetworkDisabled {
+		mode = network.NetworkNone
+	}
+	h.NetworkMode = mode
+	n := &s.Network
+	n.Mode = string(mode)
+	n.DNS, n.DNSSearch, n.DNSOptions = h.DNS, h.DNSSearch, h.DNSOptions
+	var err error
+	if n.Ports, err = publishedPorts(h.PortBindings, body.ExposedPorts, h.PublishAllPorts); err != nil {
+		return err
+	}
+	if len(n.Ports) > 0 && mode.IsNone() {
+		return badRequest("conflicting options: port publishing and the network mode none")
+	}
+	// Docker exposes what is published.
+	for port := range h.PortBindings {
+		if body.ExposedPorts == nil {
+			body.ExposedPorts = make(network.PortSet)
+		}
+		body.ExposedPorts[port] = struct{}{}
+	}
+	for _, line := range h.ExtraHosts {
+		host, err := parseExtraHost(line)
+		if err != nil {
+			return err
+		}
+		n.Hosts = append(n.Hosts, host)
+	}
+	n.MAC = body.MacAddress
+	if body.NetworkingConfig == nil {
+		return nil
+	}
+	for name, e := range body.NetworkingConfig.EndpointsConfig {
+		if name == network.NetworkDefault {
+			name = network.NetworkBridge
+		}
+		if name != string(mode) {
+			return notImplemented("network %s is not supported: %s", name, noNets)
+		}
+		if e == nil {
+			continue
+		}
+		if err := checkOptions(endpointOptions, e); err != nil {
+			return err
+		}
+		if e.IPAMConfig != nil {
+			n.IP = e.IPAMConfig.IPv4Address
+		}
+		n.Aliases = append(n.Aliases, e.Aliases...)
+		if len(e.MacAddress) > 0 {
+			n.MAC = e.MacAddress.String()
+		}
+	}
+	if mode.IsNone() && (n.IP.IsValid() || n.MAC != "" || len(n.Aliases) > 0) {
+		return badRequest("conflicting options: an address or alias and the network mode none")
+	}
+	return nil
+}
+
+// parseExtraHost reads "name:address"; host-gateway stands for the address of the network's gateway.
+func parseExtraHost(line string) (containervm.Host, error) {
+	i := strings.IndexAny(line, ":=") // an IPv6 address has more colons
+	if i <= 0 || i == len(line)-1 {
+		return containervm.Host{}, badRequest("bad format for add-host: %q", line)
+	}
+	host := containervm.Host{Names: []string{line[:i]}}
+	text := line[i+1:]
+	if text == "host-gateway" {
+		return host, nil
+	}
+	addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
+	if err != nil || addr.Zone() != "" {
+		return host, badRequest("invalid IP address in add-host: %q", text)
+	}
+	host.Addr = addr
+	return host, nil
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"vic/containervm"
+	"vic/containervm/boot"
+)
+
+// guestFlags say what container VMs boot.
+type guestFlags struct {
+	kernel, modules, tether string
+}
+
+func (g *guestFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&g.kernel, "kernel", "", "`file` of the kernel for container VMs; default the newest in /boot")
+	cmd.Flags().StringVar(&g.modules, "modules", "", "`folder` of the kernel's modules; default /lib/modules/VERSION")
+	cmd.Flags().StringVar(&g.tether, "tether", "", "`file` of the program that is PID 1 of container VMs; default tether beside vic")
+}
+
+// options finds the tether if no flag names it.
+func (g *guestFlags) options() (boot.Options, error) {
+	o := boot.Options{Kernel: g.kernel, Modules: g.modules, Tether: g.tether}
+	if o.Tether == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return o, fmt.Errorf("find the tether: %w: name it with --tether", err)
+		}
+		o.Tether = filepath.Join(filepath.Dir(exe), "tether")
+	}
+	if _, err := os.Stat(o.Tether); errors.Is(err, fs.ErrNotExist) {
+		return o, fmt.Errorf("there is no tether at %s: build it (make) or name it with --tether", o.Tether)
+	}
+	return o, nil
+}
+
+// A medium is a containervm.Booter of files that have been built.
+type medium struct{ *boot.Medium }
+
+func (m medium) Boot(context.Context) (containervm.Boot, error) {
+	return containervm.Boot{Kernel: m.Kernel, Initrd: m.Initrd, Cmdline: m.Cmdline}, nil
+}
+
+func isoCommand() *cobra.Command {
+	var guest guestFlags
+	var out string
+	cmd := &cobra.Command{
+		Use:   "iso -o FILE",
+		Short: "Write a bootable ISO of the guest's kernel, initramfs and tether",
+		Long: `Write an ISO 9660 image from which a BIOS boots a container VM: for hypervisors that cannot be given a
+kernel directly. The same kernel, modules and tether give the same bytes.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			o, err := guest.options()
+			if err != nil {
+				return err
+			}
+			dir, err := os.MkdirTemp("", "vic-iso-")
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+			m, err := boot.Build(cmd.Context(), dir, o)
+			if err != nil {
+				return err
+			}
+			return boot.WriteISO(out, m, o)
+		},
+	}
+	guest.add(cmd)
+	cmd.Flags().StringVarP(&out, "output", "o", "", "`file` to write")
+	if err := cmd.MarkFlagRequired("output"); err != nil {
+		panic(err) // the flag was added above
+	}
+	return cmd
+}

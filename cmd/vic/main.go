@@ -1,0 +1,74 @@
+// Command vic is a virtual container host: vic serve answers the Docker API and runs each container as a
+// virtual machine whose root disk is a chain of VMDKs. Its other commands work on the same store without
+// a daemon, beside a running one if there is one.
+//
+// This package reads the flags and the environment, which no other does, and puts the parts together.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker (-X main.version=...).
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "vic:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// run carries out one command line. It ends early, with whatever it does tidied up, when ctx does.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	root := &cobra.Command{
+		Use:   "vic",
+		Short: "Run containers as virtual machines, with image layers as virtual disks",
+		Long: `vic runs every container as a virtual machine and keeps every image layer as a virtual disk (VMDK).
+
+vic serve is the daemon: point a docker client at it. The other commands work on the same store
+without a daemon, and safely beside a running one.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	root.AddCommand(serveCommand(), pullCommand(), lsCommand(), diskCommand(), rmCommand(), checkCommand(), isoCommand(), versionCommand())
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}
+
+// build is what this program knows of its own making.
+type build struct {
+	version, commit, time string
+}
+
+func thisBuild() build {
+	b := build{version: version}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return b
+	}
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			b.commit = s.Value[:min(12, len(s.Value))]
+		case "vcs.time":
+			b.time = s.Value
+		}
+	}
+	return b
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/spf13/cobra"
+
+	"vic/fetch"
+	"vic/layerstore"
+)
+
+func pullCommand() *cobra.Command {
+	var dir, platform string
+	var insecure []string
+	cmd := &cobra.Command{
+		Use:   "pull --store DIR REF",
+		Short: "Pull an image without a daemon",
+		Long: `Pull an image into a store, as docker pull does through vic serve. A vic serve on the same store may be
+running, and has the image as soon as it is complete.
+
+Credentials are those that docker login has put into ~/.docker/config.json (or $DOCKER_CONFIG).`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withStore(cmd, dir, func(s *layerstore.Store) error {
+				return pull(cmd.Context(), cmd, s, newRegistry(insecure), args[0], platform)
+			})
+		},
+	}
+	storeFlag(cmd, &dir)
+	insecureFlag(cmd, &insecure)
+	cmd.Flags().StringVar(&platform, "platform", "", "`os/arch[/variant]` to choose from an image for several; default Linux on this machine's processor")
+	return cmd
+}
+
+func insecureFlag(cmd *cobra.Command, hosts *[]string) {
+	cmd.Flags().StringArrayVar(hosts, "insecure-registry", nil,
+		"`HOST`, HOST:PORT or CIDR of a registry to speak to without verified TLS, or without TLS;\nloopback addresses always are (may be given several times)")
+}
+
+// newRegistry makes the client for registries. Proxies are those of the environment.
+func newRegistry(insecure []string) *fetch.Client {
+	return &fetch.Client{Insecure: insecure, Proxy: http.ProxyFromEnvironment, UserAgent: "vic/" + version}
+}
+
+func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, registry *fetch.Client, text, platform string) error {
+	ref, err := reference.ParseDockerRef(text)
+	if err != nil {
+		return fmt.Errorf("image name %q: %w", text, err)
+	}
+	creds, err := storedCredentials(ctx, ref)
+	if err != nil {
+		return err
+	}
+	bar := newProgress(cmd.ErrOrStderr(), reference.FamiliarString(ref))
+	defer bar.end()
+	o := fetch.ResolveOptions{Credentials: creds, Progress: func(e fetch.Event) {
+		if e.Retry > 0 {
+			bar.note(fmt.Sprintf("trying again in %s: %v", e.Retry.Round(time.Second), e.Err))
+		}
+	}}
+	if platform != "" {
+		p, err := platforms.Parse(platform)
+		if err != nil {
+			return fmt.Errorf("--platform: %w", err)
+		}
+		o.Platform = &p
+	}
+	src, err := registry.Resolve(ctx, ref, o)
+	if err != nil {
+		return advise(err, reference.Domain(ref))
+	}
+	var updated bool
+	img, err := s.Pull(ctx, src, ref, layerstore.PullOptions{Progress: func(e layerstore.ProgressEvent) {
+		if e.Layer == "" {
+			updated = e.Updated
+			return
+		}
+		bar.layer(e)
+	}})
+	if err != nil {
+		return advise(err, reference.Domain(ref))
+	}
+	bar.end()
+	state := "up to date"
+	if updated {
+		state = "pulled"
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s: image %s, digest %s\n", reference.FamiliarString(ref), state, short(img.ID), src.Digest())
+	return err
+}
+
+// storedCredentials are those that docker login keeps for the registry of a reference.
+func storedCredentials(ctx context.Context, ref reference.Named) (fetch.Credentials, error) {
+	dir := os.Getenv("DOCKER_CONFIG")
+	if dir == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return fetch.Credentials{}, nil // nobody is at home, so nobody has logged in
+		}
+		dir = filepath.Join(home, ".docker")
+	}
+	cfg, err := fetch.LoadConfig(filepath.Join(dir, "config.json"))
+	if err != nil {
+		return fetch.Credentials{}, err
+	}
+	return cfg.Credentials(ctx, reference.Domain(ref))
+}
+
+// advise adds to what went wrong what may be done about it.
+func advise(err error, domain string) error {
+	switch {
+	case errors.Is(err, fetch.ErrUnauthorized), errors.Is(err, fetch.ErrDenied):
+		return fmt.Errorf("%w\n(docker login %s keeps credentials that vic pull uses)", err, domain)
+	case errors.Is(err, fetch.ErrTooManyRequests):
+		return fmt.Errorf("%w\n(wait, or docker login %s for a higher limit)", err, domain)
+	case errors.Is(err, fetch.ErrNoPlatform):
+		return fmt.Errorf("%w\n(--platform os/arch chooses another)", err)
+	}
+	return err
+}
