@@ -292,6 +292,25 @@ func TestChallengeAfterPing(t *testing.T) {
 	}
 }
 
+// A challenge of whom the ping was redirected to is not the registry's.
+func TestPingRedirected(t *testing.T) {
+	s := newTokenService(t)
+	behind := newFakeRegistry(t)
+	behind.before = func(w http.ResponseWriter, r *http.Request) bool {
+		return r.URL.Path == "/v2/" && s.guard(w, r)
+	}
+	behind.addImage(t, amd64, ocispec.MediaTypeImageLayer, nil, "latest")
+	front := newFakeRegistry(t)
+	front.before = func(w http.ResponseWriter, r *http.Request) bool {
+		http.Redirect(w, r, behind.URL+r.URL.Path, http.StatusTemporaryRedirect)
+		return true
+	}
+	mustResolve(t, quick(), front.host+"/a", ResolveOptions{Credentials: Credentials{Username: "u", Password: "p"}})
+	if got := s.requests(); len(got) != 0 {
+		t.Errorf("asked for tokens: %q", got)
+	}
+}
+
 // What a token service may get wrong.
 func TestTokenServiceFaults(t *testing.T) {
 	other := newTokenService(t)

@@ -96,7 +96,8 @@ type Client struct {
 
 	// Backoff is how long to wait after the first failed attempt for a blob;
 	// after the n-th it is n times that, each time up to a quarter less at
-	// random. Other requests wait a fifth of it. 0 means 5 seconds.
+	// random. Other requests wait a fifth of it. 0 means 5 seconds, less means
+	// not at all.
 	Backoff time.Duration
 
 	// MaxRetryAfter is the longest wait that a registry may ask for with
@@ -267,6 +268,6 @@ const (
 )
 
 func (c *Client) attempts() int                { return cmp.Or(c.Attempts, 5) }
-func (c *Client) backoff() time.Duration       { return cmp.Or(c.Backoff, 5*time.Second) }
+func (c *Client) backoff() time.Duration       { return max(cmp.Or(c.Backoff, 5*time.Second), 0) }
 func (c *Client) maxRetryAfter() time.Duration { return cmp.Or(c.MaxRetryAfter, 60*time.Second) }
 func (c *Client) idleTimeout() time.Duration   { return cmp.Or(c.IdleTimeout, 60*time.Second) }

@@ -12,8 +12,7 @@ import (
 	"time"
 )
 
-// smallAttempts is how often a manifest, a configuration or a token is asked
-// for.
+// smallAttempts is how often a manifest or a configuration is asked for.
 const smallAttempts = 3
 
 // A retryPolicy decides whether and when a failed request is repeated.
@@ -82,11 +81,7 @@ func (e *brokenError) Unwrap() error { return e.cause }
 // returns early with ctx's error.
 func sleep(ctx context.Context, d time.Duration, cause error, notify func(left time.Duration, cause error)) error {
 	end := time.Now().Add(d)
-	for {
-		left := time.Until(end)
-		if left <= 0 {
-			return context.Cause(ctx)
-		}
+	for left := d; left > 0; left = time.Until(end) {
 		notify(left, cause)
 		t := time.NewTimer(min(left, time.Second))
 		select {
@@ -96,6 +91,7 @@ func sleep(ctx context.Context, d time.Duration, cause error, notify func(left t
 		case <-t.C:
 		}
 	}
+	return context.Cause(ctx)
 }
 
 // retry calls try until it succeeds or policy ends it.

@@ -75,7 +75,9 @@ func (c *Client) ping(ctx context.Context, host string) (*url.URL, []challenge, 
 		}
 		discard(resp)
 		var challenges []challenge
-		if resp.StatusCode == http.StatusUnauthorized {
+		if resp.StatusCode == http.StatusUnauthorized && sameOrigin(resp.Request.URL, base) {
+			// registry.k8s.io redirects to a registry whose challenge is for
+			// other names than its own, and is not for our credentials.
 			challenges = parseChallenges(resp.Header.Values("WWW-Authenticate"))
 		}
 		return base, challenges, nil
