@@ -14,6 +14,9 @@ const (
 	aclTags  = 0x01 | aclUser | 0x04 | aclGroup | 0x10 | 0x20 // user_obj … mask, other
 )
 
+// aclEmpty is an ACL without entries: to set it is to remove it.
+const aclEmpty = "\x02\x00\x00\x00"
+
 var errACL = errors.New("malformed POSIX ACL")
 
 func aclTagKnown(tag uint16) bool { return tag&(tag-1) == 0 && tag&aclTags != 0 }

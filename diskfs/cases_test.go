@@ -122,7 +122,7 @@ func (tc layerCase) refuse(t *testing.T, c *chain, tar []byte) {
 // tidy makes an expectation, lines separated by newlines or bars, a sorted list.
 func tidy(s string) string {
 	var lines []string
-	for line := range strings.SplitSeq(strings.ReplaceAll(s, " | ", "\n"), "\n") {
+	for line := range strings.SplitSeq(strings.NewReplacer(" | ", "\n", " |\n", "\n").Replace(s), "\n") {
 		if line = strings.TrimSpace(line); line != "" {
 			lines = append(lines, line+"\n")
 		}

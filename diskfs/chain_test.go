@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -188,6 +189,10 @@ func (c *chain) kernelTree() tree {
 	c.t.Helper()
 	dir, unmount := mountDisk(c.t, c.path, "ro,noload")
 	defer unmount()
+	// No process may be forked meanwhile: until it calls exec, it has the files open
+	// that the walk reads, and the disk cannot be unmounted.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	return hostTree(c.t, dir)
 }
 

@@ -226,9 +226,16 @@ func (t *tarReader) setKind(e *entry, h *tar.Header) error {
 // setXattrs takes the extended attributes that ext4 and containers can use: others do
 // as the kernel does when it is asked to set them, and drop them.
 func (t *tarReader) setXattrs(e *entry, h *tar.Header) error {
+	other := false
 	for k, v := range h.PAXRecords {
 		name, ok := strings.CutPrefix(k, paxXattr)
 		if !ok {
+			switch {
+			case strings.HasPrefix(k, "LIBARCHIVE.xattr."):
+				other = true
+			case strings.HasPrefix(k, "SCHILY.acl."):
+				t.warning("ACLs written as text (SCHILY.acl) are not read")
+			}
 			continue
 		}
 		if t.names += int64(len(name) + len(v)); t.names > t.lim.Names {
@@ -242,6 +249,8 @@ func (t *tarReader) setXattrs(e *entry, h *tar.Header) error {
 		case strings.HasPrefix(name, "trusted."):
 			t.warning("trusted.* attributes are not taken from images")
 			continue
+		case isACL && v == aclEmpty:
+			continue // set to none
 		case isACL && e.kind == kindSymlink:
 			t.warning("symlinks have no ACLs")
 			continue
@@ -250,6 +259,9 @@ func (t *tarReader) setXattrs(e *entry, h *tar.Header) error {
 			continue
 		}
 		e.xattrs = append(e.xattrs, Xattr{name, []byte(v)})
+	}
+	if other && e.xattrs == nil { // libarchive writes both forms unless it is told not to
+		t.warning("extended attributes that only libarchive knows (LIBARCHIVE.xattr) are not read")
 	}
 	slices.SortFunc(e.xattrs, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
 	return nil
