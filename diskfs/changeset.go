@@ -65,6 +65,7 @@ type Limits struct {
 	Entries  int   // tar entries; 0 means 8 million
 	FileSize int64 // bytes of one file, holes included; 0 means 16 TiB, ext4's limit
 	Data     int64 // bytes of data, zeros left out; 0 means no limit
+	Holes    int64 // bytes of sparse files that the tar does not hold; 0 means 2 TiB
 	Names    int64 // bytes of names, links and extended attributes together; 0 means 1 GiB
 }
 
@@ -77,6 +78,9 @@ func (l Limits) orDefault() Limits {
 	}
 	if l.Data == 0 {
 		l.Data = 1<<63 - 1
+	}
+	if l.Holes == 0 {
+		l.Holes = 2 << 40
 	}
 	if l.Names == 0 {
 		l.Names = 1 << 30

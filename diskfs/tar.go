@@ -39,8 +39,9 @@ var zeroBlock [BlockSize]byte
 // whiteouts (image-spec layer.md) are recorded as such whatever their type. A broken
 // tar gives a *FormatError or the tar package's error; what data holds is then useless.
 func ReadTar(r io.Reader, data io.Writer, lim Limits) (*Changeset, error) {
+	in := &countReader{r: r}
 	t := tarReader{
-		tr: tar.NewReader(r), out: data, lim: lim.orDefault(), buf: make([]byte, tarChunk),
+		tr: tar.NewReader(in), in: in, out: data, lim: lim.orDefault(), buf: make([]byte, tarChunk),
 		cs: &Changeset{dirs: make(map[string]struct{})},
 	}
 	for {
@@ -59,20 +60,34 @@ func ReadTar(r io.Reader, data io.Writer, lim Limits) (*Changeset, error) {
 		}
 	}
 	t.dropPseudo()
-	if _, err := io.Copy(io.Discard, r); err != nil {
+	if _, err := io.Copy(io.Discard, in); err != nil {
 		return nil, fmt.Errorf("read tar to its end: %w", err)
 	}
 	return t.cs, nil
 }
 
+// A countReader counts the bytes read.
+type countReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
 type tarReader struct {
 	tr    *tar.Reader
+	in    *countReader
 	out   io.Writer
 	lim   Limits
 	buf   []byte
 	cs    *Changeset
 	seen  int
 	names int64
+	holes int64 // bytes of files that did not come out of in
 	warn  map[string]bool
 	// pseudo holds the files of pseudoLinks by path. Once a link has made one real, only
 	// its path counts: what further links lead to.
@@ -298,6 +313,7 @@ func (t *tarReader) data(e *entry) error {
 	}
 	for left := e.size; left > 0; {
 		n := int(min(left, tarChunk))
+		seen := t.in.n
 		if _, err := io.ReadFull(t.tr, t.buf[:n]); err != nil {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
@@ -305,6 +321,14 @@ func (t *tarReader) data(e *entry) error {
 			return fmt.Errorf("read %d bytes of data, %d missing: %w", e.size, left, err)
 		}
 		left -= int64(n)
+		// A sparse file can be of any size for a few bytes of map.
+		if t.holes += max(0, int64(n)-(t.in.n-seen)); t.holes > t.lim.Holes {
+			return fmt.Errorf("holes in the tar exceed %d bytes", t.lim.Holes)
+		}
+		if seen == t.in.n { // all of it
+			zeros += int64(n+BlockSize-1) / BlockSize
+			continue
+		}
 		end := (n + BlockSize - 1) &^ (BlockSize - 1)
 		clear(t.buf[n:end])
 		for p := t.buf[:end]; len(p) > 0; {
