@@ -55,6 +55,7 @@ type checker struct {
 	d       Dir
 	o       CheckOptions
 	report  func(Finding)
+	found   int // findings that are not harmless
 	records map[digest.Digest]*Layer // readable ones
 	images  map[digest.Digest]*Image // readable ones
 	users   map[digest.Digest]string // an image of each layer, to name in advice
@@ -84,6 +85,7 @@ func (c *checker) run(ctx context.Context) error {
 }
 
 func (c *checker) find(path, advice, format string, args ...any) {
+	c.found++
 	c.report(Finding{Path: path, Problem: fmt.Sprintf(format, args...), Advice: advice})
 }
 
@@ -174,8 +176,8 @@ func (c *checker) checkLayers(ctx context.Context, chains []digest.Digest) error
 			}
 		}
 	}
-	if !c.o.Deep {
-		return nil
+	if !c.o.Deep || c.found > 0 {
+		return nil // what a damaged disk shows is no news
 	}
 	for _, img := range c.images {
 		if err := c.walk(ctx, img); err != nil {
@@ -295,7 +297,7 @@ func (c *checker) walkFailed(ctx context.Context, img *Image, err error) error {
 	}
 	var fe *diskfs.FormatError
 	if there, _ := exists(c.d.image(img.ID)); there || errors.As(err, &fe) {
-		c.find(path, "if nothing else is wrong, report this as a bug; pulling the image into another store may help", "file system: %v", err)
+		c.find(path, "its disks are as they were written: report this as a bug", "file system: %v", err)
 	}
 	return nil
 }

@@ -235,10 +235,8 @@ func (f *flight) fail(one *rider, err error) {
 // attempt brings the layer into the store with r's Source. The caller removes
 // what is in tmp after an error.
 func (f *flight) attempt(ctx context.Context, r *rider) error {
-	d := f.s.dir
-	if d.isComplete(f.layer.chain) { // thanks to another process
-		f.update(func() { f.stage, f.landed = StageExists, true })
-		return nil
+	if there, err := f.isThere(ctx); there || err != nil {
+		return err
 	}
 	l := &Layer{
 		Chain: r.layer.chain, Parent: r.layer.parent, DiffID: r.layer.diffID,
@@ -262,6 +260,27 @@ func (f *flight) attempt(ctx context.Context, r *rider) error {
 	}
 	f.update(func() { f.stage, f.stack = StageBound, st }) // st is another's from here on
 	return f.commit(ctx, l, desc)
+}
+
+// isThere lands the flight if the layer is in the store: another process has
+// brought it, or only layers below were missing. Those must land first, since
+// without them it is not complete.
+func (f *flight) isThere(ctx context.Context) (bool, error) {
+	d := f.s.dir
+	if !d.isComplete(f.layer.chain) {
+		return false, nil
+	}
+	if b := f.below; b != nil {
+		f.giveTicket()
+		if err := b.await(ctx, func() bool { return b.landed || b.gone }); err != nil {
+			return false, err
+		}
+		if !d.isComplete(f.layer.chain) {
+			return false, nil
+		}
+	}
+	f.update(func() { f.stage, f.landed = StageExists, true })
+	return true, nil
 }
 
 // parentStack returns the stack that the layer goes on: the one that its parent

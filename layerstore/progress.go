@@ -42,18 +42,19 @@ type reporter struct {
 	last []ProgressEvent // of the missing layers
 }
 
+// newReporter tells of each layer whether it is missing; the missing ones are the
+// last of layers.
 func newReporter(fn func(ProgressEvent), layers, missing []planLayer) *reporter {
 	if fn == nil {
 		return &reporter{}
 	}
 	r := &reporter{fn: fn, last: make([]ProgressEvent, len(missing))}
-	n := 0
-	for _, l := range layers {
+	there := len(layers) - len(missing)
+	for i, l := range layers {
 		e := ProgressEvent{Layer: l.blob.Digest, Stage: StageExists}
-		if n < len(missing) && missing[n].chain == l.chain {
+		if i >= there {
 			e.Stage = StageQueued
-			r.last[n] = e
-			n++
+			r.last[i-there] = e
 		}
 		fn(e)
 	}

@@ -96,11 +96,9 @@ func (p *plan) names(ref reference.Named) ([]reference.Named, error) {
 
 // pullLayers brings the layers of an image that are missing.
 func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, plan *plan, progress func(ProgressEvent)) error {
-	var missing []planLayer
-	for _, l := range plan.layers {
-		if !s.dir.isComplete(l.chain) {
-			missing = append(missing, l)
-		}
+	missing := plan.layers
+	for len(missing) > 0 && s.dir.isComplete(missing[0].chain) {
+		missing = missing[1:]
 	}
 	rep := newReporter(progress, plan.layers, missing)
 	s.board(ctx, p, src, missing)
