@@ -60,7 +60,6 @@ func linkAndOwn(w *tar.Writer) error {
 	for _, h := range []tar.Header{
 		{Name: "srv/app/", Uid: 1000, Gid: 1000},
 		{Name: "srv/app/data/", Uid: 1000, Gid: 70000, Mode: 02775},
-		{Name: "srv/app/data/alias.txt", Typeflag: tar.TypeLink, Linkname: "srv/app/data/003.txt", Uid: 1000, Gid: 1000},
 		{Name: "srv/app/hosts", Typeflag: tar.TypeSymlink, Linkname: "/etc/hosts", Uid: 1000},
 		{Name: "srv/app/long", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("../", 30) + "etc/debian_version"},
 		{Name: "srv/app/null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0666},
@@ -78,6 +77,14 @@ func linkAndOwn(w *tar.Writer) error {
 		}
 	}
 	return nil
+}
+
+// LowerLink returns a layer that gives a file of Edits another name without shipping
+// the file. The specification allows it; containerd cannot apply it.
+func LowerLink() Layer {
+	return Layer{CreatedBy: "RUN ln /srv/app/data/003.txt", Write: func(w *tar.Writer) error {
+		return Add(w, tar.Header{Name: "srv/app/data/alias.txt", Typeflag: tar.TypeLink, Linkname: "srv/app/data/003.txt", Uid: 1000, Gid: 1000}, "")
+	}}
 }
 
 // SmallFiles returns a layer of n files of up to 4 KiB in directories of 100, as

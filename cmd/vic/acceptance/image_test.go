@@ -42,7 +42,7 @@ func debian(t *testing.T, r *testimage.Registry) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	layers := append([]testimage.Layer{base, testimage.SmallFiles(20000)}, testimage.Edits()...)
+	layers := append([]testimage.Layer{base, testimage.SmallFiles(20000)}, append(testimage.Edits(), testimage.LowerLink())...)
 	img, err := testimage.Build(v1.Config{Cmd: []string{"bash"}}, layers...)
 	if err != nil {
 		t.Fatal(err)
