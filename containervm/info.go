@@ -57,6 +57,7 @@ type EndpointInfo struct {
 	MAC     string       `json:"mac"`
 	IP      netip.Prefix `json:"ip"`
 	Gateway netip.Addr   `json:"gateway"`
+	MTU     int          `json:"mtu,omitempty"` // 0 leaves the device's
 	// Ports as they are really bound: HostIP and HostPort are set, and a binding on all
 	// addresses comes twice, as 0.0.0.0 and ::, if the host has both.
 	Ports []PortBinding `json:"ports,omitempty"`
