@@ -1,0 +1,259 @@
+package tether
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vic/tether/wire"
+)
+
+// deviceTimeout is how long a disk, port or interface may take to appear.
+const deviceTimeout = 30 * time.Second
+
+// A guest is the one container of this VM.
+type guest struct {
+	devices *devices
+	log     *logPort
+	conf    *wire.Config
+	reaper  *reaper
+	stdin   *stdin
+
+	mu    sync.Mutex
+	main  *process // nil until it runs, and once it has ended
+	execs []*execution
+}
+
+// Run boots the container, waits for its end and powers the VM off. It returns only
+// if this process is not PID 1 of a VM.
+func Run() error {
+	if os.Getpid() != 1 {
+		return errors.New("tether: runs only as PID 1 of a container VM")
+	}
+	g := &guest{reaper: newReaper(), stdin: newStdin()}
+	exit, err := g.live()
+	if err != nil {
+		exit = setupFailure(err)
+	}
+	g.record(exit)
+	powerOff()
+	panic("unreachable")
+}
+
+// live brings the container up and returns how its process ended.
+func (g *guest) live() (wire.Exit, error) {
+	syscall.Umask(022)
+	if err := mountKernel(); err != nil {
+		return wire.Exit{}, err
+	}
+	var err error
+	if g.devices, err = newDevices("/modules"); err != nil {
+		return wire.Exit{}, err
+	}
+	if g.log, err = openLog(g.devices); err != nil {
+		return wire.Exit{}, err
+	}
+	if g.conf, err = readConfig(); err != nil {
+		return wire.Exit{}, err
+	}
+	if err := seedRandom(g.conf.Seed); err != nil {
+		return wire.Exit{}, err
+	}
+	if err := setClock(g.conf.Time); err != nil {
+		return wire.Exit{}, err
+	}
+	if err := setNames(g.conf.Hostname, g.conf.Domain); err != nil {
+		return wire.Exit{}, err
+	}
+	if err := g.serveControl(); err != nil {
+		return wire.Exit{}, err
+	}
+	ooms := oomKills()
+	addresses, err := g.dress()
+	if err != nil {
+		return wire.Exit{}, err
+	}
+	cmd, err := g.mainCommand()
+	if err != nil {
+		return wire.Exit{}, err
+	}
+	p, err := g.startMain(cmd)
+	if err != nil {
+		return wire.Exit{}, err
+	}
+	if err := g.log.json(wire.RecStarted, wire.Started{PID: p.pid, Kernel: kernelRelease(), Addresses: addresses}); err != nil {
+		g.diagnose(err)
+	}
+	exit := p.wait()
+	g.mu.Lock()
+	g.main = nil
+	g.mu.Unlock()
+	g.reaper.killAll()
+	p.drained()
+	exit.OOM = oomKills() > ooms
+	return exit, nil
+}
+
+// dress gives the container its network and its file systems. The addresses are
+// those of each interface.
+func (g *guest) dress() ([][]string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), networkTimeout)
+	defer cancel()
+	type result struct {
+		net *network
+		err error
+	}
+	up := make(chan result, 1)
+	go func() {
+		n, err := setUpNetwork(ctx, g.devices, g.conf, g.diagnose)
+		up <- result{n, err}
+	}()
+	rootErr := g.mountRoot()
+	r := <-up
+	if err := errors.Join(rootErr, r.err); err != nil {
+		return nil, err
+	}
+	memory, err := g.switchRoot()
+	if err != nil {
+		return nil, err
+	}
+	defer memory.Close()
+	if err := mountSystem(g.conf.ShmSize); err != nil {
+		return nil, err
+	}
+	if err := g.mountFurther(); err != nil {
+		return nil, err
+	}
+	if err := writeFiles(memory, g.conf, r.net); err != nil {
+		return nil, err
+	}
+	if err := writeSysctls(g.conf.Sysctls); err != nil {
+		return nil, err
+	}
+	return r.net.addresses(), nil
+}
+
+// mainCommand resolves the container's command and seals a read-only root.
+func (g *guest) mainCommand() (*command, error) {
+	if err := makeDir(g.conf.Dir); err != nil {
+		return nil, err
+	}
+	if g.conf.Root.ReadOnly {
+		if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			return nil, fmt.Errorf("make root read-only: %w", err)
+		}
+	}
+	return resolve(g.conf, wire.Exec{Args: g.conf.Args, TTY: g.conf.TTY, Groups: g.conf.Groups})
+}
+
+func (g *guest) startMain(cmd *command) (*process, error) {
+	s := streams{stdout: g.log.stream(wire.Stdout), stderr: g.log.stream(wire.Stderr)}
+	if g.conf.OpenStdin {
+		s.stdin = g.stdin
+	} else {
+		g.stdin.refuse()
+	}
+	p, err := g.reaper.start(cmd, s, g.conf.Size)
+	if err != nil {
+		return nil, err
+	}
+	if p.terminal != nil {
+		if err := bindConsole(p.terminal); err != nil {
+			g.diagnose(err)
+		}
+	}
+	g.mu.Lock()
+	g.main = p
+	g.mu.Unlock()
+	return p, nil
+}
+
+// setupFailure is the exit of a container whose process was never started.
+func setupFailure(err error) wire.Exit {
+	var start *wire.Error
+	if errors.As(err, &start) {
+		return wire.Exit{Code: start.ExitCode, Error: start.Message}
+	}
+	return wire.Exit{Code: 128, Error: err.Error()}
+}
+
+// record writes the exit into the log, or where there is none to the console.
+func (g *guest) record(e wire.Exit) {
+	err := errors.New("no log port")
+	if g.log != nil {
+		err = g.log.json(wire.RecExit, e)
+	}
+	if err != nil {
+		printk("exit code %d %s: not recorded: %v", e.Code, e.Error, err)
+	}
+}
+
+// diagnose tells people about a failure that the container lives with.
+func (g *guest) diagnose(err error) {
+	if logErr := g.log.write(wire.Diagnostic, []byte(err.Error())); logErr != nil {
+		printk("%v", err)
+	}
+}
+
+// printk writes a line to the kernel's console.
+func printk(format string, args ...any) {
+	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil {
+		return // there is no place left to tell
+	}
+	defer f.Close()
+	fmt.Fprintf(f, "<3>tether: "+format+"\n", args...)
+}
+
+// readConfig reads the configuration from the machine's OEM strings.
+func readConfig() (*wire.Config, error) {
+	files, err := filepath.Glob("/sys/firmware/dmi/entries/11-*/raw")
+	if err != nil {
+		return nil, err
+	}
+	var oem []string
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		ss, err := wire.ParseOEMStrings(raw)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", f, err)
+		}
+		oem = append(oem, ss...)
+	}
+	return wire.ParseConfig(oem)
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// oomKills is how many processes the kernel has killed for lack of memory.
+func oomKills() int {
+	text, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			n := 0
+			fmt.Sscan(v, &n)
+			return n
+		}
+	}
+	return 0
+}

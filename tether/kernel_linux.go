@@ -1,0 +1,100 @@
+package tether
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountKernel mounts what the kernel shows of itself, in the initramfs.
+func mountKernel() error {
+	for _, m := range []struct{ fs, dir string }{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
+		if err := os.MkdirAll(m.dir, 0755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.fs, m.dir, m.fs, 0, ""); err != nil && err != unix.EBUSY {
+			return fmt.Errorf("mount %s: %w", m.dir, err)
+		}
+	}
+	return nil
+}
+
+// seedRandom feeds the kernel's random number generator and credits it, so that no
+// process waits for randomness in a machine that has no source of it (random(4)).
+func seedRandom(seed []byte) error {
+	if len(seed) == 0 {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// struct rand_pool_info { int entropy_count /* bits */; int buf_size; __u32 buf[]; }
+	info := make([]uint32, 2+(len(seed)+3)/4)
+	info[0], info[1] = uint32(len(seed)*8), uint32(len(seed))
+	padded := append(append([]byte(nil), seed...), 0, 0, 0)
+	for i := range info[2:] {
+		info[2+i] = binary.NativeEndian.Uint32(padded[4*i:])
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0]))); errno != 0 {
+		return fmt.Errorf("seed random numbers: %w", errno)
+	}
+	return nil
+}
+
+func setClock(ns int64) error {
+	if ns == 0 {
+		return nil
+	}
+	ts := unix.NsecToTimespec(ns)
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("set clock to %v: %w", time.Unix(0, ns).UTC(), err)
+	}
+	return nil
+}
+
+func setNames(host, domain string) error {
+	if host != "" {
+		if err := unix.Sethostname([]byte(host)); err != nil {
+			return fmt.Errorf("set host name %q: %w", host, err)
+		}
+	}
+	if domain != "" {
+		if err := unix.Setdomainname([]byte(domain)); err != nil {
+			return fmt.Errorf("set domain name %q: %w", domain, err)
+		}
+	}
+	return nil
+}
+
+// writeSysctls sets kernel parameters by name, as sysctl(8) takes them.
+func writeSysctls(params map[string]string) error {
+	for name, value := range params {
+		file := path.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+		if !strings.HasPrefix(file, "/proc/sys/") {
+			return fmt.Errorf("sysctl %q: not a parameter", name)
+		}
+		if err := os.WriteFile(file, []byte(value), 0); err != nil {
+			return fmt.Errorf("sysctl %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// powerOff ends the VM. All processes but this one are dead by now, or the
+// container was never started.
+func powerOff() {
+	unmountAll()
+	for {
+		err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		printk("power off: %v", err)
+		time.Sleep(time.Second)
+	}
+}

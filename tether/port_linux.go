@@ -1,0 +1,142 @@
+package tether
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vic/tether/wire"
+)
+
+// A logPort is where the log goes. Its methods may be called from several
+// goroutines; they wait for a host that takes the log slowly.
+type logPort struct {
+	mu  sync.Mutex
+	f   *os.File
+	buf []byte
+}
+
+func openLog(d *devices) (*logPort, error) {
+	dev, err := d.port(wire.LogPort)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(dev, os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &logPort{f: f}, nil
+}
+
+// write appends data as one record, or several if it is long.
+func (l *logPort) write(t wire.RecordType, data []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		n := min(len(data), wire.MaxPayload)
+		// The time is taken here so that it never runs backward in the log.
+		l.buf = wire.AppendRecord(l.buf[:0], t, time.Now(), data[:n])
+		if _, err := l.f.Write(l.buf); err != nil {
+			return fmt.Errorf("write log: %w", err)
+		}
+		if data = data[n:]; len(data) == 0 {
+			return nil
+		}
+	}
+}
+
+func (l *logPort) json(t wire.RecordType, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(b) > wire.MaxPayload {
+		return fmt.Errorf("wire: record of %d bytes", len(b))
+	}
+	return l.write(t, b)
+}
+
+// stream is a writer of records of one type.
+func (l *logPort) stream(t wire.RecordType) io.Writer { return logStream{l, t} }
+
+type logStream struct {
+	l *logPort
+	t wire.RecordType
+}
+
+func (s logStream) Write(p []byte) (int, error) {
+	if err := s.l.write(s.t, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// A controlPort is the guest's end of the control stream. The kernel reads as at
+// the end of a file while no host is connected, and lets writes wait for one.
+type controlPort struct {
+	*os.File
+	epoll int
+}
+
+func openControl(d *devices) (*controlPort, error) {
+	dev, err := d.port(wire.ControlPort)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(dev, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", dev, err)
+	}
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll_create: %w", err)
+	}
+	// Edge-triggered: the one event of a port without a host is that one comes
+	// (virtio_console.c, VIRTIO_CONSOLE_PORT_OPEN wakes whoever polls).
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLHUP | unix.EPOLLET}
+	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		return nil, fmt.Errorf("epoll_ctl %s: %w", dev, err)
+	}
+	return &controlPort{os.NewFile(uintptr(fd), dev), ep}, nil
+}
+
+// awaitHost waits until something has happened to the port since the last call.
+func (c *controlPort) awaitHost() error {
+	events := make([]unix.EpollEvent, 1)
+	for {
+		_, err := unix.EpollWait(c.epoll, events, -1)
+		if err == nil {
+			return nil
+		}
+		if err != unix.EINTR {
+			return fmt.Errorf("epoll_wait: %w", err)
+		}
+	}
+}
+
+// serveControl serves hosts until the VM ends.
+func (g *guest) serveControl() error {
+	port, err := openControl(g.devices)
+	if err != nil {
+		return err
+	}
+	server := &wire.Server{ID: g.conf.ID, Token: g.conf.Token, Handler: g}
+	go func() { // for the life of the VM
+		for {
+			err := server.Serve(port)
+			if err == io.EOF {
+				err = port.awaitHost()
+			}
+			if err != nil {
+				g.diagnose(fmt.Errorf("control port: %w", err))
+				return
+			}
+		}
+	}()
+	return nil
+}

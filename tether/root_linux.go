@@ -1,0 +1,267 @@
+package tether
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	newRoot = "/newroot" // in the initramfs
+	// memoryDir is where the files in memory are, in the initramfs. After the
+	// switch it is reached through an open directory alone.
+	memoryDir = "/files"
+)
+
+// mountRoot mounts the root disk beside the initramfs.
+func (g *guest) mountRoot() error {
+	dev, err := g.devices.disk(g.conf.Root.Serial)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(newRoot, 0755); err != nil {
+		return err
+	}
+	// Writable at first, also where it is to be read-only: its journal may have to
+	// be replayed and mount points made.
+	if err := unix.Mount(dev, newRoot, "ext4", 0, ""); err != nil {
+		return fmt.Errorf("mount root disk %s: %w", dev, err)
+	}
+	return nil
+}
+
+// switchRoot makes the root disk "/" and gives back the memory of the initramfs. It
+// returns a directory in memory that is no longer reachable by name.
+func (g *guest) switchRoot() (*os.File, error) {
+	if err := os.MkdirAll(memoryDir, 0755); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount("tmpfs", memoryDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=1m"); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", memoryDir, err)
+	}
+	memory, err := os.Open(memoryDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.devices.close(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{"/sys", "/proc", "/dev"} {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			return nil, fmt.Errorf("unmount initial %s: %w", dir, err)
+		}
+	}
+	if err := os.Chdir(newRoot); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return nil, fmt.Errorf("move root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return nil, fmt.Errorf("change root: %w", err)
+	}
+	return memory, os.Chdir("/")
+}
+
+// mountSystem mounts what docker's containers find mounted.
+func mountSystem(shmSize int64) error {
+	if shmSize == 0 {
+		shmSize = 64 << 20
+	}
+	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	for _, m := range []struct {
+		fs, dir string
+		flags   uintptr
+		data    string
+	}{
+		{"proc", "/proc", quiet, ""},
+		{"devtmpfs", "/dev", unix.MS_NOSUID, ""},
+		{"devpts", "/dev/pts", unix.MS_NOSUID | unix.MS_NOEXEC, "ptmxmode=666,mode=620,gid=5"},
+		{"tmpfs", "/dev/shm", quiet, fmt.Sprintf("mode=1777,size=%d", shmSize)},
+		{"mqueue", "/dev/mqueue", quiet, ""},
+		{"sysfs", "/sys", quiet, ""},
+		{"cgroup2", "/sys/fs/cgroup", quiet, ""},
+	} {
+		if err := mount(m.fs, m.dir, m.fs, m.flags, m.data); err != nil {
+			return err
+		}
+	}
+	for _, l := range [][2]string{
+		{"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"}, {"/proc/self/fd/1", "/dev/stdout"},
+		{"/proc/self/fd/2", "/dev/stderr"}, {"/proc/kcore", "/dev/core"},
+	} {
+		if err := os.Symlink(l[0], l[1]); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// mount makes the mount point if it is not there.
+func mount(source, dir, fs string, flags uintptr, data string) error {
+	dir, err := follow(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0755); err != nil {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	if err := unix.Mount(source, dir, fs, flags, data); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", fs, dir, err)
+	}
+	return nil
+}
+
+// mountFurther mounts what the configuration asks for.
+func (g *guest) mountFurther() error {
+	for _, m := range g.conf.Mounts {
+		flags, data := mountOptions(m.Options)
+		if m.ReadOnly {
+			flags |= unix.MS_RDONLY
+		}
+		var err error
+		switch {
+		case !path.IsAbs(m.Target):
+			err = fmt.Errorf("mount target %q is not an absolute path", m.Target)
+		case m.Type == "tmpfs":
+			err = mount("tmpfs", m.Target, "tmpfs", flags, data)
+		case m.Type == "disk":
+			var dev string
+			if dev, err = g.devices.disk(m.Serial); err == nil {
+				err = mount(dev, m.Target, "ext4", flags, data)
+			}
+		default:
+			err = fmt.Errorf("mount of type %q on %s", m.Type, m.Target)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountFlags are the options of mount(8) that are flags of mount(2): set, or taken
+// away.
+var mountFlags = map[string]struct{ set, clear uintptr }{
+	"ro":          {set: unix.MS_RDONLY},
+	"rw":          {clear: unix.MS_RDONLY},
+	"nosuid":      {set: unix.MS_NOSUID},
+	"suid":        {clear: unix.MS_NOSUID},
+	"nodev":       {set: unix.MS_NODEV},
+	"dev":         {clear: unix.MS_NODEV},
+	"noexec":      {set: unix.MS_NOEXEC},
+	"exec":        {clear: unix.MS_NOEXEC},
+	"sync":        {set: unix.MS_SYNCHRONOUS},
+	"async":       {clear: unix.MS_SYNCHRONOUS},
+	"dirsync":     {set: unix.MS_DIRSYNC},
+	"noatime":     {set: unix.MS_NOATIME},
+	"atime":       {clear: unix.MS_NOATIME},
+	"nodiratime":  {set: unix.MS_NODIRATIME},
+	"diratime":    {clear: unix.MS_NODIRATIME},
+	"relatime":    {set: unix.MS_RELATIME},
+	"norelatime":  {clear: unix.MS_RELATIME},
+	"strictatime": {set: unix.MS_STRICTATIME},
+	"defaults":    {},
+}
+
+// mountOptions splits options into flags and what the file system itself reads.
+func mountOptions(options []string) (flags uintptr, data string) {
+	var rest []string
+	for _, o := range options {
+		if f, ok := mountFlags[o]; ok {
+			flags = flags&^f.clear | f.set
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	return flags, strings.Join(rest, ",")
+}
+
+// follow resolves the symlinks in an absolute path as far as it exists. What it
+// returns has none, unless somebody changes the tree meanwhile.
+func follow(p string) (string, error) {
+	done, rest := "/", strings.Split(path.Clean(p), "/")
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			done = path.Dir(done)
+			continue
+		}
+		next := path.Join(done, name)
+		target, err := os.Readlink(next)
+		if err != nil { // no symlink, or nothing at all
+			done = next
+			continue
+		}
+		if links++; links > 40 {
+			return "", &os.PathError{Op: "resolve", Path: p, Err: unix.ELOOP}
+		}
+		if path.IsAbs(target) {
+			done = "/"
+		}
+		rest = slices.Concat(strings.Split(target, "/"), rest)
+	}
+	return done, nil
+}
+
+// makeDir makes the working directory if it is not there.
+func makeDir(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	p, err := follow(dir)
+	if err != nil {
+		return err
+	}
+	err = os.MkdirAll(p, 0755)
+	if errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("Cannot mkdir: %s is not a directory", dir) // docker's words
+	}
+	return err
+}
+
+// unmountAll leaves every disk clean. What cannot be unmounted, because this process
+// stands on it, becomes read-only.
+func unmountAll() {
+	unix.Sync()
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		printk("%v", err)
+	}
+	var dirs []string
+	for line := range strings.Lines(string(text)) {
+		if dir, ok := diskMount(line); ok {
+			dirs = append(dirs, dir)
+		}
+	}
+	for _, dir := range slices.Backward(dirs) {
+		if dir != "/" && unix.Unmount(dir, 0) == nil {
+			continue
+		}
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			printk("make %s read-only: %v", dir, err)
+		}
+	}
+}
+
+// diskMount takes the mount point out of a line of /proc/self/mountinfo (proc(5)),
+// if what is mounted there is on a disk: "36 35 98:0 / /mnt rw - ext4 /dev/vda rw".
+func diskMount(line string) (string, bool) {
+	before, after, ok := strings.Cut(line, " - ")
+	f, g := strings.Fields(before), strings.Fields(after)
+	if !ok || len(f) < 5 || len(g) < 2 || !strings.HasPrefix(g[1], "/dev/") {
+		return "", false
+	}
+	return mountinfoEscapes.Replace(f[4]), true
+}
+
+var mountinfoEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
