@@ -55,19 +55,14 @@ type checker struct {
 	d       Dir
 	o       CheckOptions
 	report  func(Finding)
-	found   int // findings that are not harmless
+	found   int                      // findings that are not harmless
 	records map[digest.Digest]*Layer // readable ones
 	images  map[digest.Digest]*Image // readable ones
 	users   map[digest.Digest]string // an image of each layer, to name in advice
 }
 
 func (c *checker) run(ctx context.Context) error {
-	chains, err := c.d.chains()
-	if err != nil {
-		return err
-	}
-	// No sweep takes away what is being looked at.
-	lease, err := c.d.lease(chains)
+	chains, lease, err := c.leaseAll()
 	if err != nil {
 		return err
 	}
@@ -82,6 +77,21 @@ func (c *checker) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// leaseAll keeps sweeps from taking away what is being looked at.
+func (c *checker) leaseAll() ([]digest.Digest, *lease, error) {
+	lock, err := c.d.lockShared()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer lock.unlock()
+	chains, err := c.d.chains()
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := c.d.lease(chains)
+	return chains, l, err
 }
 
 func (c *checker) find(path, advice, format string, args ...any) {
@@ -194,6 +204,9 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 	below, depth := digest.Digest(""), 1
 	if l.Parent != "" {
 		p := c.records[l.Parent]
+		if p == nil {
+			p, _ = c.d.readLayer(l.Parent) // a pull may have brought both while the folder was read
+		}
 		if p == nil {
 			c.find(path, c.again(l.Parent), "layer %s below is missing or damaged", l.Parent)
 			return nil
@@ -318,25 +331,30 @@ func (c *checker) checkDisks(ctx context.Context) error {
 			c.find(path, "find out where it comes from, and move it elsewhere", "is no disk of a layer")
 			continue
 		}
-		lock, err := c.d.tryLockChain(chain)
-		if err != nil {
-			return err
-		}
-		if lock == nil {
-			continue // on its way in or out
-		}
-		there, err := exists(c.d.layer(chain))
-		if err == nil && !there {
-			there, err = exists(path)
-			if err == nil && there {
-				c.report(Finding{Path: path, Problem: "its layer has no record", Advice: "vic gc", Harmless: true})
-			}
-		}
-		lock.unlock()
-		if err != nil {
+		if err := c.checkOrphan(path, chain); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// checkOrphan reports a disk file without a record, unless somebody is at it.
+func (c *checker) checkOrphan(path string, chain digest.Digest) error {
+	if there, err := exists(c.d.layer(chain)); there || err != nil {
+		return err
+	}
+	lock, err := c.d.tryLockChain(chain)
+	if lock == nil || err != nil {
+		return err
+	}
+	defer lock.unlock()
+	if there, err := exists(c.d.layer(chain)); there || err != nil {
+		return err
+	}
+	if there, err := exists(path); !there || err != nil {
+		return err
+	}
+	c.report(Finding{Path: path, Problem: "its layer has no record", Advice: "vic gc", Harmless: true})
 	return nil
 }
 
@@ -372,49 +390,60 @@ func (c *checker) checkContainers(ctx context.Context) error {
 		return err
 	}
 	for _, id := range ids {
-		p, err := c.d.readPin(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it has no disk yet
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		if err != nil {
-			c.find(c.d.pin(id), fmt.Sprintf("remove container %s; until then no layer can be removed", id), "%v", err)
-			continue
+		if err := c.checkContainer(id); err != nil {
+			return err
 		}
-		advice := fmt.Sprintf("pull image %s again; if that does not help, remove container %s", p.Image, id)
-		for _, chain := range p.Layers {
-			if there, err := exists(c.d.layer(chain)); err != nil {
-				return err
-			} else if !there {
-				c.find(c.d.pin(id), advice, "layer %s is missing", chain)
-			}
-		}
-		c.checkContainerDisk(id, p, advice)
 	}
 	return nil
 }
 
-// checkContainerDisk checks what does not change while a container runs: what its
-// disk stands on.
-func (c *checker) checkContainerDisk(id string, p *pin, advice string) {
+// checkContainer checks what does not change while a container runs: what its
+// disk stands on. Nobody makes or removes a container meanwhile.
+func (c *checker) checkContainer(id string) error {
+	lock, err := c.d.lockExclusive()
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	p, err := c.d.readPin(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has no disk yet
+	}
+	remove := fmt.Sprintf("remove container %s", id)
+	if err != nil {
+		c.find(c.d.pin(id), remove+"; until then no layer can be removed", "%v", err)
+		return nil
+	}
+	advice := fmt.Sprintf("pull image %s again; if that does not help, %s", p.Image, remove)
+	for _, chain := range p.Layers {
+		if there, err := exists(c.d.layer(chain)); err != nil {
+			return err
+		} else if !there {
+			c.find(c.d.pin(id), advice, "layer %s is missing", chain)
+		}
+	}
 	path := filepath.Join(c.d.container(id), containerDisk)
 	desc, err := c.d.readDescriptor(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		c.report(Finding{Path: c.d.container(id), Problem: "has no disk: making it was interrupted",
-			Advice: fmt.Sprintf("remove container %s", id), Harmless: true})
-		return
+		c.report(Finding{Path: c.d.container(id), Problem: "has no disk: making it was interrupted", Advice: remove, Harmless: true})
+		return nil
 	}
 	if err != nil {
-		c.find(path, fmt.Sprintf("remove container %s", id), "%v", err)
-		return
+		c.find(path, remove, "%v", err)
+		return nil
 	}
 	if want := "../../disks/" + diskName(p.Disk) + ".vmdk"; desc.ParentFileNameHint != want {
 		c.find(path, advice, "its parent is %q, not %q", desc.ParentFileNameHint, want)
-		return
+		return nil
 	}
 	parent, err := c.d.readDescriptor(c.d.disk(p.Disk))
 	if err == nil && parent.CID != desc.ParentCID {
 		c.find(path, advice, "made over CID %08x; the disk below has %08x", desc.ParentCID, parent.CID)
 	}
+	return nil
 }
 
 // checkTmp looks for what Open would remove.

@@ -40,8 +40,8 @@ var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 // image's, and returns the path of its descriptor. From then on the image's
 // layers stay, until RemoveContainer. The folder STORE/containers/id is made
 // unless it is there. The error is fs.ErrExist if the container has a disk
-// already, ErrNotFound if the image is not in the store. What an error leaves
-// behind, RemoveContainer removes.
+// already or was not removed after an error, ErrNotFound if the image is not in
+// the store. What an error or a crash leaves behind, RemoveContainer removes.
 func (s *Store) CreateContainerDisk(id string, image digest.Digest) (string, error) {
 	path, err := s.createContainerDisk(id, image)
 	if err != nil {
@@ -57,11 +57,12 @@ func (s *Store) createContainerDisk(id string, image digest.Digest) (string, err
 	if err := image.Validate(); err != nil {
 		return "", fmt.Errorf("image %q: %w", image, err)
 	}
-	dir := s.dir.container(id)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	lock, err := s.dir.lockShared()
+	if err != nil {
 		return "", err
 	}
-	p, err := s.pinLayers(id, image)
+	defer lock.unlock()
+	p, err := s.dir.newPin(id, image)
 	if err != nil {
 		return "", err
 	}
@@ -69,11 +70,18 @@ func (s *Store) createContainerDisk(id string, image digest.Digest) (string, err
 	if err != nil {
 		return "", err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, containerExtent), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	dir := s.dir.container(id)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, containerExtent), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
+	if err := s.dir.replaceFile(s.dir.pin(id), marshalRecord(p)); err != nil {
+		return "", err
+	}
 	if err := vmdk.CreateExtent(f, s.info.Capacity); err != nil {
 		return "", err
 	}
@@ -85,25 +93,15 @@ func (s *Store) createContainerDisk(id string, image digest.Digest) (string, err
 		return "", err
 	}
 	path := filepath.Join(dir, containerDisk)
-	if err := writeSynced(path, text, 0o600); err != nil {
+	if err := s.dir.replaceFile(path, text); err != nil { // syncs dir
 		return "", err
 	}
-	return path, syncDir(dir)
+	return path, syncDir(s.dir.containers())
 }
 
-// pinLayers writes a container's pin.
-func (s *Store) pinLayers(id string, image digest.Digest) (*pin, error) {
-	lock, err := s.dir.lockShared()
-	if err != nil {
-		return nil, err
-	}
-	defer lock.unlock()
-	if there, err := exists(filepath.Join(s.dir.container(id), containerDisk)); err != nil {
-		return nil, err
-	} else if there {
-		return nil, fs.ErrExist
-	}
-	img, err := s.dir.readImage(image)
+// newPin returns the pin of a container of an image.
+func (d Dir) newPin(id string, image digest.Digest) (*pin, error) {
+	img, err := d.readImage(image)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = ErrNotFound
 	}
@@ -115,16 +113,13 @@ func (s *Store) pinLayers(id string, image digest.Digest) (*pin, error) {
 		p.Layers = append(p.Layers, l.Chain)
 	}
 	if chain := img.Chain(); chain != "" {
-		l, err := s.dir.readLayer(chain)
+		l, err := d.readLayer(chain)
 		if err != nil {
 			return nil, err
 		}
 		p.Disk = l.Disk
 	}
-	if err := s.dir.replaceFile(s.dir.pin(id), marshalRecord(p)); err != nil {
-		return nil, err
-	}
-	return p, syncDir(s.dir.containers())
+	return p, nil
 }
 
 // RemoveContainer removes a container's folder with all that is in it, in one

@@ -88,7 +88,7 @@ func (d Dir) tryLockChain(chain digest.Digest) (*fileLock, error) {
 // lockChain waits for a layer's lock. It polls: a blocking fcntl could not be
 // cancelled, and the wait is for another process's download.
 func (d Dir) lockChain(ctx context.Context, chain digest.Digest) (*fileLock, error) {
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		l, err := d.tryLockChain(chain)
 		if l != nil || err != nil {
 			return l, err

@@ -50,7 +50,8 @@ func rawDisk(t *testing.T, s *Store, img *Image) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for disk := path; ; {
+	disk := path
+	for range 8 { // each opens the whole chain below
 		command(t, "qemu-img", "check", "-f", "vmdk", disk)
 		var info struct {
 			Backing string `json:"full-backing-filename"`
