@@ -2,8 +2,15 @@ package containervm
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"sync"
 	"syscall"
 	"time"
+
+	"vic/tether/wire"
 )
 
 // A Container is a handle on one container; it stays valid, if of little use, when
@@ -11,19 +18,128 @@ import (
 // ErrNotFound after removal, and a change that has begun is finished even if its
 // context ends.
 type Container struct {
-	id string
+	id      string
+	m       *Manager
+	dir     string
+	created time.Time
+	token   string
+	op      chan struct{} // held by Start, Restart, Remove
+
+	mu           sync.Mutex // guards all below
+	spec         Spec
+	state        State
+	endpointInfo *EndpointInfo
+	accel        string
+	boot         Boot
+	logStart     int64
+	run          *run          // nil while no VM runs
+	runs         int           // how many runs have begun
+	changed      chan struct{} // closed, and replaced, when any of these or the log changes
+	waiters      []*waiter
+	removing     bool
+	removed      bool
+	keep         bool // Restart is at work: no AutoRemove
+}
+
+// A run is one life of the VM.
+type run struct {
+	number   int
+	machine  Machine
+	endpoint Endpoint
+	conn     *wire.Conn // nil while there is no control session
+	started  bool       // the container's process runs
+	manual   bool       // somebody stops or kills it
+	ended    chan struct{}
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // what serves the VM
+}
+
+func newContainer(m *Manager, id string) *Container {
+	return &Container{id: id, m: m, dir: filepath.Join(m.dir, id), op: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // ID has 64 hex digits.
 func (c *Container) ID() string { return c.id }
 
 // Info returns what is known of the container now, also after its removal.
-func (c *Container) Info() Info { return Info{} }
+func (c *Container) Info() Info {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := Info{
+		ID: c.id, Name: c.spec.Name, Created: c.created, Spec: c.spec, State: c.state, Accel: c.accel,
+		DiskPath: filepath.Join(c.dir, "disk.vmdk"), LogPath: filepath.Join(c.dir, logFile), ConsolePath: filepath.Join(c.dir, consoleFile),
+	}
+	if c.removing && i.State.Status != Dead {
+		i.State.Status = Removing
+	}
+	if c.run != nil && c.endpointInfo != nil {
+		e := *c.endpointInfo
+		i.Endpoint = &e
+	}
+	return i
+}
 
-// Start boots the VM and returns when the container's process runs. The error
-// is ErrNotModified if it does already, a *StartError if the guest could not execute it
-// (the container has then ended with that code), ErrConflict while it is removed.
-func (c *Container) Start(ctx context.Context) error { return ErrNotImplemented }
+// notify wakes those who wait for a change.
+func (c *Container) notify() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.notifyLocked()
+}
+
+func (c *Container) notifyLocked() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// acquire serialises what begins or ends the container's existence or a run.
+func (c *Container) acquire(ctx context.Context) error {
+	select {
+	case c.op <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.m.closed:
+		return ErrClosed
+	}
+}
+
+func (c *Container) releaseOp() { <-c.op }
+
+// current returns the run that is under way.
+func (c *Container) current() (*run, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.removed {
+		return nil, c.notFound()
+	}
+	if c.run == nil || !c.run.started {
+		return nil, refuse(ErrNotRunning, "container %s is not running", c.id)
+	}
+	return c.run, nil
+}
+
+func (c *Container) notFound() error { return refuse(ErrNotFound, "No such container: %s", c.id) }
+
+// control returns the control session of a run, waiting for it if it is being opened.
+func (c *Container) control(ctx context.Context, r *run) (*wire.Conn, error) {
+	for {
+		c.mu.Lock()
+		conn, changed := r.conn, c.changed
+		c.mu.Unlock()
+		if conn != nil {
+			return conn, nil
+		}
+		select {
+		case <-changed:
+		case <-r.ended:
+			return nil, refuse(ErrNotRunning, "container %s is not running", c.id)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("reach the container's guest: %w", ctx.Err())
+		case <-c.m.closed:
+			return nil, ErrClosed
+		}
+	}
+}
 
 // StopOptions say how to stop a container. The zero value does as its Spec says.
 type StopOptions struct {
@@ -33,56 +149,207 @@ type StopOptions struct {
 	Grace *time.Duration
 }
 
+const (
+	defaultGrace = 10 * time.Second
+	// killPatience is how long a guest may take from SIGKILL to its end, with all it has
+	// to write, before its VM is killed.
+	killPatience = 20 * time.Second
+)
+
 // Stop sends a signal, waits and kills, and returns when the VM has ended. The
 // error is ErrNotModified if the container does not run. If ctx ends Stop returns, and the
 // container is stopped all the same.
-func (c *Container) Stop(ctx context.Context, o StopOptions) error { return ErrNotImplemented }
+func (c *Container) Stop(ctx context.Context, o StopOptions) error {
+	r, err := c.current()
+	if errors.Is(err, ErrNotRunning) {
+		return refuse(ErrNotModified, "container %s is stopped already", c.id)
+	}
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	c.m.wg.Go(func() { done <- c.stop(r, o) })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// stop ends a run and returns when it has ended, or the Manager is closed.
+func (c *Container) stop(r *run, o StopOptions) error {
+	sig, grace := o.Signal, defaultGrace
+	c.mu.Lock()
+	if sig == 0 {
+		sig = c.spec.StopSignal
+	}
+	if o.Grace == nil {
+		o.Grace = c.spec.StopGrace
+	}
+	r.manual = true
+	c.mu.Unlock()
+	if sig == 0 {
+		sig = syscall.SIGTERM
+	}
+	if o.Grace != nil {
+		grace = *o.Grace
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	if grace >= 0 {
+		ctx, cancel = context.WithTimeout(context.Background(), grace)
+	}
+	defer cancel()
+	err := c.signal(ctx, r, sig)
+	if err == nil || errors.Is(err, context.DeadlineExceeded) {
+		select {
+		case <-r.ended:
+		case <-ctx.Done():
+		case <-c.m.closed:
+			return ErrClosed
+		}
+	}
+	if err := c.kill(r); err != nil {
+		return err
+	}
+	c.emit("stop", nil)
+	return nil
+}
+
+// signal sends a signal to the container's process.
+func (c *Container) signal(ctx context.Context, r *run, sig syscall.Signal) error {
+	conn, err := c.control(ctx, r)
+	if err != nil {
+		return err
+	}
+	c.emit("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
+	if err := conn.Signal(ctx, "", int(sig)); err != nil {
+		return fmt.Errorf("send signal %d: %w", sig, err)
+	}
+	return nil
+}
+
+// kill ends a run for certain: by SIGKILL, so that what was written reaches the disk, or
+// if the guest does not end then, by pulling the plug.
+func (c *Container) kill(r *run) error {
+	select {
+	case <-r.ended:
+		return nil
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killPatience)
+	defer cancel()
+	if err := c.signal(ctx, r, syscall.SIGKILL); err == nil {
+		select {
+		case <-r.ended:
+			return nil
+		case <-ctx.Done():
+		case <-c.m.closed:
+			return ErrClosed
+		}
+	}
+	if err := r.machine.Kill(); err != nil {
+		return fmt.Errorf("kill VM: %w", err)
+	}
+	select {
+	case <-r.ended:
+		return nil
+	case <-c.m.closed:
+		return ErrClosed
+	}
+}
 
 // Kill sends a signal to the container's process. With SIGKILL it returns when the
 // VM has ended. The error is ErrNotRunning if the container does not run.
-func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error { return ErrNotImplemented }
+func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
+	r, err := c.current()
+	if err != nil {
+		return err
+	}
+	if sig == syscall.SIGKILL {
+		c.mu.Lock()
+		r.manual = true
+		c.mu.Unlock()
+		return c.kill(r)
+	}
+	return c.signal(ctx, r, sig)
+}
 
 // Restart stops the container if it runs, and starts it. It is not removed
 // in between even if its Spec says AutoRemove.
-func (c *Container) Restart(ctx context.Context, o StopOptions) error { return ErrNotImplemented }
-
-// RemoveOptions say how to remove a container.
-type RemoveOptions struct {
-	Force bool // kill it if it runs
+func (c *Container) Restart(ctx context.Context, o StopOptions) error {
+	c.setKeep(true)
+	defer c.setKeep(false)
+	if err := c.Stop(ctx, o); err != nil && !errors.Is(err, ErrNotModified) {
+		return err
+	}
+	if err := c.Start(ctx); err != nil {
+		return err
+	}
+	c.emit("restart", nil)
+	return nil
 }
 
-// Remove removes the container with its disk and log. The error is ErrConflict if it runs and is not
-// to be killed, or is being removed by another.
-func (c *Container) Remove(ctx context.Context, o RemoveOptions) error { return ErrNotImplemented }
+func (c *Container) setKeep(keep bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keep = keep
+}
 
 // Rename gives the container another name, also in the network. The error is
 // ErrInvalid for what is no name, ErrConflict for another container's.
-func (c *Container) Rename(name string) error { return ErrNotImplemented }
+func (c *Container) Rename(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	c.m.mu.Lock()
+	c.mu.Lock()
+	old := c.spec.Name
+	err := c.m.nameFree(name)
+	switch {
+	case c.removed:
+		err = c.notFound()
+	case name == old:
+		err = refuse(ErrInvalid, "Renaming a container with the same name as its current name")
+	}
+	if err == nil {
+		delete(c.m.names, old)
+		c.m.names[name] = c
+		c.spec.Name = name
+	}
+	r := c.run
+	c.mu.Unlock()
+	c.m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if r != nil && r.endpoint != nil {
+		err = r.endpoint.Rename(c.networkNames())
+	}
+	if err := errors.Join(err, c.save()); err != nil {
+		return fmt.Errorf("rename container: %w", err)
+	}
+	c.emit("rename", map[string]string{"oldName": "/" + old})
+	return nil
+}
 
 // Resize sets the size of the terminal of the container's process. The error is ErrNotRunning, or
 // ErrInvalid if it has none.
-func (c *Container) Resize(ctx context.Context, s Size) error { return ErrNotImplemented }
-
-// WaitCondition says what Wait waits for.
-type WaitCondition string
-
-const (
-	NotRunning WaitCondition = "not-running" // at once if it does not run
-	NextExit   WaitCondition = "next-exit"   // the next end of a run
-	Removed    WaitCondition = "removed"
-)
-
-// WaitResult is what Wait gives: State.ExitCode of the last run, or Err, which is
-// the context's or ErrClosed.
-type WaitResult struct {
-	ExitCode int
-	Err      error
-}
-
-// Wait registers a waiter, and has done so when it returns. One result comes on the channel. An
-// unknown condition is ErrInvalid, "" means NotRunning. When the result comes Info shows the
-// container as ended, and after Removed its name is free. A start that fails ends Removed of a container that
-// removes itself, and NextExit.
-func (c *Container) Wait(ctx context.Context, cond WaitCondition) (<-chan WaitResult, error) {
-	return nil, ErrNotImplemented
+func (c *Container) Resize(ctx context.Context, s Size) error {
+	r, err := c.current()
+	if err != nil {
+		return err
+	}
+	if !c.spec.TTY {
+		return refuse(ErrInvalid, "container %s has no terminal", c.id)
+	}
+	conn, err := c.control(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := conn.Resize(ctx, "", s); err != nil {
+		return fmt.Errorf("resize terminal: %w", err)
+	}
+	c.emit("resize", map[string]string{"height": strconv.Itoa(int(s.Rows)), "width": strconv.Itoa(int(s.Cols))})
+	return nil
 }

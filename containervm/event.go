@@ -1,6 +1,10 @@
 package containervm
 
-import "time"
+import (
+	"maps"
+	"sync"
+	"time"
+)
 
 // Event is something that happened to a container or, with Type "network", to its
 // connection. The names are docker's.
@@ -17,4 +21,56 @@ type Event struct {
 	// signal, exitCode, execDuration (seconds), oldName, execID, height, width. Of a network:
 	// container, name, type. The map is shared by all who get the event.
 	Attributes map[string]string
+}
+
+// events hands out what happens, in order and one at a time.
+type events struct {
+	mu   sync.Mutex
+	subs map[*subscription]struct{}
+}
+
+type subscription struct{ fn func(Event) }
+
+// Subscribe has fn called with every Event from now on, in order and one at a time.
+// It must be quick and not call the Manager or a Container. The returned function ends it; no call is under way
+// when that has returned.
+func (m *Manager) Subscribe(fn func(Event)) (cancel func()) {
+	s := &subscription{fn}
+	m.events.mu.Lock()
+	defer m.events.mu.Unlock()
+	if m.events.subs == nil {
+		m.events.subs = make(map[*subscription]struct{})
+	}
+	m.events.subs[s] = struct{}{}
+	return func() {
+		m.events.mu.Lock()
+		defer m.events.mu.Unlock()
+		delete(m.events.subs, s)
+	}
+}
+
+func (e *events) send(ev Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ev.Time = time.Now()
+	for s := range e.subs {
+		s.fn(ev)
+	}
+}
+
+// emit tells of something that happened to the container.
+func (c *Container) emit(action string, attributes map[string]string) {
+	c.mu.Lock()
+	all := map[string]string{}
+	maps.Copy(all, c.spec.Labels)
+	all["image"], all["name"] = c.spec.Image, c.spec.Name
+	c.mu.Unlock()
+	maps.Copy(all, attributes)
+	c.m.events.send(Event{Type: "container", Action: action, ID: c.id, Attributes: all})
+}
+
+// emitNetwork tells of the container's connection.
+func (c *Container) emitNetwork(action, network string) {
+	c.m.events.send(Event{Type: "network", Action: action, ID: network,
+		Attributes: map[string]string{"container": c.id, "name": network, "type": "bridge"}})
 }

@@ -2,7 +2,15 @@ package containervm
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"vic/tether/wire"
 )
 
 // ExecSpec says what a further process in a container is to be.
@@ -22,16 +30,58 @@ type ExecSpec struct {
 }
 
 // An Exec is a further process in a container.
-type Exec struct{}
+type Exec struct {
+	id   string
+	c    *Container
+	spec ExecSpec
+	run  *run
+
+	mu      sync.Mutex
+	begun   bool
+	process *wire.Process // nil until it runs
+	pid     int
+	exit    *int
+	changed chan struct{} // closed, and replaced, when any of these changes
+}
 
 // CreateExec makes an Exec, which does not run yet. The error is ErrNotRunning or ErrInvalid.
-func (c *Container) CreateExec(s ExecSpec) (*Exec, error) { return nil, ErrNotImplemented }
+func (c *Container) CreateExec(s ExecSpec) (*Exec, error) {
+	if len(s.Args) == 0 {
+		return nil, refuse(ErrInvalid, "No exec command specified")
+	}
+	r, err := c.current()
+	if err != nil {
+		return nil, err
+	}
+	e := &Exec{id: newID(), c: c, spec: s, run: r, changed: make(chan struct{})}
+	c.m.mu.Lock()
+	c.m.execs[e.id] = e
+	c.m.mu.Unlock()
+	c.emit("exec_create: "+strings.Join(s.Args, " "), map[string]string{"execID": e.id})
+	return e, nil
+}
+
+// forgetExecs drops the execs of a run that has ended, a minute later: clients ask for
+// exit codes after the streams have closed.
+func (m *Manager) forgetExecs(c *Container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, e := range m.execs {
+		if e.c == c {
+			time.AfterFunc(time.Minute, func() {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				delete(m.execs, id)
+			})
+		}
+	}
+}
 
 // ID has 64 hex digits.
-func (e *Exec) ID() string { return "" }
+func (e *Exec) ID() string { return e.id }
 
 // Container is the one it belongs to.
-func (e *Exec) Container() *Container { return nil }
+func (e *Exec) Container() *Container { return e.c }
 
 // ExecInfo is what is known of an Exec at one moment.
 type ExecInfo struct {
@@ -44,7 +94,12 @@ type ExecInfo struct {
 }
 
 // Info returns what is known of the exec now.
-func (e *Exec) Info() ExecInfo { return ExecInfo{} }
+func (e *Exec) Info() ExecInfo {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return ExecInfo{ID: e.id, ContainerID: e.c.id, Spec: e.spec, Started: e.begun,
+		Running: e.process != nil && e.exit == nil, PID: e.pid, ExitCode: e.exit}
+}
 
 // ExecStartOptions say how to start an Exec.
 type ExecStartOptions struct {
@@ -58,16 +113,208 @@ type ExecStartOptions struct {
 // Start starts the process and returns when it runs. The error is a *StartError if the guest
 // could not execute it, ErrConflict if it was started before, or ErrNotRunning. Without Detach
 // Stream must follow.
-func (e *Exec) Start(ctx context.Context, o ExecStartOptions) error { return ErrNotImplemented }
+func (e *Exec) Start(ctx context.Context, o ExecStartOptions) error {
+	e.mu.Lock()
+	before := e.begun
+	e.begun = true
+	e.mu.Unlock()
+	if before {
+		return refuse(ErrConflict, "exec %s has been started already", e.id)
+	}
+	if err := e.start(ctx, o); err != nil {
+		var start *StartError
+		if errors.As(err, &start) {
+			e.ended(start.ExitCode)
+		}
+		return err
+	}
+	return nil
+}
+
+func (e *Exec) start(ctx context.Context, o ExecStartOptions) error {
+	if now, err := e.c.current(); err != nil || now != e.run {
+		return refuse(ErrNotRunning, "container %s is not running", e.c.id)
+	}
+	conn, err := e.c.control(ctx, e.run)
+	if err != nil {
+		return err
+	}
+	s := e.spec
+	x := wire.Exec{ID: e.id, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Groups: e.c.spec.Groups, TTY: s.TTY, Size: s.Size}
+	if o.Size != (Size{}) {
+		x.Size = o.Size
+	}
+	if !o.Detach {
+		x.Stdin, x.Stdout, x.Stderr = s.Stdin, s.Stdout || s.TTY, s.Stderr && !s.TTY
+	}
+	p, err := conn.Exec(ctx, x)
+	if err != nil {
+		return execError(err)
+	}
+	e.mu.Lock()
+	e.process, e.pid = p, p.PID
+	close(e.changed)
+	e.changed = make(chan struct{})
+	e.mu.Unlock()
+	e.c.emit("exec_start: "+strings.Join(s.Args, " "), map[string]string{"execID": e.id})
+	if o.Detach {
+		e.c.m.wg.Go(func() { e.reap(p) })
+	}
+	return nil
+}
+
+// execError translates the guest's refusal.
+func execError(err error) error {
+	var w *wire.Error
+	if !errors.As(err, &w) {
+		return fmt.Errorf("start exec: %w", err)
+	}
+	switch w.Kind {
+	case wire.NotStarted:
+		return &StartError{ExitCode: w.ExitCode, Message: "OCI runtime exec failed: exec failed: unable to start container process: " + w.Message + ": unknown"}
+	case wire.NotRunning:
+		return refuse(ErrNotRunning, "%s", w.Message)
+	case wire.Invalid:
+		return refuse(ErrInvalid, "%s", w.Message)
+	}
+	return fmt.Errorf("start exec: %w", err)
+}
+
+// reap waits for the process and records its exit code; 137 if the container went first.
+func (e *Exec) reap(p *wire.Process) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-e.run.ended:
+		case <-e.c.m.closed:
+		case <-ctx.Done():
+		}
+		cancel()
+	}()
+	code := 137
+	if exit, err := p.Wait(ctx); err == nil {
+		code = exit.Code
+	}
+	_ = p.Close() // the session may be gone
+	e.ended(code)
+	e.c.emit("exec_die", map[string]string{"execID": e.id, "exitCode": strconv.Itoa(code)})
+}
+
+func (e *Exec) ended(code int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.exit = &code
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
 
 // Stream copies like that of an Attachment, until the process has ended and all its output has been written. When
 // the client goes away (ctx, ErrDetached, a writer's error) the process runs on, and what it writes
 // is thrown away.
 func (e *Exec) Stream(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) error {
-	return ErrNotImplemented
+	e.mu.Lock()
+	p := e.process
+	e.mu.Unlock()
+	if p == nil {
+		return refuse(ErrConflict, "exec %s does not run", e.id)
+	}
+	detached := make(chan error, 1)
+	if e.spec.Stdin && stdin != nil {
+		go func() { // ends with what it reads from
+			_, err := io.Copy(p.Stdin(), &detachReader{r: stdin, keys: e.spec.DetachKeys})
+			if errors.Is(err, ErrDetached) {
+				detached <- err
+				return
+			}
+			_ = p.Stdin().CloseWrite() // the process may be gone
+		}()
+	}
+	out := make(chan error, 1)
+	e.c.m.wg.Go(func() { out <- e.output(p, stdout, stderr) })
+	select {
+	case err := <-out:
+		return err
+	case err := <-detached:
+		e.c.emit("exec_detach", map[string]string{"execID": e.id})
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-e.c.m.closed:
+		return ErrClosed
+	}
 }
+
+// output copies all output and then learns the exit code. After a writer's error the
+// rest is thrown away, so that the process is not held up.
+func (e *Exec) output(p *wire.Process, stdout, stderr io.Writer) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex // the writers may share a connection
+	errs := make([]error, 2)
+	for i, x := range []struct {
+		r io.Reader
+		w io.Writer
+	}{{p.Stdout(), stdout}, {p.Stderr(), stderr}} {
+		wg.Go(func() {
+			w := x.w
+			if w == nil {
+				w = io.Discard
+			}
+			_, errs[i] = io.Copy(lockedWriter{&mu, w}, x.r)
+			_, _ = io.Copy(io.Discard, x.r)
+		})
+	}
+	wg.Wait()
+	e.reap(p)
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, wire.ErrLost) && !errors.Is(err, io.ErrClosedPipe) {
+			return err
+		}
+	}
+	return nil
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+// execPatience is how long Resize waits for the process.
+const execPatience = 10 * time.Second
 
 // Resize sets the size of the terminal. It may be called at any time: before the process runs it waits
 // for that, at most 10 s. The error is ErrConflict if the process has ended, or did not
 // start in time.
-func (e *Exec) Resize(ctx context.Context, s Size) error { return ErrNotImplemented }
+func (e *Exec) Resize(ctx context.Context, s Size) error {
+	ctx, cancel := context.WithTimeout(ctx, execPatience)
+	defer cancel()
+	for {
+		e.mu.Lock()
+		p, exit, changed := e.process, e.exit, e.changed
+		e.mu.Unlock()
+		if exit != nil {
+			return refuse(ErrConflict, "exec %s has ended", e.id)
+		}
+		if p != nil {
+			conn, err := e.c.control(ctx, e.run)
+			if err != nil {
+				return err
+			}
+			if err := conn.Resize(ctx, e.id, s); err != nil {
+				return refuse(ErrConflict, "resize exec %s: %v", e.id, err)
+			}
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return refuse(ErrConflict, "exec %s does not run", e.id)
+		}
+	}
+}

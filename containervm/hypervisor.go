@@ -77,7 +77,7 @@ type VM struct {
 // Boot is what a VM boots.
 type Boot struct {
 	Kernel, Initrd string // paths
-	Cmdline        string // further kernel parameters
+	Cmdline        string // kernel parameters; a panic must end the VM (panic=-1)
 }
 
 // A Booter provides the guest's kernel, initramfs and tether.

@@ -1,8 +1,13 @@
 package containervm
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"io"
 	"time"
+
+	"vic/tether/wire"
 )
 
 // LogOptions select lines of a container's log.
@@ -27,8 +32,149 @@ type LogEntry struct {
 	Data    []byte // valid until the function returns
 }
 
+// maxLine is the longest piece of a line that is one LogEntry.
+const maxLine = 16 << 10
+
 // Logs calls fn with the selected lines of all runs, in order. It returns nil at the end, fn's error,
 // ctx's, or ErrClosed.
 func (c *Container) Logs(ctx context.Context, o LogOptions, fn func(LogEntry) error) error {
-	return ErrNotImplemented
+	if !o.Stdout && !o.Stderr {
+		return refuse(ErrInvalid, "Bad parameters: you must choose at least one stream")
+	}
+	size := c.logSize()
+	skip := 0
+	if o.Tail != nil && *o.Tail >= 0 {
+		total := 0
+		l := lines{o: o, fn: func(LogEntry) error { total++; return nil }}
+		if err := c.readLog(ctx, size, false, &l); err != nil {
+			return err
+		}
+		skip = max(0, total-*o.Tail)
+	}
+	l := lines{o: o, fn: func(e LogEntry) error {
+		if skip > 0 {
+			skip--
+			return nil
+		}
+		return fn(e)
+	}}
+	if o.Follow && !o.Until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, o.Until)
+		defer cancel()
+	}
+	err := c.readLog(ctx, size, o.Follow, &l)
+	if o.Follow && !o.Until.IsZero() && errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// readLog gives the log to l: the first size bytes, or with follow all until the
+// container does not run.
+func (c *Container) readLog(ctx context.Context, size int64, follow bool, l *lines) error {
+	f, err := c.openLog(0)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	over := func() bool {
+		if !follow {
+			return true
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.run == nil
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		rec, err := f.next(ctx, over)
+		if err == io.EOF || err == nil && !follow && rec.Offset >= size {
+			return l.end()
+		}
+		if err != nil {
+			return err
+		}
+		if err := l.add(rec); err != nil {
+			return err
+		}
+	}
+}
+
+// lines cuts records into lines.
+type lines struct {
+	o    LogOptions
+	fn   func(LogEntry) error
+	part [2]partLine // of stdout and stderr
+}
+
+// partLine is a line whose end has not come yet.
+type partLine struct {
+	data []byte
+	time time.Time
+}
+
+func (l *lines) add(rec wire.Record) error {
+	switch rec.Type {
+	case wire.Stdout:
+		if !l.o.Stdout {
+			return nil
+		}
+		return l.output(0, rec)
+	case wire.Stderr:
+		if !l.o.Stderr {
+			return nil
+		}
+		return l.output(1, rec)
+	case wire.RecStarted, wire.RecExit: // a run's last line may lack its newline
+		return l.end()
+	}
+	return nil
+}
+
+func (l *lines) output(stream int, rec wire.Record) error {
+	p := &l.part[stream]
+	p.time = rec.Time
+	for data := rec.Data; len(data) > 0; {
+		n := bytes.IndexByte(data, '\n') + 1
+		whole := n > 0
+		if !whole {
+			n = len(data)
+		}
+		if room := maxLine - len(p.data); n > room {
+			n, whole = room, false
+		}
+		p.data = append(p.data, data[:n]...)
+		data = data[n:]
+		if whole || len(p.data) == maxLine {
+			if err := l.emit(stream, !whole); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (l *lines) emit(stream int, partial bool) error {
+	p := &l.part[stream]
+	e := LogEntry{Time: p.time, Stderr: stream == 1, Partial: partial, Data: p.data}
+	p.data = p.data[:0]
+	if e.Time.Before(l.o.Since) || !l.o.Until.IsZero() && !e.Time.Before(l.o.Until) {
+		return nil
+	}
+	return l.fn(e)
+}
+
+// end gives out lines without an end.
+func (l *lines) end() error {
+	for i := range l.part {
+		if len(l.part[i].data) > 0 {
+			if err := l.emit(i, false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

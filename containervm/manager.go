@@ -2,8 +2,22 @@ package containervm
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 // Options of a Manager. Store, Disks, Hypervisor, Boot and Network must be set.
@@ -26,7 +40,20 @@ type Options struct {
 // A Manager is the containers of one store. Its methods, and those of what it
 // hands out, may be used concurrently.
 type Manager struct {
-	o Options
+	o       Options
+	dir     string // STORE/containers
+	lock    *os.File
+	watcher *fsnotify.Watcher // of the logs of running containers
+	closed  chan struct{}
+	wg      sync.WaitGroup
+
+	// Lock order: Container.op, Manager.mu, Container.mu, Manager.events.mu.
+	mu         sync.Mutex
+	containers map[string]*Container // by ID
+	names      map[string]*Container
+	execs      map[string]*Exec
+
+	events events
 }
 
 // Open takes over the containers of a store. Those whose VMs run are found again, those
@@ -34,40 +61,287 @@ type Manager struct {
 // A second Manager on the same store, in whichever process, is refused with ErrConflict.
 // A container whose files are damaged is Dead, and does not hinder the others.
 func Open(ctx context.Context, o Options) (*Manager, error) {
-	return &Manager{o: o}, nil
+	if o.RuntimeDir == "" {
+		path, err := filepath.Abs(o.Store)
+		if err != nil {
+			return nil, err
+		}
+		sum := sha256.Sum256([]byte(path))
+		o.RuntimeDir = filepath.Join("/run/vic", hex.EncodeToString(sum[:6]))
+	}
+	if o.StartTimeout == 0 {
+		o.StartTimeout = 3 * time.Minute
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	m := &Manager{o: o, dir: filepath.Join(o.Store, "containers"), closed: make(chan struct{}),
+		containers: map[string]*Container{}, names: map[string]*Container{}, execs: map[string]*Exec{}}
+	for _, dir := range []string{m.dir, o.RuntimeDir} {
+		if err := os.MkdirAll(dir, 0711); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if m.lock, err = lockFile(filepath.Join(o.RuntimeDir, "lock")); err != nil {
+		return nil, err
+	}
+	if m.watcher, err = fsnotify.NewWatcher(); err != nil {
+		return nil, errors.Join(fmt.Errorf("watch logs: %w", err), m.lock.Close())
+	}
+	m.wg.Go(m.watch)
+	if err := m.scan(ctx); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// lockFile takes a lock that ends with the process.
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, refuse(ErrConflict, "the store's containers are managed by another process: stop the other \"vic serve\" first")
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// scan finds the containers of the store.
+func (m *Manager) scan(ctx context.Context) error {
+	entries, err := os.ReadDir(m.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() || !validID(e.Name()) {
+			continue
+		}
+		c := newContainer(m, e.Name())
+		err := c.load()
+		if errors.Is(err, fs.ErrNotExist) { // Create did not come to its end
+			if err := m.o.Disks.RemoveContainer(c.id); err != nil {
+				m.o.Log.Warn("remove unfinished container", "container", c.id, "error", err)
+			}
+			continue
+		}
+		if err != nil {
+			m.o.Log.Warn("container is damaged", "container", c.id, "error", err)
+			c.state = State{Status: Dead, Error: err.Error()}
+		}
+		m.containers[c.id] = c
+		if c.spec.Name == "" || m.names[c.spec.Name] != nil {
+			c.spec.Name = c.id[:12]
+		}
+		m.names[c.spec.Name] = c
+	}
+	for _, c := range m.containers {
+		c.reattach(ctx)
+	}
+	return nil
 }
 
 // Close lets go of the containers, which run on. Attachments, Logs and
 // waiters end with ErrClosed.
-func (m *Manager) Close() error { return nil }
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	select {
+	case <-m.closed:
+		m.mu.Unlock()
+		return nil
+	default:
+	}
+	close(m.closed)
+	all := m.list()
+	m.mu.Unlock()
+	var errs []error
+	for _, c := range all {
+		errs = append(errs, c.letGo())
+	}
+	errs = append(errs, m.watcher.Close())
+	m.wg.Wait()
+	return errors.Join(append(errs, m.lock.Close())...)
+}
+
+// watch tells containers that their logs have grown.
+func (m *Manager) watch() {
+	for {
+		select {
+		case e, ok := <-m.watcher.Events:
+			if !ok {
+				return
+			}
+			m.mu.Lock()
+			c := m.containers[filepath.Base(filepath.Dir(e.Name))]
+			m.mu.Unlock()
+			if c != nil {
+				c.notify()
+			}
+		case err, ok := <-m.watcher.Errors:
+			if !ok {
+				return
+			}
+			// Events may be lost: look at all.
+			m.o.Log.Warn("watch logs", "error", err)
+			for _, c := range m.List() {
+				c.notify()
+			}
+		}
+	}
+}
 
 // Create makes a container: its folder, its disk, its name. Nothing runs yet.
 // Errors: ErrInvalid for a Spec that makes no sense, ErrNotImplemented for one that cannot be
 // carried out yet, ErrConflict for a name in use, and what Disks says, wrapped.
 func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
-	return nil, ErrNotImplemented
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	id := newID()
+	c := newContainer(m, id)
+	c.spec, c.created, c.token, c.state = s, time.Now(), rand.Text(), State{Status: Created}
+	if err := m.reserve(c); err != nil {
+		return nil, err
+	}
+	err := ctx.Err()
+	if err == nil {
+		if _, err = m.o.Disks.CreateContainerDisk(id, s.ImageID); err == nil {
+			err = c.save()
+		}
+		if err != nil {
+			err = errors.Join(err, m.o.Disks.RemoveContainer(id))
+		}
+	}
+	if err != nil {
+		m.forget(c)
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	m.mu.Lock()
+	m.containers[id] = c
+	m.mu.Unlock()
+	c.emit("create", nil)
+	return c, nil
+}
+
+// reserve takes the container's name, making one up if it has none.
+func (m *Manager) reserve(c *Container) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for c.spec.Name == "" {
+		if name := randomName(); m.names[name] == nil {
+			c.spec.Name = name
+		}
+	}
+	if err := m.nameFree(c.spec.Name); err != nil {
+		return err
+	}
+	m.names[c.spec.Name] = c
+	return nil
+}
+
+func (m *Manager) nameFree(name string) error {
+	if other := m.names[name]; other != nil {
+		return refuse(ErrConflict, "Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, other.id)
+	}
+	return nil
+}
+
+// forget drops the container from all tables.
+func (m *Manager) forget(c *Container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.containers, c.id)
+	if m.names[c.spec.Name] == c {
+		delete(m.names, c.spec.Name)
+	}
+	for id, e := range m.execs {
+		if e.c == c {
+			delete(m.execs, id)
+		}
+	}
 }
 
 // Container returns the container with that ID, else with that name (a slash
 // before it does not matter), else the only one whose ID begins so. The error is
 // ErrNotFound, or ErrInvalid if several IDs begin so.
 func (m *Manager) Container(ref string) (*Container, error) {
-	return nil, ErrNotFound
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.containers[ref]; c != nil {
+		return c, nil
+	}
+	if c := m.names[strings.TrimPrefix(ref, "/")]; c != nil && m.containers[c.id] != nil {
+		return c, nil
+	}
+	return byPrefix(m.containers, ref, "No such container: "+ref)
+}
+
+// byPrefix finds the only key that begins with prefix.
+func byPrefix[T any](all map[string]T, prefix, missing string) (found T, err error) {
+	n := 0
+	for id, v := range all {
+		if prefix != "" && strings.HasPrefix(id, prefix) {
+			found = v
+			n++
+		}
+	}
+	var none T
+	switch n {
+	case 0:
+		return none, refuse(ErrNotFound, "%s", missing)
+	case 1:
+		return found, nil
+	}
+	return none, refuse(ErrInvalid, "multiple IDs found with provided prefix: %s", prefix)
 }
 
 // List returns all containers, the newest first.
-func (m *Manager) List() []*Container { return nil }
+func (m *Manager) List() []*Container {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.list()
+}
+
+func (m *Manager) list() []*Container {
+	list := make([]*Container, 0, len(m.containers))
+	for _, c := range m.containers {
+		list = append(list, c)
+	}
+	slices.SortFunc(list, func(a, b *Container) int {
+		if n := b.created.Compare(a.created); n != 0 {
+			return n
+		}
+		return strings.Compare(a.id, b.id)
+	})
+	return list
+}
 
 // Exec returns the exec with that ID or unique beginning of it. The error is ErrNotFound, or ErrInvalid
 // if several begin so. Execs are forgotten some time after they ended, with their
 // container's run, and when the Manager closes.
 func (m *Manager) Exec(ref string) (*Exec, error) {
-	return nil, ErrNotFound
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return byPrefix(m.execs, ref, "No such exec instance: "+ref)
 }
 
-// Subscribe has fn called with every Event from now on, in order and one at a time.
-// It must be quick and not call the Manager or a Container. The returned function ends it; no call is under way
-// when that has returned.
-func (m *Manager) Subscribe(fn func(Event)) (cancel func()) {
-	return func() {}
+// newID makes an ID of 64 hex digits. One of digits only would look like a number.
+func newID() string {
+	for {
+		var b [32]byte
+		rand.Read(b[:])
+		if id := hex.EncodeToString(b[:]); strings.ContainsAny(id[:12], "abcdef") {
+			return id
+		}
+	}
+}
+
+func validID(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == 32
 }

@@ -21,14 +21,6 @@ const (
 // sparePorts are empty PCI Express slots, which devices can be plugged into while the VM runs.
 const sparePorts = 4
 
-// kernelArgs make the kernel of a distribution boot faster: no self-tests of ciphers (0.18 s
-// under TCG), no move of the kernel in memory (0.07 s; TCG only), no patching between one and several processors (0.1 s).
-// A panic ends the VM, since -no-reboot.
-const kernelArgs = "console=ttyS0 quiet panic=-1 cryptomgr.notests noreplace-smp"
-
-// kernelArgsTCG are for guests that are slow to unpack themselves.
-const kernelArgsTCG = "nokaslr"
-
 // socket is the path of one of a VM's ends on the host.
 func socket(vm containervm.VM, end string) string { return filepath.Join(vm.RuntimeDir, end) }
 
@@ -51,7 +43,7 @@ func args(vm containervm.VM, p Platform) ([]string, error) {
 		"-chardev", "file,id=console,path="+escape(vm.Console),
 		"-serial", "chardev:console",
 		"-kernel", vm.Boot.Kernel,
-		"-append", cmdline(vm, p),
+		"-append", vm.Boot.Cmdline,
 	)
 	if vm.Boot.Initrd != "" {
 		a = append(a, "-initrd", vm.Boot.Initrd)
@@ -93,17 +85,6 @@ func platformArgs(p Platform) []string {
 		"-machine", p.Machine + ",usb=off,sata=off,smbus=off,hpet=off,vmport=off,dump-guest-core=off",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 	}
-}
-
-func cmdline(vm containervm.VM, p Platform) string {
-	words := []string{kernelArgs}
-	if p.Accel == TCG {
-		words = append(words, kernelArgsTCG)
-	}
-	if vm.Boot.Cmdline != "" {
-		words = append(words, vm.Boot.Cmdline)
-	}
-	return strings.Join(words, " ")
 }
 
 // rootDisk describes the root disk. QEMU finds the disks below it by the hints in their descriptors.

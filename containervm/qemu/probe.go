@@ -136,7 +136,7 @@ func (d *Driver) tryKVM(ctx context.Context, machine, kernel string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	a := append(platformArgs(Platform{machine, KVM}), "-m", "128", "-serial", "stdio", "-kernel", kernel, "-append", kernelArgs)
+	a := append(platformArgs(Platform{machine, KVM}), "-m", "128", "-serial", "stdio", "-kernel", kernel, "-append", "console=ttyS0 panic=-1")
 	cmd := exec.Command(d.binary(), a...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

@@ -1,0 +1,69 @@
+package containervm
+
+import (
+	"path"
+	"runtime"
+	"strings"
+)
+
+const (
+	defaultMemory = 256 << 20
+	minMemory     = 96 << 20
+	maxExtra      = 1 << 20
+)
+
+// check refuses a Spec that makes no sense or cannot be carried out, in docker's words.
+func (s *Spec) check() error {
+	if s.Name != "" {
+		if err := checkName(s.Name); err != nil {
+			return err
+		}
+	}
+	switch {
+	case len(s.Args) == 0 || s.Args[0] == "":
+		return refuse(ErrInvalid, "no command specified")
+	case s.Dir != "" && !path.IsAbs(s.Dir):
+		return refuse(ErrInvalid, "the working directory '%s' is invalid, it needs to be an absolute path", s.Dir)
+	case s.Memory != 0 && s.Memory < minMemory:
+		return refuse(ErrInvalid, "Minimum memory limit allowed is %dMB: a container is a virtual machine with a kernel of its own", minMemory>>20)
+	case s.CPUs < 0 || s.CPUs > runtime.NumCPU():
+		return refuse(ErrInvalid, "range of CPUs is from 1 to %d, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
+	case s.StopSignal < 0 || s.StopSignal > 64:
+		return refuse(ErrInvalid, "Invalid signal: %d", s.StopSignal)
+	case len(s.Extra) > maxExtra:
+		return refuse(ErrInvalid, "the container's configuration is larger than %d bytes", maxExtra)
+	case s.Restart.Name != "" && s.Restart.Name != "no":
+		return refuse(ErrNotImplemented, "restart policy %q is not implemented yet: use --restart no", s.Restart.Name)
+	}
+	for _, kv := range s.Env {
+		if key, _, _ := strings.Cut(kv, "="); key == "" || strings.Contains(kv, "\x00") {
+			return refuse(ErrInvalid, "invalid environment variable: %s", kv)
+		}
+	}
+	for _, t := range s.Tmpfs {
+		if !path.IsAbs(t.Target) {
+			return refuse(ErrInvalid, "invalid mount path: '%s' mount path must be absolute", t.Target)
+		}
+	}
+	return s.Network.check()
+}
+
+func (n *NetworkSpec) check() error {
+	switch n.Mode {
+	case "", "default", "bridge":
+	case "none":
+		if len(n.Ports) > 0 || n.IP.IsValid() || n.MAC != "" {
+			return refuse(ErrInvalid, "conflicting options: a container without a network has no ports, IP or MAC address")
+		}
+	default:
+		return refuse(ErrNotImplemented, "network %q is not implemented yet: a container is connected to bridge or to none", n.Mode)
+	}
+	for _, p := range n.Ports {
+		if p.Port == 0 || p.Proto != "" && p.Proto != "tcp" && p.Proto != "udp" {
+			return refuse(ErrInvalid, "invalid port %d/%s", p.Port, p.Proto)
+		}
+	}
+	return nil
+}
+
+func (n *NetworkSpec) connected() bool { return n.Mode != "none" }

@@ -1,0 +1,71 @@
+package containervm
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"vic/tether/wire"
+)
+
+// A follower reads a container's log as it grows.
+type follower struct {
+	c *Container
+	f *os.File
+	r *wire.LogReader
+}
+
+// openLog opens the log at an offset. A container that never ran has an empty one.
+func (c *Container) openLog(off int64) (*follower, error) {
+	path := filepath.Join(c.dir, logFile)
+	if err := touch(path); err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	if _, err := f.Seek(off, io.SeekStart); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	return &follower{c: c, f: f, r: wire.NewLogReader(f, off)}, nil
+}
+
+// next returns the next record, waiting for it unless over says that none will come; then
+// it returns io.EOF. The record is valid until the next call.
+func (f *follower) next(ctx context.Context, over func() bool) (wire.Record, error) {
+	for {
+		f.c.mu.Lock()
+		changed := f.c.changed
+		f.c.mu.Unlock()
+		end := over() // before the read: what was written until then is read
+		rec, err := f.r.Next()
+		if err != io.EOF {
+			return rec, err
+		}
+		if end {
+			return rec, io.EOF
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return rec, ctx.Err()
+		case <-f.c.m.closed:
+			return rec, ErrClosed
+		}
+	}
+}
+
+func (f *follower) close() { f.f.Close() }
+
+// logSize is where the log ends now.
+func (c *Container) logSize() int64 {
+	st, err := os.Stat(filepath.Join(c.dir, logFile))
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}

@@ -1,0 +1,232 @@
+package network
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
+	"gvisor.dev/gvisor/pkg/tcpip/link/ethernet"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"vic/containervm"
+)
+
+var _ containervm.Network = (*Network)(nil)
+
+// open makes a network that does not outlive the test.
+func open(t *testing.T, o Options) *Network {
+	t.Helper()
+	if !o.Subnet.IsValid() {
+		o.Subnet = netip.MustParsePrefix("172.30.0.0/16")
+	}
+	if o.Resolv == "" {
+		o.Resolv = filepath.Join(t.TempDir(), "none")
+	}
+	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	n, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+func join(t *testing.T, n *Network, o containervm.JoinOptions) *Endpoint {
+	t.Helper()
+	e, err := n.join(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e
+}
+
+// wire connects an endpoint as QEMU does, and returns QEMU's end.
+func wire(t *testing.T, e *Endpoint) net.Conn {
+	t.Helper()
+	path := filepath.Join(shortDir(t), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ours, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = e.Serve(ours) // its error is what the tests provoke
+	}()
+	t.Cleanup(func() {
+		theirs.Close()
+		<-served
+	})
+	return theirs
+}
+
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// guest is a TCP/IP stack at the other end of an endpoint.
+type guest struct {
+	t     *testing.T
+	stack *stack.Stack
+	ip    netip.Addr
+	conn  net.Conn
+}
+
+func boot(t *testing.T, e *Endpoint) *guest {
+	t.Helper()
+	g := &guest{t: t, ip: e.ip, conn: wire(t, e)}
+	g.stack = stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
+	})
+	ch := channel.New(256, uint32(e.n.o.MTU)+headerSize, tcpip.LinkAddress(e.mac[:]))
+	if err := g.stack.CreateNIC(nicID, ethernet.New(ch)); err != nil {
+		t.Fatal(err)
+	}
+	addr := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddressWithPrefix{Address: address(e.ip), PrefixLen: e.n.pool.subnet.Bits()}}
+	if err := g.stack.AddProtocolAddress(nicID, addr, stack.AddressProperties{}); err != nil {
+		t.Fatal(err)
+	}
+	all, err := tcpip.NewSubnet(tcpip.AddrFrom4([4]byte{}), tcpip.MaskFromBytes(make([]byte, 4)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.stack.SetRouteTable([]tcpip.Route{
+		{Destination: addr.AddressWithPrefix.Subnet(), NIC: nicID},
+		{Destination: all, Gateway: address(e.n.gateway), NIC: nicID},
+	})
+	ctx, stop := context.WithCancel(context.Background())
+	sent, received := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(sent)
+		for {
+			p := ch.ReadContext(ctx)
+			if p == nil {
+				return
+			}
+			v := p.ToView()
+			if _, err := g.conn.Write(appendFrame(nil, v.AsSlice())); err != nil {
+				return
+			}
+			p.DecRef()
+		}
+	}()
+	go func() {
+		defer close(received)
+		for {
+			frame, err := readFrame(g.conn)
+			if err != nil {
+				return
+			}
+			p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(frame)})
+			ch.InjectInbound(0, p)
+			p.DecRef()
+		}
+	}()
+	t.Cleanup(func() {
+		g.conn.Close()
+		stop()
+		<-sent
+		<-received
+		g.stack.Destroy()
+	})
+	return g
+}
+
+func readFrame(r io.Reader) ([]byte, error) {
+	var length [4]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return nil, err
+	}
+	frame := make([]byte, binary.BigEndian.Uint32(length[:]))
+	_, err := io.ReadFull(r, frame)
+	return frame, err
+}
+
+func (g *guest) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return gonet.DialContextTCP(ctx, g.stack, full(to.Addr(), to.Port()), ipv4.ProtocolNumber)
+}
+
+func (g *guest) dialUDP(to netip.AddrPort) net.Conn {
+	g.t.Helper()
+	c, err := gonet.DialUDP(g.stack, nil, new(full(to.Addr(), to.Port())), ipv4.ProtocolNumber)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (g *guest) listen(port uint16) net.Listener {
+	g.t.Helper()
+	l, err := gonet.ListenTCP(g.stack, full(g.ip, port), ipv4.ProtocolNumber)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// echo sends back on every connection what came, and ends it when the client has.
+func echo(t *testing.T, l net.Listener) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				io.Copy(c, c)
+				c.Close()
+			}()
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		if s, ok := l.(interface{ Shutdown() }); ok {
+			s.Shutdown()
+		}
+		<-done
+	})
+}

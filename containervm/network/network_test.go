@@ -1,0 +1,484 @@
+package network
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+
+	"vic/containervm"
+)
+
+const patience = 30 * time.Second
+
+// roundTrip sends size random bytes over c to an echo server and wants them back.
+func roundTrip(t *testing.T, c net.Conn, size int) {
+	t.Helper()
+	defer c.Close()
+	want := make([]byte, size)
+	rand.Read(want)
+	c.SetDeadline(time.Now().Add(patience))
+	go func() {
+		c.Write(want)
+		c.(duplex).CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	if err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes came back changed, as %d", len(want), len(got))
+	}
+}
+
+func hostEcho(t *testing.T, addr string) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, l)
+	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// hostAddr is an IPv4 address of the host's that is not a loopback's.
+func hostAddr(t *testing.T) netip.Addr {
+	t.Helper()
+	all, err := hostNetworks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		if !p.Addr().IsLoopback() {
+			return p.Addr()
+		}
+	}
+	t.Skip("the host has no address but loopback's")
+	return netip.Addr{}
+}
+
+func TestGuestToGuest(t *testing.T) {
+	n := open(t, Options{})
+	a, b := join(t, n, containervm.JoinOptions{ID: "a"}), join(t, n, containervm.JoinOptions{ID: "b"})
+	ga, gb := boot(t, a), boot(t, b)
+	echo(t, gb.listen(7))
+	c, err := ga.dial(t.Context(), netip.AddrPortFrom(b.ip, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, c, 1<<20)
+}
+
+func TestOutboundTCP(t *testing.T) {
+	n := open(t, Options{})
+	g := boot(t, join(t, n, containervm.JoinOptions{ID: "a"}))
+	host := hostAddr(t)
+	server := hostEcho(t, host.String()+":0")
+	c, err := g.dial(t.Context(), server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, c, 4<<20)
+
+	l, err := net.Listen("tcp", host.String()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shut := l.Addr().(*net.TCPAddr).AddrPort()
+	l.Close()
+	loopback := hostEcho(t, "127.0.0.1:0")
+	for name, to := range map[string]netip.AddrPort{
+		"nobody listens":    shut,
+		"gateway":           netip.AddrPortFrom(n.gateway, loopback.Port()),
+		"no such neighbour": netip.MustParseAddrPort("169.254.169.254:80"),
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if c, err := g.dial(ctx, to); err == nil || ctx.Err() != nil {
+			t.Errorf("%s: dial gives %v, %v; want it refused", name, c, err)
+		}
+		cancel()
+	}
+}
+
+func TestHostGateway(t *testing.T) {
+	n := open(t, Options{HostGateway: netip.MustParseAddr("127.0.0.1")})
+	g := boot(t, join(t, n, containervm.JoinOptions{ID: "a"}))
+	server := hostEcho(t, "127.0.0.1:0")
+	c, err := g.dial(t.Context(), netip.AddrPortFrom(n.gateway, server.Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, c, 1000)
+}
+
+func TestOutboundUDP(t *testing.T) {
+	n := open(t, Options{HostGateway: netip.MustParseAddr("127.0.0.1")})
+	g := boot(t, join(t, n, containervm.JoinOptions{ID: "a"}))
+	server, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	c := g.dialUDP(netip.AddrPortFrom(n.gateway, server.LocalAddr().(*net.UDPAddr).AddrPort().Port()))
+	for _, size := range []int{1, 1400, 9000} {
+		want := make([]byte, size)
+		rand.Read(want)
+		if _, err := c.Write(want); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 1<<16)
+		server.SetDeadline(time.Now().Add(patience))
+		k, from, err := server.ReadFromUDP(buf)
+		if err != nil || !bytes.Equal(buf[:k], want) {
+			t.Fatalf("host got %d bytes, %v; want %d", k, err, size)
+		}
+		if _, err := server.WriteToUDP(want, from); err != nil {
+			t.Fatal(err)
+		}
+		c.SetReadDeadline(time.Now().Add(patience))
+		if k, err = c.Read(buf); err != nil || !bytes.Equal(buf[:k], want) {
+			t.Fatalf("guest got %d bytes, %v; want %d", k, err, size)
+		}
+	}
+}
+
+func TestPublish(t *testing.T) {
+	n := open(t, Options{})
+	local := netip.MustParseAddr("127.0.0.1")
+	e := join(t, n, containervm.JoinOptions{ID: "a", Ports: []containervm.PortBinding{
+		{Port: 7, HostIP: local}, {Proto: "udp", Port: 7, HostIP: local}, {Port: 7},
+	}})
+	g := boot(t, e)
+	echo(t, g.listen(7))
+	ports := e.Info().Ports
+	if len(ports) < 3 {
+		t.Fatalf("bound to %v", ports)
+	}
+	for _, p := range ports {
+		if p.Proto != "tcp" {
+			continue
+		}
+		c, err := net.Dial("tcp", netip.AddrPortFrom(p.HostIP, p.HostPort).String())
+		if err != nil {
+			t.Errorf("%v: %v", p, err)
+			continue
+		}
+		roundTrip(t, c, 1<<20)
+	}
+
+	server, err := gonet.DialUDP(g.stack, new(full(g.ip, 7)), nil, ipv4.ProtocolNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	for i := range 3 { // clients, each with a flow of its own
+		c, err := net.Dial("udp", netip.AddrPortFrom(local, ports[1].HostPort).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		want := fmt.Sprintf("datagram %d", i)
+		io.WriteString(c, want)
+		buf := make([]byte, 100)
+		server.SetReadDeadline(time.Now().Add(patience))
+		k, from, err := server.ReadFrom(buf)
+		if err != nil || string(buf[:k]) != want {
+			t.Fatalf("guest got %q, %v", buf[:k], err)
+		}
+		server.WriteTo(buf[:k], from)
+		c.SetReadDeadline(time.Now().Add(patience))
+		if k, err = c.Read(buf); err != nil || string(buf[:k]) != want {
+			t.Fatalf("client got %q, %v", buf[:k], err)
+		}
+	}
+}
+
+func TestPortAllocated(t *testing.T) {
+	n := open(t, Options{})
+	local := netip.MustParseAddr("127.0.0.1")
+	e := join(t, n, containervm.JoinOptions{ID: "a", Ports: []containervm.PortBinding{{Port: 7, HostIP: local}}})
+	taken := e.Info().Ports[0].HostPort
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := uint16(free.Addr().(*net.TCPAddr).Port)
+	free.Close()
+	_, err = n.Join(containervm.JoinOptions{ID: "b", Names: []string{"b"}, Ports: []containervm.PortBinding{
+		{Port: 7, HostIP: local, HostPort: other}, {Port: 7, HostPort: taken},
+	}})
+	want := fmt.Sprintf("Bind for 0.0.0.0:%d failed: port is already allocated", taken)
+	if !errors.Is(err, containervm.ErrPortAllocated) || !strings.Contains(err.Error(), want) {
+		t.Errorf("error is %v, want %s", err, want)
+	}
+	// What had been taken before the failure is free again.
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := join(t, n, containervm.JoinOptions{ID: "b", Ports: []containervm.PortBinding{
+		{Port: 7, HostIP: local, HostPort: other}, {Port: 7, HostPort: taken},
+	}})
+	if got := again.Info().Ports[0].HostPort; got != other {
+		t.Errorf("bound to %d, want %d", got, other)
+	}
+}
+
+// TestPausedGuest floods a guest that does not read; its neighbour must not notice.
+func TestPausedGuest(t *testing.T) {
+	n := open(t, Options{})
+	a, b, c := join(t, n, containervm.JoinOptions{ID: "a"}), join(t, n, containervm.JoinOptions{ID: "b"}), join(t, n, containervm.JoinOptions{ID: "c"})
+	ga, gb := boot(t, a), boot(t, b)
+	wire(t, c) // nobody reads
+	flood := ga.dialUDP(netip.AddrPortFrom(c.ip, 9))
+	ga.stack.AddStaticNeighbor(nicID, ipv4.ProtocolNumber, address(c.ip), tcpip.LinkAddress(c.mac[:]))
+	for range 4000 {
+		flood.Write(make([]byte, 1400))
+	}
+	echo(t, gb.listen(7))
+	conn, err := ga.dial(t.Context(), netip.AddrPortFrom(b.ip, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, conn, 1<<20)
+}
+
+// TestReconnect replaces the connection to QEMU, as a VCH does that comes back.
+func TestReconnect(t *testing.T) {
+	n := open(t, Options{})
+	a, b := join(t, n, containervm.JoinOptions{ID: "a"}), join(t, n, containervm.JoinOptions{ID: "b"})
+	ga := boot(t, a)
+	gb := boot(t, b)
+	gb.conn.Close()
+	for { // Serve has to see it
+		b.mu.Lock()
+		idle := b.serving == nil
+		b.mu.Unlock()
+		if idle {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	gb = boot(t, b)
+	echo(t, gb.listen(7))
+	c, err := ga.dial(t.Context(), netip.AddrPortFrom(b.ip, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, c, 1000)
+}
+
+func TestAddresses(t *testing.T) {
+	n := open(t, Options{Subnet: netip.MustParsePrefix("10.9.8.0/29")})
+	if n.gateway != netip.MustParseAddr("10.9.8.1") {
+		t.Errorf("gateway is %s", n.gateway)
+	}
+	var all []*Endpoint
+	for i := 2; i <= 6; i++ {
+		e := join(t, n, containervm.JoinOptions{})
+		if want := fmt.Sprintf("10.9.8.%d", i); e.ip.String() != want {
+			t.Errorf("endpoint has %s, want %s", e.ip, want)
+		}
+		all = append(all, e)
+	}
+	if _, err := n.Join(containervm.JoinOptions{}); !errors.Is(err, errPoolEmpty) {
+		t.Errorf("sixth endpoint: %v", err)
+	}
+	all[2].Close()
+	for _, c := range []struct {
+		ip, mac string
+		want    error
+	}{
+		{"10.9.8.1", "", errNotInPool},
+		{"10.9.8.7", "", errNotInPool},
+		{"10.9.9.2", "", errNotInPool},
+		{"::1", "", errNotInPool},
+		{"10.9.8.2", "", errAddrInUse},
+	} {
+		if _, err := n.Join(containervm.JoinOptions{IP: netip.MustParseAddr(c.ip), MAC: c.mac}); !errors.Is(err, c.want) {
+			t.Errorf("join as %s: %v, want %v", c.ip, err, c.want)
+		}
+	}
+	for _, mac := range []string{"x", "01:00:5e:00:00:01", "00:00:00:00:00:00", "02:42:0a:09:08:01", "02:42:0a:09:08:02", "02:00:00:00:00:00:00:01"} {
+		if _, err := n.Join(containervm.JoinOptions{MAC: mac}); err == nil {
+			t.Errorf("joined as %s", mac)
+		}
+	}
+	e := join(t, n, containervm.JoinOptions{IP: netip.MustParseAddr("10.9.8.4"), MAC: "02:00:00:00:00:07"})
+	i := e.Info()
+	if i.IP.String() != "10.9.8.4/29" || i.MAC != "02:00:00:00:00:07" || i.Gateway != n.gateway || i.MTU != DefaultMTU || i.Network != Name {
+		t.Errorf("info is %+v", i)
+	}
+}
+
+func TestSubnetIsKept(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "network.json")
+	a, err := New(Options{State: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	taken, err := hostNetworks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if overlapsAny(a.Info().Subnet, taken) {
+		t.Errorf("took %s, which is the host's", a.Info().Subnet)
+	}
+	if err := os.WriteFile(file, []byte(`{"subnet":"10.1.2.0/24"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := New(Options{State: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if got := b.Info().Subnet.String(); got != "10.1.2.0/24" {
+		t.Errorf("took %s", got)
+	}
+	for _, bad := range []string{"", "{}", `{"subnet":"10.1.2.0/31"}`, `{"subnet":"fd00::/64"}`} {
+		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := New(Options{State: file}); err == nil {
+			n.Close()
+			t.Errorf("took %q for a state", bad)
+		}
+	}
+}
+
+// exchange asks the gateway's name server from within a guest.
+func exchange(t *testing.T, g *guest, n *Network, network, name string, qtype uint16) *dns.Msg {
+	t.Helper()
+	var c net.Conn
+	if network == "udp" {
+		c = g.dialUDP(netip.AddrPortFrom(n.gateway, dnsPort))
+	} else {
+		var err error
+		if c, err = g.dial(t.Context(), netip.AddrPortFrom(n.gateway, dnsPort)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer c.Close()
+	q := new(dns.Msg).SetQuestion(name, qtype)
+	client := dns.Client{Net: network, Timeout: patience}
+	a, _, err := client.ExchangeWithConn(q, &dns.Conn{Conn: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func TestNames(t *testing.T) {
+	upstream := upstreamDNS(t)
+	resolv := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(resolv, []byte("nameserver 127.0.0.1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := open(t, Options{Resolv: resolv})
+	g := boot(t, join(t, n, containervm.JoinOptions{ID: "g", DNS: []netip.Addr{upstream}}))
+	web := join(t, n, containervm.JoinOptions{ID: "w", Names: []string{"Web", "0123456789ab", "alias"}})
+	second := join(t, n, containervm.JoinOptions{ID: "x", Names: []string{"alias"}})
+	reverse := func(a netip.Addr) string {
+		s, err := dns.ReverseAddr(a.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	for _, c := range []struct {
+		name  string
+		qtype uint16
+		rcode int
+		want  string // all answers
+	}{
+		{"web.", dns.TypeA, dns.RcodeSuccess, web.ip.String()},
+		{"WEB.", dns.TypeA, dns.RcodeSuccess, web.ip.String()},
+		{"0123456789ab.", dns.TypeA, dns.RcodeSuccess, web.ip.String()},
+		{"web.", dns.TypeAAAA, dns.RcodeSuccess, ""},
+		{"alias.", dns.TypeA, dns.RcodeSuccess, web.ip.String() + " " + second.ip.String()},
+		{reverse(web.ip), dns.TypePTR, dns.RcodeSuccess, "Web."},
+		{reverse(netip.MustParseAddr("172.30.9.9")), dns.TypePTR, dns.RcodeNameError, ""},
+		{"outside.example.", dns.TypeA, dns.RcodeSuccess, "192.0.2.7"},
+		{"outside.example.", dns.TypeTXT, dns.RcodeSuccess, strings.Repeat("x", 200)},
+		{"nowhere.example.", dns.TypeA, dns.RcodeNameError, ""},
+	} {
+		for _, network := range []string{"udp", "tcp"} {
+			a := exchange(t, g, n, network, c.name, c.qtype)
+			var got []string
+			for _, rr := range a.Answer {
+				got = append(got, strings.Trim(strings.TrimPrefix(rr.String(), rr.Header().String()), `"`))
+			}
+			if a.Rcode != c.rcode || strings.Join(got, " ") != c.want {
+				t.Errorf("%s: %s %s gives %s %q, want %s %q", network, c.name, dns.TypeToString[c.qtype],
+					dns.RcodeToString[a.Rcode], got, dns.RcodeToString[c.rcode], c.want)
+			}
+		}
+	}
+	if err := web.Rename([]string{"www"}); err != nil {
+		t.Fatal(err)
+	}
+	if a := exchange(t, g, n, "udp", "www.", dns.TypeA); len(a.Answer) != 1 {
+		t.Errorf("new name has %d addresses", len(a.Answer))
+	}
+	web.Close()
+	if a := exchange(t, g, n, "udp", "alias.", dns.TypeA); len(a.Answer) != 1 {
+		t.Errorf("name has %d addresses after one of two is gone", len(a.Answer))
+	}
+	if err := web.Rename([]string{"ghost"}); err == nil {
+		t.Error("an endpoint that is closed has a new name")
+	}
+}
+
+// upstreamDNS is a name server at port 53 of an address of the loopback's.
+func upstreamDNS(t *testing.T) netip.Addr {
+	t.Helper()
+	addr := netip.MustParseAddr("127.9.8.7")
+	at := netip.AddrPortFrom(addr, dnsPort).String()
+	mux := dns.NewServeMux()
+	mux.HandleFunc(".", func(w dns.ResponseWriter, q *dns.Msg) {
+		a := new(dns.Msg).SetReply(q)
+		h := dns.RR_Header{Name: q.Question[0].Name, Rrtype: q.Question[0].Qtype, Class: dns.ClassINET}
+		switch {
+		case !strings.HasPrefix(h.Name, "outside."):
+			a.Rcode = dns.RcodeNameError
+		case h.Rrtype == dns.TypeA:
+			a.Answer = append(a.Answer, &dns.A{Hdr: h, A: net.IPv4(192, 0, 2, 7)})
+		case h.Rrtype == dns.TypeTXT:
+			a.Answer = append(a.Answer, &dns.TXT{Hdr: h, Txt: []string{strings.Repeat("x", 200)}})
+		}
+		w.WriteMsg(a)
+	})
+	for _, network := range []string{"udp", "tcp"} {
+		ready := make(chan error, 1)
+		s := &dns.Server{Addr: at, Net: network, Handler: mux, NotifyStartedFunc: func() { ready <- nil }}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if err := s.ListenAndServe(); err != nil {
+				ready <- err
+			}
+		}()
+		if err := <-ready; err != nil {
+			t.Skipf("listen on %s: %v", at, err)
+		}
+		t.Cleanup(func() {
+			s.Shutdown()
+			<-done
+		})
+	}
+	return addr
+}

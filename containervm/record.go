@@ -1,0 +1,119 @@
+package containervm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Files of a container's folder. The disk is the store's.
+const (
+	configFile  = "config.json"
+	stateFile   = "state.json"
+	logFile     = "output.log"
+	consoleFile = "console.log"
+)
+
+// maxRecord bounds what is read of a record.
+const maxRecord = 16 << 20
+
+// configRecord is config.json: what a container is.
+type configRecord struct {
+	Created time.Time `json:"created"`
+	Token   string    `json:"token"`
+	Spec    Spec      `json:"spec"`
+}
+
+// stateRecord is state.json: what it does. A crash between two changes leaves one of them.
+type stateRecord struct {
+	State    State         `json:"state"`
+	LogStart int64         `json:"logStart"` // where the last run begins in the log
+	Endpoint *EndpointInfo `json:"endpoint,omitempty"`
+	Accel    string        `json:"accel,omitempty"`
+	Boot     Boot          `json:"boot,omitzero"`
+}
+
+// save writes both records; the first one with the container's creation.
+func (c *Container) save() error {
+	c.mu.Lock()
+	conf := configRecord{c.created, c.token, c.spec}
+	c.mu.Unlock()
+	if err := c.saveState(); err != nil {
+		return err
+	}
+	return writeRecord(filepath.Join(c.dir, configFile), conf)
+}
+
+func (c *Container) saveState() error {
+	c.mu.Lock()
+	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoint: c.endpointInfo, Accel: c.accel, Boot: c.boot}
+	c.mu.Unlock()
+	return writeRecord(filepath.Join(c.dir, stateFile), st)
+}
+
+// load reads what save wrote. Without config.json the container was never complete.
+func (c *Container) load() error {
+	var conf configRecord
+	if err := readRecord(filepath.Join(c.dir, configFile), &conf); err != nil {
+		return err
+	}
+	c.created, c.token, c.spec = conf.Created, conf.Token, conf.Spec
+	var st stateRecord
+	if err := readRecord(filepath.Join(c.dir, stateFile), &st); err != nil {
+		return fmt.Errorf("state is lost: %v", err) // not fs.ErrNotExist: it did exist
+	}
+	c.state, c.logStart, c.endpointInfo, c.accel, c.boot = st.State, st.LogStart, st.Endpoint, st.Accel, st.Boot
+	return nil
+}
+
+func readRecord(path string, v any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxRecord))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, v); err != nil {
+		return fmt.Errorf("parse %s: %w", path, err)
+	}
+	return nil
+}
+
+// writeRecord replaces a file whole: data, sync, name, sync.
+func writeRecord(path string, v any) (err error) {
+	text, err := json.MarshalIndent(v, "", "\t")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil // the folder is being removed
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

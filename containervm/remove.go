@@ -1,0 +1,107 @@
+package containervm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// RemoveOptions say how to remove a container.
+type RemoveOptions struct {
+	Force bool // kill it if it runs
+}
+
+// Remove removes the container with its disk and log. The error is ErrConflict if it runs and is not
+// to be killed, or is being removed by another.
+func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
+	c.mu.Lock()
+	r, name := c.run, c.spec.Name
+	var err error
+	switch {
+	case c.removed:
+		err = c.notFound()
+	case c.removing:
+		err = refuse(ErrConflict, "removal of container %s is already in progress", c.id)
+	case r != nil && !o.Force:
+		err = refuse(ErrConflict, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+name)
+	}
+	if err == nil {
+		c.removing = true
+		c.notifyLocked()
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	c.m.wg.Go(func() {
+		if r != nil {
+			if err := c.kill(r); err != nil {
+				c.unmark()
+				done <- err
+				return
+			}
+		}
+		if err := c.acquire(context.Background()); err != nil {
+			c.unmark()
+			done <- err
+			return
+		}
+		defer c.releaseOp()
+		done <- c.delete()
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *Container) unmark() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.removing = false
+}
+
+// autoRemove removes a container that is to go by itself. The caller holds op, or nobody
+// else knows the container yet.
+func (c *Container) autoRemove() {
+	c.mu.Lock()
+	taken := c.removing || c.removed || c.run != nil
+	c.removing = true
+	c.mu.Unlock()
+	if taken {
+		return
+	}
+	if err := c.delete(); err != nil {
+		c.m.o.Log.Warn("remove container", "container", c.id, "error", err)
+	}
+}
+
+// delete removes the container's folder, and then the container.
+func (c *Container) delete() error {
+	c.mu.Lock()
+	before := c.state.Status
+	c.state.Status = Removing
+	c.mu.Unlock()
+	err := c.saveState() // a crash from here on goes on with the removal
+	if before == Dead {
+		err = nil // its files are damaged anyway
+	}
+	if err = errors.Join(err, c.m.o.Disks.RemoveContainer(c.id)); err != nil {
+		c.mu.Lock()
+		c.state.Status, c.state.Error, c.removing = Dead, err.Error(), false
+		c.notifyLocked()
+		c.mu.Unlock()
+		return fmt.Errorf("remove container %s: %w", c.id, err)
+	}
+	c.m.forget(c)
+	c.emit("destroy", nil)
+	c.mu.Lock()
+	c.removed = true
+	c.tellWaiters(Removed, NotRunning, NextExit)
+	c.notifyLocked()
+	c.mu.Unlock()
+	return nil
+}

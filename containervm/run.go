@@ -1,0 +1,264 @@
+package containervm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"vic/tether/wire"
+)
+
+// redial is how long to wait before a port that failed is tried again.
+const redial = 100 * time.Millisecond
+
+// serve looks after a VM until it ends or the Manager is closed: its control session, its
+// network, its end.
+func (c *Container) serve(r *run) {
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel = cancel
+	if err := c.m.watcher.Add(filepath.Join(c.dir, logFile)); err != nil {
+		c.m.o.Log.Warn("watch log", "container", c.id, "error", err)
+	}
+	r.wg.Go(func() { c.serveControl(ctx, r) })
+	if r.endpoint != nil {
+		r.wg.Go(func() { c.serveNetwork(ctx, r) })
+	}
+	c.m.wg.Go(func() {
+		select {
+		case <-r.machine.Done():
+			c.finish(r)
+		case <-c.m.closed:
+		}
+		cancel()
+		r.wg.Wait()
+	})
+}
+
+// serveControl keeps a control session open.
+func (c *Container) serveControl(ctx context.Context, r *run) {
+	for ctx.Err() == nil {
+		conn, err := c.connect(ctx, r)
+		if err == nil {
+			c.setConn(r, conn)
+			select {
+			case <-conn.Done():
+			case <-ctx.Done():
+			}
+			c.setConn(r, nil)
+			err = errors.Join(conn.Err(), conn.Close())
+		}
+		c.m.o.Log.Debug("control session ended", "container", c.id, "error", err)
+		select {
+		case <-time.After(redial):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (c *Container) connect(ctx context.Context, r *run) (*wire.Conn, error) {
+	rw, err := r.machine.Dial(ctx, "control")
+	if err != nil {
+		return nil, err
+	}
+	return wire.Connect(ctx, rw, wire.ConnectOptions{Token: c.token})
+}
+
+func (c *Container) setConn(r *run, conn *wire.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r.conn = conn
+	c.notifyLocked()
+}
+
+// serveNetwork keeps the VM's network interface connected.
+func (c *Container) serveNetwork(ctx context.Context, r *run) {
+	for ctx.Err() == nil {
+		conn, err := r.machine.Dial(ctx, "net0")
+		if err == nil {
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			err = r.endpoint.Serve(conn)
+			stop()
+		}
+		c.m.o.Log.Debug("network connection ended", "container", c.id, "error", err)
+		select {
+		case <-time.After(redial):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// finish records the end of a VM.
+func (c *Container) finish(r *run) {
+	r.cancel()
+	r.wg.Wait()
+	_ = c.m.watcher.Remove(filepath.Join(c.dir, logFile)) // it may not be watched
+	exit, at := c.exit(r)
+	if r.endpoint != nil {
+		if err := r.endpoint.Close(); err != nil {
+			c.m.o.Log.Warn("leave network", "container", c.id, "error", err)
+		}
+	}
+	if err := r.machine.Close(); err != nil {
+		c.m.o.Log.Warn("let go of VM", "container", c.id, "error", err)
+	}
+	if err := os.RemoveAll(c.runtimeDir()); err != nil {
+		c.m.o.Log.Warn("remove sockets", "container", c.id, "error", err)
+	}
+	c.mu.Lock()
+	started := r.started
+	lasted := at.Sub(c.state.Started)
+	c.state = State{Status: Exited, ExitCode: exit.Code, OOM: exit.OOM, Error: exit.Error, Started: c.state.Started, Finished: at}
+	c.run = nil
+	c.mu.Unlock()
+	if err := c.saveState(); err != nil {
+		c.m.o.Log.Warn("save state", "container", c.id, "error", err)
+	}
+	c.m.forgetExecs(c)
+	if started {
+		if exit.OOM {
+			c.emit("oom", nil)
+		}
+		c.emit("die", map[string]string{"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(lasted.Seconds()))})
+		if r.endpoint != nil {
+			c.emitNetwork("disconnect", r.endpoint.Info().Network)
+		}
+	}
+	c.mu.Lock()
+	close(r.ended)
+	if started { // else Start tells
+		c.tellWaiters(NotRunning, NextExit)
+	}
+	c.notifyLocked()
+	remove := started && c.spec.AutoRemove && !c.keep
+	c.mu.Unlock()
+	if remove {
+		c.m.wg.Go(func() {
+			if err := c.acquire(context.Background()); err == nil {
+				defer c.releaseOp()
+				c.autoRemove()
+			}
+		})
+	}
+}
+
+// exit reads from the log how the run ended: the last exit record after its start.
+func (c *Container) exit(r *run) (wire.Exit, time.Time) {
+	killed := wire.Exit{Code: 137}
+	f, err := os.Open(filepath.Join(c.dir, logFile))
+	if err != nil {
+		killed.Error = err.Error()
+		return killed, time.Now()
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		killed.Error = err.Error()
+		return killed, time.Now()
+	}
+	for rec, err := range wire.Backward(f, st.Size()) {
+		if err != nil || rec.Offset < c.logStart {
+			break
+		}
+		if rec.Type == wire.RecExit {
+			if e, err := rec.Exit(); err == nil {
+				return e, time.Now()
+			}
+		}
+		break // the exit is the last record of a boot that ended well
+	}
+	c.mu.Lock()
+	manual := r.manual
+	c.mu.Unlock()
+	if !manual {
+		killed.Error = "the VM ended without an exit code: " + c.lastWords(r)
+	}
+	return killed, time.Now()
+}
+
+// lastWords says why a VM ended, as far as anybody knows.
+func (c *Container) lastWords(r *run) string {
+	if reason := r.machine.Info().Reason; reason != "" {
+		return reason
+	}
+	f, err := os.Open(filepath.Join(c.dir, consoleFile))
+	if err != nil {
+		return "it left no console"
+	}
+	defer f.Close()
+	const most = 500
+	if st, err := f.Stat(); err == nil && st.Size() > most {
+		if _, err := f.Seek(-most, io.SeekEnd); err != nil {
+			return err.Error()
+		}
+	}
+	text, _ := io.ReadAll(io.LimitReader(f, most)) // what there is of it
+	return fmt.Sprintf("its console ends with %q", strings.TrimSpace(string(text)))
+}
+
+// over says whether a run has ended.
+func (c *Container) over(number int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.runs > number || c.runs == number && c.run == nil
+}
+
+// reattach finds the container's VM again after a restart of the VCH, or learns how it ended.
+func (c *Container) reattach(ctx context.Context) {
+	if c.state.Status != Running {
+		if c.spec.AutoRemove && c.state.Status == Exited || c.state.Status == Removing {
+			c.m.wg.Go(c.autoRemove)
+		}
+		return
+	}
+	r := &run{number: 1, ended: make(chan struct{})}
+	c.runs = 1
+	c.run = r
+	vm := VM{ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: c.boot, Log: filepath.Join(c.dir, logFile)}
+	machine, err := c.m.o.Hypervisor.Find(ctx, vm)
+	if err != nil {
+		if !errors.Is(err, ErrNoMachine) {
+			c.m.o.Log.Warn("find VM", "container", c.id, "error", err)
+		}
+		r.machine, r.cancel, r.started = goneMachine{}, func() {}, true
+		c.finish(r)
+		return
+	}
+	r.machine, r.started = machine, true
+	if c.spec.Network.connected() && c.endpointInfo != nil {
+		if r.endpoint, err = c.join(c.endpointInfo); err != nil {
+			c.m.o.Log.Warn("container lost its network", "container", c.id, "error", err)
+			r.endpoint = nil
+		}
+	}
+	c.serve(r)
+}
+
+// goneMachine stands for a VM that ended while nobody looked.
+type goneMachine struct{ Machine }
+
+func (goneMachine) Info() MachineInfo { return MachineInfo{} }
+func (goneMachine) Close() error      { return nil }
+
+// letGo ends what serves the container, without ending its VM.
+func (c *Container) letGo() error {
+	c.mu.Lock()
+	r := c.run
+	c.notifyLocked()
+	c.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	r.cancel()
+	r.wg.Wait()
+	var err error
+	if r.endpoint != nil {
+		err = r.endpoint.Close()
+	}
+	return errors.Join(err, r.machine.Close())
+}

@@ -1,0 +1,279 @@
+package containervm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"vic/tether/wire"
+)
+
+// Start boots the VM and returns when the container's process runs. The error
+// is ErrNotModified if it does already, a *StartError if the guest could not execute it
+// (the container has then ended with that code), ErrConflict while it is removed.
+func (c *Container) Start(ctx context.Context) error {
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.releaseOp()
+	c.mu.Lock()
+	var err error
+	switch {
+	case c.removed:
+		err = c.notFound()
+	case c.removing || c.state.Status == Dead:
+		err = refuse(ErrConflict, "container %s is marked for removal and cannot be started", c.id)
+	case c.run != nil:
+		err = refuse(ErrNotModified, "container %s is running already", c.id)
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	r, err := c.begin(ctx)
+	if err == nil {
+		err = c.awaitStart(ctx, r)
+	}
+	if err != nil {
+		c.failStart(err)
+		return err
+	}
+	return nil
+}
+
+// begin joins the network and starts the VM.
+func (c *Container) begin(ctx context.Context) (*run, error) {
+	boot, err := c.m.o.Boot.Boot(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the guest's kernel: %w", err)
+	}
+	r := &run{ended: make(chan struct{})}
+	if c.spec.Network.connected() {
+		if r.endpoint, err = c.join(nil); err != nil {
+			return nil, err
+		}
+	}
+	vm, err := c.vm(boot, r.endpoint)
+	if err == nil {
+		if err = os.MkdirAll(vm.RuntimeDir, 0700); err == nil {
+			if err = touch(vm.Log); err == nil {
+				r.machine, err = c.m.o.Hypervisor.Start(ctx, vm)
+			}
+		}
+	}
+	if err != nil {
+		if r.endpoint != nil {
+			err = errors.Join(err, r.endpoint.Close())
+		}
+		return nil, err
+	}
+	c.mu.Lock()
+	c.boot, c.accel = boot, r.machine.Info().Accel
+	c.runs++
+	r.number = c.runs
+	c.run = r
+	c.state = State{Status: Running, PID: r.machine.Info().PID, Started: time.Now()}
+	c.endpointInfo = nil
+	if r.endpoint != nil {
+		e := r.endpoint.Info()
+		c.endpointInfo = &e
+	}
+	c.notifyLocked()
+	c.mu.Unlock()
+	c.serve(r)
+	return r, c.saveState()
+}
+
+// touch makes a file that can be watched before anybody writes to it.
+func touch(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// join connects the container to the network, with the addresses and ports of before if
+// it ran before.
+func (c *Container) join(before *EndpointInfo) (Endpoint, error) {
+	n := c.spec.Network
+	o := JoinOptions{ID: c.id, Names: c.networkNames(), IP: n.IP, MAC: n.MAC, Ports: n.Ports, DNS: n.DNS}
+	if before != nil {
+		o.IP, o.MAC, o.Ports = before.IP.Addr(), before.MAC, before.Ports
+	}
+	e, err := c.m.o.Network.Join(o)
+	if err != nil {
+		name := c.Info().Name
+		if errors.Is(err, ErrPortAllocated) {
+			return nil, fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", name, c.id, err)
+		}
+		return nil, fmt.Errorf("connect container %s to the network: %w", name, err)
+	}
+	return e, nil
+}
+
+// networkNames are what other containers find this one by.
+func (c *Container) networkNames() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := []string{c.spec.Name, c.id[:12]}
+	if h := c.spec.Hostname; h != "" && h != c.id[:12] {
+		names = append(names, h)
+	}
+	return append(names, c.spec.Network.Aliases...)
+}
+
+// vm describes the container's VM.
+func (c *Container) vm(boot Boot, e Endpoint) (VM, error) {
+	logPath := filepath.Join(c.dir, logFile)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.logStart = 0
+	if st, err := os.Stat(logPath); err == nil {
+		c.logStart = st.Size()
+	}
+	conf := c.config(e)
+	text, err := conf.Strings()
+	if errors.Is(err, wire.ErrConfigTooLarge) {
+		return VM{}, refuse(ErrInvalid, "the container's command and environment are too large for a VM: %v", err)
+	}
+	if err != nil {
+		return VM{}, err
+	}
+	vm := VM{
+		ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: boot, Config: text,
+		Memory: c.spec.Memory, CPUs: c.spec.CPUs, Disk: filepath.Join(c.dir, "disk.vmdk"), DiskSerial: "root",
+		Unsafe: c.spec.AutoRemove, Log: logPath, Console: filepath.Join(c.dir, consoleFile),
+	}
+	if vm.Memory == 0 {
+		vm.Memory = defaultMemory
+	}
+	if vm.CPUs == 0 {
+		vm.CPUs = 1
+	}
+	if e != nil {
+		vm.MACs = []string{e.Info().MAC}
+	}
+	return vm, nil
+}
+
+func (c *Container) runtimeDir() string { return filepath.Join(c.m.o.RuntimeDir, c.id[:12]) }
+
+// config is what the guest is told. Call it with mu held.
+func (c *Container) config(e Endpoint) wire.Config {
+	s := &c.spec
+	conf := wire.Config{
+		ID: c.id, Token: c.token, Hostname: s.Hostname, Domain: s.Domain, Args: s.Args, Env: s.Env, Dir: s.Dir,
+		User: s.User, Groups: s.Groups, TTY: s.TTY, Size: s.Size, OpenStdin: s.OpenStdin, StopSignal: int(s.StopSignal),
+		Root: wire.Root{Serial: "root", ReadOnly: s.ReadOnlyRoot}, ShmSize: s.ShmSize, Sysctls: s.Sysctls, Rlimits: s.Rlimits,
+		Seed: make([]byte, 64), Time: time.Now().UnixNano(),
+	}
+	rand.Read(conf.Seed)
+	if conf.Hostname == "" {
+		conf.Hostname = c.id[:12]
+	}
+	for _, t := range s.Tmpfs {
+		conf.Mounts = append(conf.Mounts, wire.Mount{Type: "tmpfs", Target: t.Target, Options: t.Options})
+	}
+	if e == nil {
+		return conf
+	}
+	info := e.Info()
+	conf.NICs = []wire.NIC{{MAC: info.MAC, Addresses: []netip.Prefix{info.IP}, Gateways: []netip.Addr{info.Gateway}, MTU: info.MTU}}
+	conf.DNS = wire.DNS{Servers: []netip.Addr{info.Gateway}, Search: s.Network.DNSSearch, Options: s.Network.DNSOptions}
+	for _, h := range s.Network.Hosts {
+		addr := h.Addr
+		if !addr.IsValid() {
+			addr = info.Gateway
+		}
+		conf.Hosts = append(conf.Hosts, wire.Host{Addr: addr, Names: h.Names})
+	}
+	return conf
+}
+
+// awaitStart follows the log until the guest says that the process runs, or why not.
+func (c *Container) awaitStart(ctx context.Context, r *run) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.m.o.StartTimeout)
+	defer cancel()
+	f, err := c.openLog(c.logStart)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	for {
+		rec, err := f.next(ctx, func() bool { return c.over(r.number) })
+		switch {
+		case err == io.EOF:
+			<-r.ended
+			return fmt.Errorf("the VM ended before the container's process ran: %s", c.lastWords(r))
+		case errors.Is(err, context.DeadlineExceeded):
+			return errors.Join(fmt.Errorf("the container's process did not run within %v: see %s", c.m.o.StartTimeout, filepath.Join(c.dir, consoleFile)), r.machine.Kill())
+		case err != nil:
+			return err
+		}
+		switch rec.Type {
+		case wire.RecExit:
+			exit, err := rec.Exit()
+			if err != nil {
+				return err
+			}
+			<-r.ended
+			return &StartError{ExitCode: exit.Code, Message: startMessage(exit)}
+		case wire.RecStarted:
+			c.mu.Lock()
+			r.started = true
+			c.state.Started = time.Now()
+			c.notifyLocked()
+			c.mu.Unlock()
+			if r.endpoint != nil {
+				c.emitNetwork("connect", r.endpoint.Info().Network)
+			}
+			c.emit("start", nil)
+			return c.saveState()
+		}
+	}
+}
+
+// startMessage puts the guest's reason into the sentence that docker has for it.
+func startMessage(e wire.Exit) string {
+	if e.Code == 126 || e.Code == 127 {
+		return "failed to create task for container: failed to start container process: " + e.Error + ": unknown"
+	}
+	return "failed to set up the container: " + e.Error
+}
+
+// failStart records a start that failed. The VM has ended or never existed.
+func (c *Container) failStart(err error) {
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
+	if r != nil {
+		if killErr := r.machine.Kill(); killErr != nil {
+			c.m.o.Log.Warn("kill VM", "container", c.id, "error", killErr)
+		}
+		<-r.ended
+	}
+	code := 128
+	var start *StartError
+	if errors.As(err, &start) {
+		code = start.ExitCode
+	}
+	c.mu.Lock()
+	c.state = State{Status: Created, ExitCode: code, Error: err.Error()}
+	remove := c.spec.AutoRemove && !c.keep
+	c.tellWaiters(NextExit, NotRunning)
+	c.notifyLocked()
+	c.mu.Unlock()
+	if saveErr := c.saveState(); saveErr != nil {
+		c.m.o.Log.Warn("save state", "container", c.id, "error", saveErr)
+	}
+	if remove {
+		c.autoRemove()
+	}
+}
