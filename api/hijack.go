@@ -1,7 +1,7 @@
 package api
 
 import (
-	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +19,7 @@ import (
 // Whoever hijacked the connection closes the session. Reading and writing may happen at the same time.
 type session struct {
 	conn net.Conn
-	in   *bufio.Reader // what the HTTP server had read ahead, then the connection
+	in   io.Reader // what the HTTP server had read ahead, then the connection
 	once sync.Once
 	err  error
 }
@@ -45,7 +45,14 @@ func hijack(w http.ResponseWriter, r *http.Request, mediaType string) (*session,
 		conn.Close()
 		return nil, fmt.Errorf("answer on the taken over connection: %w", err)
 	}
-	return &session{conn: conn, in: rw.Reader}, nil
+	// The server's own reader would cancel the request's context when the client ends its input: output
+	// is still to come then.
+	ahead, err := rw.Reader.Peek(rw.Reader.Buffered())
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	return &session{conn: conn, in: io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)}, nil
 }
 
 // streamType is the media type of a stream of output. Clients before 1.42 know only one.

@@ -171,7 +171,7 @@ func execError(err error) error {
 	}
 	switch w.Kind {
 	case wire.NotStarted:
-		return &StartError{ExitCode: w.ExitCode, Message: "OCI runtime exec failed: exec failed: unable to start container process: " + w.Message + ": unknown"}
+		return &StartError{ExitCode: w.ExitCode, Message: w.Message}
 	case wire.NotRunning:
 		return refuse(ErrNotRunning, "%s", w.Message)
 	case wire.Invalid:

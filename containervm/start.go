@@ -224,7 +224,7 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 				return err
 			}
 			<-r.ended
-			return &StartError{ExitCode: exit.Code, Message: startMessage(exit)}
+			return &StartError{ExitCode: exit.Code, Message: exit.Error}
 		case wire.RecStarted:
 			c.mu.Lock()
 			r.started = true
@@ -238,14 +238,6 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 			return c.saveState()
 		}
 	}
-}
-
-// startMessage puts the guest's reason into the sentence that docker has for it.
-func startMessage(e wire.Exit) string {
-	if e.Code == 126 || e.Code == 127 {
-		return "failed to create task for container: failed to start container process: " + e.Error + ": unknown"
-	}
-	return "failed to set up the container: " + e.Error
 }
 
 // failStart records a start that failed. The VM has ended or never existed.
