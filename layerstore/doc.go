@@ -51,6 +51,7 @@
 //	      layers.json           the pin: image, parent disk and layers that the disk needs
 //	      disk.vmdk             descriptor of the container's disk
 //	      disk-delta.vmdk       its extent file
+//	  boot/                     what guests boot from; belongs to others
 //	  tmp/
 //	    <chain>-delta.vmdk, <chain>.vmdk
 //	                            a layer's disk while it is made

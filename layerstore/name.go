@@ -122,6 +122,10 @@ func storedName(ref reference.Named) (reference.Named, error) {
 	if len(ref.String()) > nameLimit {
 		return nil, fmt.Errorf("reference of %d bytes, %d are allowed", len(ref.String()), nameLimit)
 	}
+	ref, err := reference.ParseNormalizedNamed(ref.String()) // whoever made it may not have
+	if err != nil {
+		return nil, err
+	}
 	if c, ok := ref.(reference.Canonical); ok {
 		return reference.WithDigest(reference.TrimNamed(ref), c.Digest())
 	}
