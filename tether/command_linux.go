@@ -5,7 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -14,93 +15,104 @@ import (
 	"vic/tether/wire"
 )
 
+// defaultPath is PATH where the image has none, as docker sets it.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// A command is what start needs to know of a process.
+// A command is a process to be, all names resolved.
 type command struct {
-	path       string // of the program
-	args, env  []string
-	dir        string
-	credential *syscall.Credential
-	tty        bool
-	limits     []wire.Rlimit
+	path   string // of the executable
+	args   []string
+	env    []string
+	dir    string
+	cred   *syscall.Credential
+	limits []wire.Rlimit
+	tty    bool
 }
 
-// resolve looks up the user, the program and the environment of a process as docker does.
-// An error of the kind that docker has an exit code for is a *wire.Error.
+// resolve makes a command of e in the container of conf. What cannot be executed
+// is a *wire.Error in docker's words.
 func resolve(conf *wire.Config, e wire.Exec) (*command, error) {
 	if len(e.Args) == 0 {
-		return nil, &wire.Error{Kind: wire.Invalid, Message: "no command specified"}
+		return nil, &wire.Error{Kind: wire.NotStarted, Message: "no command specified", ExitCode: 127}
 	}
-	c := &command{args: e.Args, dir: e.Dir, tty: e.TTY, limits: conf.Rlimits}
+	c := &command{args: e.Args, dir: e.Dir, limits: conf.Rlimits, tty: e.TTY}
 	if c.dir == "" {
 		c.dir = conf.Dir
 	}
 	if c.dir == "" {
 		c.dir = "/"
 	}
+	if !path.IsAbs(c.dir) {
+		return nil, &wire.Error{Kind: wire.NotStarted, ExitCode: 127, Message: fmt.Sprintf("Cwd must be an absolute path: %q", c.dir)}
+	}
+	if fi, err := os.Stat(c.dir); err != nil || !fi.IsDir() {
+		if err == nil {
+			err = syscall.ENOTDIR
+		}
+		return nil, &wire.Error{Kind: wire.NotStarted, ExitCode: 127, Message: fmt.Sprintf("chdir to cwd (%q) failed: %v", c.dir, cause(err))}
+	}
 	name := e.User
 	if name == "" {
 		name = conf.User
 	}
-	home, err := c.setUser(name, e.Groups)
+	cred, home, err := lookUpUser(name, e.Groups)
 	if err != nil {
-		return nil, err
+		return nil, &wire.Error{Kind: wire.NotStarted, ExitCode: 126, Message: err.Error()}
 	}
-	c.setEnv(conf, e, home)
-	if c.path, err = c.lookPath(e.Args[0]); err != nil {
+	c.cred = cred
+	c.env = environment(conf.Hostname, home, e.TTY, conf.Env, e.Env)
+	c.path, err = lookUpExecutable(e.Args[0], c.dir, envValue(c.env, "PATH"))
+	if err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// setUser resolves NAME|UID[:GROUP|GID] and further groups in the container's files.
-func (c *command) setUser(name string, groups []string) (home string, err error) {
+// lookUpUser resolves docker's USER in the container's own passwd and group files.
+func lookUpUser(name string, groups []string) (*syscall.Credential, string, error) {
 	u, err := user.GetExecUserPath(name, &user.ExecUser{Home: "/"}, "/etc/passwd", "/etc/group")
 	if err != nil {
-		return "", &wire.Error{Kind: wire.NotStarted, Message: err.Error(), ExitCode: 126}
+		return nil, "", err
 	}
-	more, err := user.GetAdditionalGroupsPath(groups, "/etc/group")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", &wire.Error{Kind: wire.NotStarted, Message: err.Error(), ExitCode: 126}
+	extra, err := user.GetAdditionalGroupsPath(groups, "/etc/group")
+	if err != nil && len(groups) > 0 { // without groups it may fail for want of the file
+		return nil, "", err
 	}
-	c.credential = &syscall.Credential{Uid: uint32(u.Uid), Gid: uint32(u.Gid)}
-	for _, g := range append(u.Sgids, more...) {
-		c.credential.Groups = append(c.credential.Groups, uint32(g))
-	}
-	return u.Home, nil
-}
-
-// setEnv joins the environments, the later of a name winning, and adds what is expected.
-func (c *command) setEnv(conf *wire.Config, e wire.Exec, home string) {
-	at := make(map[string]int)
-	set := func(kv string, override bool) {
-		key, _, _ := strings.Cut(kv, "=")
-		i, ok := at[key]
-		switch {
-		case !ok:
-			at[key] = len(c.env)
-			c.env = append(c.env, kv)
-		case override:
-			c.env[i] = kv
+	cred := &syscall.Credential{Uid: uint32(u.Uid), Gid: uint32(u.Gid), Groups: []uint32{uint32(u.Gid)}}
+	for _, gid := range slices.Concat(u.Sgids, extra) {
+		if !slices.Contains(cred.Groups, uint32(gid)) {
+			cred.Groups = append(cred.Groups, uint32(gid))
 		}
 	}
-	for _, kv := range conf.Env {
-		set(kv, true)
-	}
-	for _, kv := range e.Env {
-		set(kv, true)
-	}
-	set("PATH="+defaultPath, false)
-	set("HOSTNAME="+conf.Hostname, false)
-	if e.TTY {
-		set("TERM=xterm", false)
-	}
-	set("HOME="+home, false)
+	return cred, u.Home, nil
 }
 
-func (c *command) getenv(key string) string {
-	for _, kv := range c.env {
+// environment is lists put together, the later one winning, with what docker adds
+// where it is absent.
+func environment(hostname, home string, tty bool, lists ...[]string) []string {
+	env := []string{"PATH=" + defaultPath, "HOSTNAME=" + hostname}
+	if tty {
+		env = append(env, "TERM=xterm")
+	}
+	for _, kv := range slices.Concat(lists...) {
+		k, _, ok := strings.Cut(kv, "=")
+		if !ok || k == "" {
+			continue
+		}
+		if i := slices.IndexFunc(env, func(have string) bool { return strings.HasPrefix(have, k+"=") }); i >= 0 {
+			env[i] = kv
+		} else {
+			env = append(env, kv)
+		}
+	}
+	if envValue(env, "HOME") == "" {
+		env = append(env, "HOME="+home)
+	}
+	return env
+}
+
+func envValue(env []string, key string) string {
+	for _, kv := range env {
 		if v, ok := strings.CutPrefix(kv, key+"="); ok {
 			return v
 		}
@@ -108,78 +120,59 @@ func (c *command) getenv(key string) string {
 	return ""
 }
 
-// lookPath finds the program. Its errors have the words by which clients tell 127 from 126.
-func (c *command) lookPath(name string) (string, error) {
-	if strings.Contains(name, "/") {
-		p := name
-		if !filepath.IsAbs(p) {
-			p = filepath.Join(c.dir, p)
+// lookUpExecutable finds file as execvp(3) does, relative names from dir.
+func lookUpExecutable(file, dir, pathList string) (string, error) {
+	if strings.Contains(file, "/") {
+		p := file
+		if !path.IsAbs(p) {
+			p = path.Join(dir, p)
 		}
 		if err := executable(p); err != nil {
-			return "", notStarted(name, err)
+			return "", notExecutable(file, err)
 		}
 		return p, nil
 	}
-	var denied error
-	for _, dir := range filepath.SplitList(c.getenv("PATH")) {
-		if dir == "" {
-			dir = "."
+	for _, d := range strings.Split(pathList, ":") {
+		if !path.IsAbs(d) {
+			d = path.Join(dir, d)
 		}
-		p := filepath.Join(dir, name)
-		if !filepath.IsAbs(p) {
-			p = filepath.Join(c.dir, p)
-		}
-		err := executable(p)
-		if err == nil {
+		if p := path.Join(d, file); file != "" && executable(p) == nil {
 			return p, nil
 		}
-		if errors.Is(err, fs.ErrPermission) {
-			denied = err
-		}
 	}
-	if denied != nil {
-		return "", notStarted(name, denied)
-	}
-	return "", &wire.Error{Kind: wire.NotStarted, ExitCode: 127, Message: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
+	return "", &wire.Error{Kind: wire.NotStarted, ExitCode: 127, Message: fmt.Sprintf("exec: %q: executable file not found in $PATH", file)}
 }
 
-var errIsDirectory = errors.New("is a directory")
-
-// executable says why the kernel would refuse to execute the file, as far as can be seen.
 func executable(p string) error {
-	info, err := os.Stat(p)
+	fi, err := os.Stat(p)
 	switch {
 	case err != nil:
 		return err
-	case info.IsDir():
-		return errIsDirectory
-	case info.Mode()&0111 == 0:
+	case fi.IsDir():
+		return syscall.EISDIR
+	case fi.Mode()&0111 == 0:
 		return fs.ErrPermission
 	}
 	return nil
 }
 
-func notStarted(name string, err error) error {
-	e := &wire.Error{Kind: wire.NotStarted, ExitCode: 127}
-	switch {
-	case errors.Is(err, errIsDirectory):
-		e.ExitCode, e.Message = 126, fmt.Sprintf("exec: %q: is a directory", name)
-	case errors.Is(err, fs.ErrPermission):
-		e.ExitCode, e.Message = 126, fmt.Sprintf("exec: %q: permission denied", name)
-	case errors.Is(err, fs.ErrNotExist):
-		e.Message = fmt.Sprintf("exec: %q: stat %s: no such file or directory", name, name)
-	default:
-		e.ExitCode, e.Message = 126, fmt.Sprintf("exec: %q: %v", name, err)
+// notExecutable words the error as Go's os/exec does, from which runc and docker have
+// it.
+func notExecutable(file string, err error) *wire.Error {
+	code := 126
+	text := fmt.Sprintf("exec: %q: %v", file, cause(err))
+	if errors.Is(err, fs.ErrNotExist) {
+		code = 127
+		text = fmt.Sprintf("exec: %q: stat %s: %v", file, file, cause(err))
 	}
-	return e
+	return &wire.Error{Kind: wire.NotStarted, ExitCode: code, Message: text}
 }
 
-// startError words what fork and exec made of the command.
-func (c *command) startError(err error) error {
-	if info, statErr := os.Stat(c.dir); statErr != nil {
-		return &wire.Error{Kind: wire.NotStarted, ExitCode: 127, Message: fmt.Sprintf("chdir to cwd (%q) failed: no such file or directory", c.dir)}
-	} else if !info.IsDir() {
-		return &wire.Error{Kind: wire.NotStarted, ExitCode: 126, Message: fmt.Sprintf("chdir to cwd (%q) failed: not a directory: permission denied", c.dir)}
+// cause takes off what os wraps around an errno.
+func cause(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
 	}
-	return notStarted(c.args[0], err)
+	return err
 }

@@ -1,24 +1,23 @@
 package tether
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"slices"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vic/tether/wire"
 )
 
-// keptExecs is how many execs that have ended are remembered.
-const keptExecs = 64
+// maxEnded is how many ended execs are remembered.
+const maxEnded = 64
 
-// An execution is a further process that a host has asked for.
+// An execution is an exec of a host, running or ended.
 type execution struct {
-	id   string
-	proc *process
-	done bool // and all its output delivered
+	id      string
+	process *process
+	exit    *wire.Exit // nil while it runs
 }
 
 // Begin implements wire.Handler.
@@ -32,95 +31,97 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 	case wire.OpState:
 		return wire.Reply{State: g.state()}, nil
 	case wire.OpExec:
+		if r.Exec == nil {
+			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: "exec of nothing"}
+		}
 		pid, err := g.exec(s, r)
 		return wire.Reply{PID: pid}, err
+	case wire.OpSignal:
+		return wire.Reply{}, g.signal(r.Process, syscall.Signal(r.Signal))
+	case wire.OpResize:
+		p, err := g.process(r.Process)
+		if err != nil {
+			return wire.Reply{}, err
+		}
+		return wire.Reply{}, p.resize(r.Size)
 	case wire.OpShutdown:
 		return wire.Reply{}, g.shutdown(time.Duration(r.Grace))
 	}
-	p, err := g.process(r.Process)
-	if err != nil {
-		return wire.Reply{}, err
-	}
-	switch r.Op {
-	case wire.OpSignal:
-		if r.Signal < 1 || r.Signal > 64 {
-			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: fmt.Sprintf("signal %d", r.Signal)}
-		}
-		return wire.Reply{}, p.signal(syscall.Signal(r.Signal))
-	case wire.OpResize:
-		if p.terminal == nil {
-			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: "process has no terminal"}
-		}
-		return wire.Reply{}, setSize(p.terminal, r.Size)
-	}
-	return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: fmt.Sprintf("unknown request %q", r.Op)}
-}
-
-// process finds a running process: "" is the container's, else an exec's.
-func (g *guest) process(id string) (*process, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if id == "" {
-		if g.main == nil {
-			return nil, &wire.Error{Kind: wire.NotRunning, Message: "container's process does not run"}
-		}
-		return g.main, nil
-	}
-	for _, e := range g.execs {
-		if e.id == id {
-			if e.done {
-				return nil, &wire.Error{Kind: wire.NotRunning, Message: "process has ended"}
-			}
-			return e.proc, nil
-		}
-	}
-	return nil, &wire.Error{Kind: wire.NotFound, Message: fmt.Sprintf("no exec %s", id)}
+	return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: fmt.Sprintf("operation %q is not known", r.Op)}
 }
 
 func (g *guest) state() *wire.State {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := &wire.State{}
+	st := new(wire.State)
 	if g.main != nil {
-		s.PID = g.main.pid
+		st.PID = g.main.pid
 	}
-	for _, e := range g.execs {
-		x := wire.ExecState{ID: e.id, PID: e.proc.pid}
-		if e.done {
-			exit := e.proc.exit
-			x.Exit = &exit
-		}
-		s.Execs = append(s.Execs, x)
+	for _, x := range g.execs {
+		st.Execs = append(st.Execs, wire.ExecState{ID: x.id, PID: x.process.pid, Exit: x.exit})
 	}
-	return s
+	return st
 }
 
-// exec starts a further process with its streams on the request's channels.
-func (g *guest) exec(s *wire.GuestSession, r wire.Request) (pid int, err error) {
-	if r.Exec == nil || r.Exec.ID == "" {
-		return 0, &wire.Error{Kind: wire.Invalid, Message: "exec without an ID"}
+// process finds the container's process, or an exec by its ID.
+func (g *guest) process(id string) (*process, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if id == "" {
+		if g.main == nil {
+			return nil, &wire.Error{Kind: wire.NotRunning, Message: "container is not running"}
+		}
+		return g.main, nil
 	}
-	stdio, stderr, err := s.Open(r.Channel)
+	for _, x := range g.execs {
+		if x.id == id {
+			if x.exit != nil {
+				return nil, &wire.Error{Kind: wire.NotRunning, Message: fmt.Sprintf("exec %s has ended", id)}
+			}
+			return x.process, nil
+		}
+	}
+	return nil, &wire.Error{Kind: wire.NotFound, Message: fmt.Sprintf("no such exec: %s", id)}
+}
+
+func (g *guest) signal(id string, sig syscall.Signal) error {
+	if sig <= 0 || sig > 64 {
+		return &wire.Error{Kind: wire.Invalid, Message: fmt.Sprintf("no such signal: %d", int(sig))}
+	}
+	p, err := g.process(id)
+	if err != nil {
+		return err
+	}
+	return g.reaper.signal(p.pid, sig)
+}
+
+// shutdown asks the container's process to end, and kills it after grace.
+func (g *guest) shutdown(grace time.Duration) error {
+	sig := syscall.Signal(g.conf.StopSignal)
+	if sig == 0 {
+		sig = unix.SIGTERM
+	}
+	if err := g.signal("", sig); err != nil {
+		return err
+	}
+	if grace >= 0 {
+		time.AfterFunc(grace, func() {
+			_ = g.signal("", unix.SIGKILL) // it may have ended
+		})
+	}
+	return nil
+}
+
+// exec starts a further process.
+func (g *guest) exec(s *wire.GuestSession, r wire.Request) (int, error) {
+	if _, err := g.process(""); err != nil {
+		return 0, err
+	}
+	cmd, err := resolve(g.conf, *r.Exec)
 	if err != nil {
 		return 0, err
 	}
-	defer func() {
-		if err != nil {
-			_ = stdio.Close() // err says more
-			_ = stderr.Close()
-		}
-	}()
-	g.mu.Lock()
-	running := g.main != nil
-	taken := slices.ContainsFunc(g.execs, func(e *execution) bool { return e.id == r.Exec.ID })
-	g.mu.Unlock()
-	if !running {
-		return 0, &wire.Error{Kind: wire.NotRunning, Message: "container's process does not run"}
-	}
-	if taken {
-		return 0, &wire.Error{Kind: wire.Invalid, Message: fmt.Sprintf("exec %s exists", r.Exec.ID)}
-	}
-	cmd, err := resolve(g.conf, *r.Exec)
+	stdio, stderr, err := s.Open(r.Channel)
 	if err != nil {
 		return 0, err
 	}
@@ -134,70 +135,61 @@ func (g *guest) exec(s *wire.GuestSession, r wire.Request) (pid int, err error) 
 	if r.Exec.Stderr && !r.Exec.TTY {
 		st.stderr = stderr
 	}
-	p, err := g.reaper.start(cmd, st, r.Exec.Size)
+	x, err := g.startExec(cmd, st, r.Exec)
 	if err != nil {
+		// The host closes them too; if the session is lost, nobody is left to tell.
+		_ = stdio.Close()
+		_ = stderr.Close()
 		return 0, err
 	}
-	e := &execution{id: r.Exec.ID, proc: p}
-	g.mu.Lock()
-	g.execs = append(g.execs, e)
-	g.forgetExecs()
-	g.mu.Unlock()
-	go g.finish(s, e, stdio, stderr) // ends with the process
-	return p.pid, nil
+	if !r.Exec.Stdin {
+		refuse(stdio)
+	}
+	go g.follow(s, x, stdio, stderr) // until the process ends, or the VM
+	return x.process.pid, nil
 }
 
-// finish waits for an exec and tells the host.
-func (g *guest) finish(s *wire.GuestSession, e *execution, channels ...io.Closer) {
-	exit := e.proc.wait()
-	e.proc.drained()
-	for _, c := range channels {
-		_ = c.Close() // fails with the session only
-	}
+// startExec starts the process and enters it into the table of execs.
+func (g *guest) startExec(cmd *command, st streams, e *wire.Exec) (*execution, error) {
 	g.mu.Lock()
-	e.done = true
-	g.mu.Unlock()
-	if err := s.Exited(e.id, exit); err != nil && !errors.Is(err, wire.ErrLost) {
-		g.diagnose(err)
+	defer g.mu.Unlock()
+	for _, x := range g.execs {
+		if x.id == e.ID {
+			return nil, &wire.Error{Kind: wire.Invalid, Message: fmt.Sprintf("exec %s has been started already", e.ID)}
+		}
 	}
-}
-
-// forgetExecs drops the oldest of many execs that have ended. Call it with mu held.
-func (g *guest) forgetExecs() {
+	p, err := g.reaper.start(cmd, st, e.Size)
+	if err != nil {
+		return nil, err
+	}
+	x := &execution{id: e.ID, process: p}
+	g.execs = append(g.execs, x)
 	ended := 0
-	for _, e := range g.execs {
-		if e.done {
+	for _, x := range g.execs {
+		if x.exit != nil {
 			ended++
 		}
 	}
-	g.execs = slices.DeleteFunc(g.execs, func(e *execution) bool {
-		if e.done && ended > keptExecs {
-			ended--
-			return true
+	for i := 0; ended > maxEnded; {
+		if g.execs[i].exit == nil {
+			i++
+			continue
 		}
-		return false
-	})
+		g.execs = append(g.execs[:i], g.execs[i+1:]...)
+		ended--
+	}
+	return x, nil
 }
 
-// shutdown asks the container's process to end, and kills it after the grace.
-func (g *guest) shutdown(grace time.Duration) error {
-	p, err := g.process("")
-	if err != nil {
-		return err
+// follow waits for an exec's end and tells the host that asked for it.
+func (g *guest) follow(s *wire.GuestSession, x *execution, channels ...*wire.Channel) {
+	exit := x.process.wait()
+	x.process.drainedSoon()
+	g.mu.Lock()
+	x.exit = &exit
+	g.mu.Unlock()
+	for _, c := range channels {
+		_ = c.Close() // fails if the session is lost, as does the next
 	}
-	sig := syscall.Signal(g.conf.StopSignal)
-	if sig == 0 {
-		sig = syscall.SIGTERM
-	}
-	if err := p.signal(sig); err != nil {
-		return err
-	}
-	go func() { // ends with the process or the grace
-		select {
-		case <-p.ended:
-		case <-time.After(max(0, grace)):
-			_ = p.signal(syscall.SIGKILL) // it may have ended just now
-		}
-	}()
-	return nil
+	_ = s.Exited(x.id, exit)
 }

@@ -91,6 +91,14 @@ func (m module) wanted(present []string) bool {
 	})
 }
 
+// close gives the memory of the modules back; from then on none is loaded.
+func (d *devices) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.index = nil
+	return os.RemoveAll(d.dir)
+}
+
 // modaliases are those of the devices on the buses that container VMs have.
 func modaliases() []string {
 	var out []string
@@ -144,14 +152,6 @@ func (d *devices) await(what string, found func() (bool, error)) error {
 		time.Sleep(pause)
 		pause = min(2*pause, 20*time.Millisecond)
 	}
-}
-
-// close gives back the memory of the modules. What has not been loaded by then stays so.
-func (d *devices) close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.index = nil
-	return os.RemoveAll(d.dir)
 }
 
 // disk returns the device file of the disk with that serial number, or with "" of

@@ -107,18 +107,13 @@ func (g *guest) live() (wire.Exit, error) {
 func (g *guest) dress() ([][]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), networkTimeout)
 	defer cancel()
-	type result struct {
-		net *network
-		err error
-	}
-	up := make(chan result, 1)
-	go func() {
-		n, err := setUpNetwork(ctx, g.devices, g.conf, g.diagnose)
-		up <- result{n, err}
-	}()
-	rootErr := g.mountRoot()
-	r := <-up
-	if err := errors.Join(rootErr, r.err); err != nil {
+	var n *network
+	var netErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { n, netErr = setUpNetwork(ctx, g.devices, g.conf) })
+	err := g.mountRoot()
+	wg.Wait()
+	if err := errors.Join(err, netErr); err != nil {
 		return nil, err
 	}
 	memory, err := g.switchRoot()
@@ -132,13 +127,14 @@ func (g *guest) dress() ([][]string, error) {
 	if err := g.mountFurther(); err != nil {
 		return nil, err
 	}
-	if err := writeFiles(memory, g.conf, r.net); err != nil {
+	if err := writeFiles(memory, g.conf, n); err != nil {
 		return nil, err
 	}
 	if err := writeSysctls(g.conf.Sysctls); err != nil {
 		return nil, err
 	}
-	return r.net.addresses(), nil
+	n.keep(g.diagnose)
+	return n.addresses(), nil
 }
 
 // mainCommand resolves the container's command and seals a read-only root.

@@ -47,9 +47,15 @@ func (n *network) addresses() [][]string {
 	return out
 }
 
-// setUpNetwork brings the interfaces up as the configuration says. Leases are kept
-// alive from then on.
-func setUpNetwork(ctx context.Context, d *devices, conf *wire.Config, diagnose func(error)) (*network, error) {
+// keep keeps the leases alive from now on. What fails is told to diagnose.
+func (n *network) keep(diagnose func(error)) {
+	for _, l := range n.leases {
+		go l.keep(diagnose) // for the life of the VM
+	}
+}
+
+// setUpNetwork brings the interfaces up as the configuration says.
+func setUpNetwork(ctx context.Context, d *devices, conf *wire.Config) (*network, error) {
 	n := new(network)
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -93,7 +99,6 @@ func setUpNetwork(ctx context.Context, d *devices, conf *wire.Config, diagnose f
 			}
 			n.leases = append(n.leases, l)
 			addrs = append(addrs, l.addr)
-			go l.keep(diagnose) // for the life of the VM
 		}
 		n.addrs = append(n.addrs, addrs)
 	}
@@ -140,9 +145,11 @@ func findLinks(d *devices, nics []wire.NIC) ([]netlink.Link, error) {
 
 // renameLinks calls the i-th link eth<i>, by way of names that nothing has.
 func renameLinks(links []netlink.Link) error {
-	if !slices.ContainsFunc(links, func(l netlink.Link) bool {
-		return l.Attrs().Name != linkName(slices.Index(links, l))
-	}) {
+	right := true
+	for i, l := range links {
+		right = right && l.Attrs().Name == linkName(i)
+	}
+	if right {
 		return nil
 	}
 	for _, format := range []string{"vic%d", "eth%d"} {

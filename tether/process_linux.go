@@ -5,325 +5,351 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
-	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
 	"vic/tether/wire"
 )
 
-// A reaper starts all processes of the VM and is the only one to wait for any.
+// drainTime is how long an exec's output is waited for once it has ended, if some
+// process that it left behind still holds it. Docker waits as long.
+const drainTime = 2 * time.Second
+
+// A reaper starts processes and learns of the end of them and of all orphans.
 type reaper struct {
+	// mu is held to start, to reap and to signal, so that a process is in the table
+	// before it can be reaped and is not signalled after.
 	mu       sync.Mutex
-	children map[int]*process // running, by PID
-	begun    *sync.Cond       // on mu: a child was started
+	children map[int]chan syscall.WaitStatus
 }
 
 func newReaper() *reaper {
-	r := &reaper{children: make(map[int]*process)}
-	r.begun = sync.NewCond(&r.mu)
-	go r.reap() // for the life of the VM
+	r := &reaper{children: map[int]chan syscall.WaitStatus{}}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, unix.SIGCHLD)
+	go func() { // for the life of the VM
+		for range ended {
+			r.reap()
+		}
+	}()
 	return r
 }
 
-// reap waits for every child, those that were inherited from dead parents too.
 func (r *reaper) reap() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for {
-		var info unix.Siginfo
-		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT, nil)
-		if err == unix.EINTR {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
+		if err == syscall.EINTR {
 			continue
 		}
-		r.mu.Lock()
-		if err == unix.ECHILD {
-			if len(r.children) == 0 {
-				r.begun.Wait()
-			}
-			r.mu.Unlock()
-			continue
+		if err != nil || pid <= 0 {
+			return
 		}
-		for {
-			var status unix.WaitStatus
-			pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
-			if err != nil || pid <= 0 {
-				break
-			}
-			if p := r.children[pid]; p != nil {
-				delete(r.children, pid)
-				p.exit = exitOf(status)
-				close(p.ended)
-			}
+		if c := r.children[pid]; c != nil {
+			delete(r.children, pid)
+			c <- ws // has room for one
 		}
-		r.mu.Unlock()
 	}
 }
 
-func exitOf(s unix.WaitStatus) wire.Exit {
-	if s.Signaled() {
-		return wire.Exit{Code: 128 + int(s.Signal()), Signal: int(s.Signal())}
+// killAll kills every process and waits until there are none.
+func (r *reaper) killAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		// Again and again: a process that forks may outrun one kill. All orphans are
+		// children of this process, so none is left when it has none.
+		if err := unix.Kill(-1, unix.SIGKILL); err != nil && err != unix.ESRCH {
+			printk("kill all: %v", err)
+		}
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, 0, nil)
+		if err == syscall.ECHILD {
+			return
+		}
+		if c := r.children[pid]; c != nil {
+			delete(r.children, pid)
+			c <- ws
+		}
 	}
-	return wire.Exit{Code: s.ExitStatus()}
 }
 
-// streams are where a process's standard streams go. What is nil is /dev/null.
+// signal sends a signal to a child that has not been reaped.
+func (r *reaper) signal(pid int, sig syscall.Signal) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.children[pid] == nil {
+		return &wire.Error{Kind: wire.NotRunning, Message: "process has ended"}
+	}
+	if err := unix.Kill(pid, sig); err != nil {
+		return fmt.Errorf("send signal %d: %w", int(sig), err)
+	}
+	return nil
+}
+
+// fork starts cmd with files as its streams. The channel gets its status.
+func (r *reaper) fork(cmd *command, files []uintptr) (int, <-chan syscall.WaitStatus, error) {
+	attr := &syscall.ProcAttr{Dir: cmd.dir, Env: cmd.env, Files: files, Sys: &syscall.SysProcAttr{
+		Credential: cmd.cred, Setsid: true, Setctty: cmd.tty,
+		Ptrace: len(cmd.limits) > 0, // it then stops before its first instruction
+	}}
+	runtime.LockOSThread() // which is the tracer
+	defer runtime.UnlockOSThread()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pid, err := syscall.ForkExec(cmd.path, cmd.args, attr)
+	if err != nil {
+		return 0, nil, notStarted(cmd.path, err)
+	}
+	if attr.Sys.Ptrace {
+		if err := limit(pid, cmd.limits); err != nil {
+			return 0, nil, err
+		}
+	}
+	status := make(chan syscall.WaitStatus, 1)
+	r.children[pid] = status
+	return pid, status, nil
+}
+
+// notStarted words what execve(2) said as runc does.
+func notStarted(path string, err error) error {
+	code := 126
+	if errors.Is(err, syscall.ENOENT) { // of an interpreter
+		code = 127
+	}
+	return &wire.Error{Kind: wire.NotStarted, ExitCode: code, Message: fmt.Sprintf("exec %s: %v", path, err)}
+}
+
+// limit sets the limits of a process that has stopped in exec, and lets it go. If it
+// cannot, it kills and reaps the process.
+func limit(pid int, limits []wire.Rlimit) (err error) {
+	var ws syscall.WaitStatus
+	for {
+		_, err = syscall.Wait4(pid, &ws, 0, nil)
+		if err != syscall.EINTR {
+			break
+		}
+	}
+	if err != nil || !ws.Stopped() {
+		return fmt.Errorf("stop process before its limits: status %#x, %w", ws, err)
+	}
+	for _, l := range limits {
+		err = unix.Prlimit(pid, l.Resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil)
+		if err != nil {
+			err = &wire.Error{Kind: wire.NotStarted, ExitCode: 126, Message: fmt.Sprintf("error setting rlimit %d: %v", l.Resource, err)}
+			break
+		}
+	}
+	if err == nil {
+		if err = unix.PtraceDetach(pid); err == nil {
+			return nil
+		}
+	}
+	_ = unix.Kill(pid, unix.SIGKILL) // it is a child and not reaped, so it is there
+	_, _ = syscall.Wait4(pid, &ws, 0, nil)
+	return err
+}
+
+// streams are what a process is connected to. Nil is /dev/null. With a terminal
+// stdout is all its output.
 type streams struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 }
 
-// A process is a child of the tether.
+// A process is one that was started.
 type process struct {
 	pid      int
-	terminal *os.File // the master; nil if it has none
-	ended    chan struct{}
-	exit     wire.Exit // once ended is closed
-	output   sync.WaitGroup
-	input    io.Closer // this side of stdin, nil if there is none
-	reaper   *reaper
+	terminal *os.File // its master, or nil
+	status   <-chan syscall.WaitStatus
+	outputs  []*os.File
+	copies   sync.WaitGroup // of outputs
 }
 
-// start runs the command. With a terminal all output goes to s.stdout.
-func (r *reaper) start(cmd *command, s streams, size wire.Size) (*process, error) {
-	p := &process{ended: make(chan struct{}), reaper: r}
-	var theirs []*os.File
+// start starts cmd and copies its streams.
+func (r *reaper) start(cmd *command, s streams, size wire.Size) (p *process, err error) {
+	p = new(process)
+	var theirs [3]*os.File
+	var input *os.File
 	defer func() {
 		for _, f := range theirs {
-			f.Close()
+			if f != nil {
+				f.Close()
+			}
+		}
+		if err != nil {
+			for _, f := range append(p.outputs, input) {
+				if f != nil {
+					f.Close()
+				}
+			}
 		}
 	}()
-	attr := &syscall.SysProcAttr{Setsid: true, Credential: cmd.credential}
+	writers := []io.Writer{s.stdout}
 	if cmd.tty {
-		master, slave, err := pty.Open()
-		if err != nil {
-			return nil, fmt.Errorf("open terminal: %w", err)
+		if p.terminal, theirs[0], err = openTerminal(cmd.cred.Uid, size); err != nil {
+			return nil, err
 		}
-		p.terminal, p.input, theirs = master, nil, []*os.File{slave, slave, slave}
-		if err := prepareTerminal(master, slave, size, cmd.credential.Uid); err != nil {
-			return nil, errors.Join(err, master.Close())
+		p.outputs, input = []*os.File{p.terminal}, p.terminal
+	} else {
+		if theirs[0], input, err = inputPipe(s.stdin, cmd.cred.Uid); err != nil {
+			return nil, err
 		}
-		attr.Setctty, attr.Ctty = true, 0
-		if err := r.fork(p, cmd, attr, theirs); err != nil {
-			return nil, errors.Join(err, master.Close())
+		writers = append(writers, s.stderr)
+		for i, w := range writers {
+			var out *os.File
+			if out, theirs[i+1], err = outputPipe(w, cmd.cred.Uid); err != nil {
+				return nil, err
+			}
+			p.outputs = append(p.outputs, out)
 		}
-		p.pump(s.stdout, master, false)
-		p.feed(master, s.stdin, false)
-		return p, nil
 	}
-	pipes, err := openPipes(s)
-	if err != nil {
-		return nil, err
-	}
-	theirs = pipes.theirs[:]
-	if err := r.fork(p, cmd, attr, theirs); err != nil {
-		return nil, errors.Join(err, pipes.close())
-	}
-	if pipes.stdin != nil {
-		p.feed(pipes.stdin, s.stdin, true)
-	}
-	if pipes.stdout != nil {
-		p.pump(s.stdout, pipes.stdout, true)
-	}
-	if pipes.stderr != nil {
-		p.pump(s.stderr, pipes.stderr, true)
-	}
-	return p, nil
-}
-
-// fork starts the process under the lock, so that it is known before it can be reaped.
-func (r *reaper) fork(p *process, cmd *command, attr *syscall.SysProcAttr, files []*os.File) error {
-	fds := make([]uintptr, len(files))
-	for i, f := range files {
+	fds := make([]uintptr, 3)
+	for i, f := range theirs {
+		if f == nil { // of a terminal
+			f = theirs[0]
+		}
 		fds[i] = f.Fd()
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	restore, err := setLimits(cmd.limits)
-	if err != nil {
-		return err
+	if p.pid, p.status, err = r.fork(cmd, fds); err != nil {
+		return nil, err
 	}
-	pid, err := syscall.ForkExec(cmd.path, cmd.args, &syscall.ProcAttr{Dir: cmd.dir, Env: cmd.env, Files: fds, Sys: attr})
-	restore()
-	if err != nil {
-		return cmd.startError(err)
-	}
-	p.pid = pid
-	r.children[pid] = p
-	r.begun.Signal()
-	return nil
-}
-
-// setLimits sets the tether's own limits, for a child to inherit, until restore.
-func setLimits(limits []wire.Rlimit) (restore func(), err error) {
-	var old []func()
-	restore = func() {
-		for _, f := range old {
-			f()
+	for i, f := range p.outputs {
+		if f != nil {
+			p.copies.Go(func() { copyOutput(writers[i], f) })
 		}
 	}
-	for _, l := range limits {
-		var was unix.Rlimit
-		if err := unix.Getrlimit(l.Resource, &was); err != nil {
-			restore()
-			return nil, fmt.Errorf("resource limit %d: %w", l.Resource, err)
-		}
-		if err := unix.Setrlimit(l.Resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}); err != nil {
-			restore()
-			return nil, fmt.Errorf("resource limit %d: %w", l.Resource, err)
-		}
-		old = append(old, func() { _ = unix.Setrlimit(l.Resource, &was) }) // was valid before
-	}
-	return restore, nil
-}
-
-// pipePair are the two ends of the standard streams of a process without a terminal.
-type pipePair struct {
-	theirs                [3]*os.File
-	stdin, stdout, stderr *os.File // ours; nil for /dev/null
-}
-
-func openPipes(s streams) (*pipePair, error) {
-	p := &pipePair{}
-	fail := func(err error) (*pipePair, error) {
-		for _, f := range p.theirs {
-			f.Close()
-		}
-		return nil, errors.Join(fmt.Errorf("open standard streams: %w", err), p.close())
-	}
-	var err error
-	for i, x := range []struct {
-		wanted bool
-		ours   **os.File
-	}{{s.stdin != nil, &p.stdin}, {s.stdout != nil, &p.stdout}, {s.stderr != nil, &p.stderr}} {
-		switch {
-		case !x.wanted:
-			p.theirs[i], err = os.OpenFile(os.DevNull, os.O_RDWR, 0)
-		case i == 0:
-			p.theirs[i], *x.ours, err = os.Pipe()
-		default:
-			*x.ours, p.theirs[i], err = os.Pipe()
-		}
-		if err != nil {
-			return fail(err)
-		}
+	if s.stdin != nil && input != nil {
+		// Not waited for: it may wait for a host that never sends, and what comes
+		// after the process is nobody's.
+		go copyInput(input, s.stdin, cmd.tty)
 	}
 	return p, nil
 }
 
-func (p *pipePair) close() error {
-	var errs []error
-	for _, f := range []*os.File{p.stdin, p.stdout, p.stderr} {
-		if f != nil {
-			errs = append(errs, f.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func prepareTerminal(master, slave *os.File, size wire.Size, uid uint32) error {
-	if size != (wire.Size{}) {
-		if err := setSize(master, size); err != nil {
-			return err
-		}
-	}
-	if err := slave.Chown(int(uid), -1); err != nil {
-		return fmt.Errorf("give terminal to user %d: %w", uid, err)
-	}
-	return nil
-}
-
-func setSize(master *os.File, size wire.Size) error {
-	if err := pty.Setsize(master, &pty.Winsize{Rows: size.Rows, Cols: size.Cols}); err != nil {
-		return fmt.Errorf("set terminal size: %w", err)
-	}
-	return nil
-}
-
-// bindConsole makes /dev/console the terminal of the container's process.
-func bindConsole(master *os.File) error {
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		return fmt.Errorf("terminal's number: %w", err)
-	}
-	if err := unix.Mount(fmt.Sprintf("/dev/pts/%d", n), "/dev/console", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind console: %w", err)
-	}
-	return nil
-}
-
-// pump copies output until all who could write it are gone. A failure to write is the
-// writer's affair: the process must not notice.
-func (p *process) pump(w io.Writer, r *os.File, closes bool) {
-	p.output.Add(1)
-	go func() {
-		defer p.output.Done()
-		buf := make([]byte, wire.MaxPayload)
-		for {
-			n, err := r.Read(buf)
-			if n > 0 && w != nil {
-				_, _ = w.Write(buf[:n])
-			}
-			if err != nil { // io.EOF of a pipe, EIO of a terminal
-				break
-			}
-		}
-		if closes {
-			r.Close()
-		}
-	}()
-}
-
-// feed copies input until either side ends. A pipe is closed then; a terminal knows no
-// end but the control character.
-func (p *process) feed(w *os.File, r io.Reader, closes bool) {
-	if r == nil {
-		return
-	}
-	go func() { // ends with the source or the process
-		_, _ = io.Copy(w, r)
-		if s, ok := r.(*stdin); ok {
-			s.refuse()
-		}
-		if closes {
-			w.Close()
-		} else if eof := byte(4); r != nil {
-			_, _ = w.Write([]byte{eof}) // ^D: what closing a terminal's input amounts to
-		}
-	}()
-}
-
-// wait returns how the process ended. Its output may not be complete yet.
+// wait waits for the end of the process, not of its output.
 func (p *process) wait() wire.Exit {
-	<-p.ended
-	return p.exit
+	ws := <-p.status
+	if ws.Signaled() {
+		return wire.Exit{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}
+	}
+	return wire.Exit{Code: ws.ExitStatus()}
 }
 
-// drained returns when all output has been copied.
-func (p *process) drained() {
-	p.output.Wait()
-	if p.terminal != nil {
-		p.terminal.Close()
+// drained waits until all output was passed on, when no process is left that
+// could write more.
+func (p *process) drained() { p.copies.Wait() }
+
+// drainedSoon is drained, but gives processes that hold the output open no longer
+// than drainTime.
+func (p *process) drainedSoon() {
+	for _, f := range p.outputs {
+		if f != nil {
+			_ = f.SetReadDeadline(time.Now().Add(drainTime)) // pipes and terminals can
+		}
+	}
+	p.copies.Wait()
+}
+
+// resize sets the size of the process's terminal.
+func (p *process) resize(size wire.Size) error {
+	if p.terminal == nil {
+		return &wire.Error{Kind: wire.Invalid, Message: "process has no terminal"}
+	}
+	return setSize(p.terminal, size)
+}
+
+// inputPipe is stdin: the process's end, and the one to write to.
+func inputPipe(from io.Reader, uid uint32) (theirs, ours *os.File, err error) {
+	if from == nil {
+		theirs, err = os.Open(os.DevNull)
+		return theirs, nil, err
+	}
+	theirs, ours, err = os.Pipe()
+	if err == nil {
+		err = theirs.Chown(int(uid), -1) // so that it can open /dev/stdin
+	}
+	return theirs, ours, err
+}
+
+// outputPipe is stdout or stderr: the end to read from, and the process's.
+func outputPipe(to io.Writer, uid uint32) (ours, theirs *os.File, err error) {
+	if to == nil {
+		theirs, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		return nil, theirs, err
+	}
+	ours, theirs, err = os.Pipe()
+	if err == nil {
+		err = theirs.Chown(int(uid), -1) // so that it can open /dev/stdout
+	}
+	return ours, theirs, err
+}
+
+// copyInput feeds a process until the source ends or the process does not read. A
+// source that ends closes a pipe; a terminal stays.
+func copyInput(to *os.File, from io.Reader, tty bool) {
+	_, _ = io.Copy(to, struct{ io.Reader }{from}) // either end may be gone, at any time
+	if c, ok := from.(interface{ CloseRead() error }); ok {
+		_ = c.CloseRead() // tells the host; if that has gone it needs no telling
+	}
+	if !tty {
+		_ = to.Close() // nothing was cached
 	}
 }
 
-// signal sends a signal to the process, never to another that got its number.
-func (p *process) signal(sig syscall.Signal) error {
-	p.reaper.mu.Lock()
-	defer p.reaper.mu.Unlock()
-	if p.reaper.children[p.pid] != p {
-		return &wire.Error{Kind: wire.NotRunning, Message: "process has ended"}
-	}
-	return syscall.Kill(p.pid, sig)
-}
-
-// killAll kills every process but the tether, and returns when none is left.
-func (r *reaper) killAll() {
-	for {
-		_ = syscall.Kill(-1, syscall.SIGKILL) // ESRCH: there is none
-		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil)
-		if err == unix.ECHILD {
+// copyOutput passes output on until its end. If it cannot be passed on it is thrown
+// away, for the process must not wait for what does not come.
+func copyOutput(to io.Writer, from *os.File) {
+	defer from.Close()
+	buf := make([]byte, wire.MaxPayload)
+	pass := func(p []byte) {
+		if to == nil || len(p) == 0 {
 			return
 		}
+		if _, err := to.Write(p); err != nil {
+			to = nil
+		}
+	}
+	for {
+		n, err := from.Read(buf)
+		pass(buf[:n])
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			drain(from, buf, pass)
+			return
+		}
+		if err != nil { // a terminal's end is EIO
+			return
+		}
+	}
+}
+
+// drain passes on what is in the pipe now, at most what a pipe holds.
+func drain(from *os.File, buf []byte, pass func([]byte)) {
+	const pipeSize = 64 << 10
+	if from.SetReadDeadline(time.Time{}) != nil {
+		return
+	}
+	conn, err := from.SyscallConn()
+	if err != nil {
+		return
+	}
+	for total := 0; total < pipeSize; {
+		n := 0
+		err := conn.Read(func(fd uintptr) bool {
+			n, _ = unix.Read(int(fd), buf)
+			return true // do not wait
+		})
+		if err != nil || n <= 0 {
+			return
+		}
+		pass(buf[:n])
+		total += n
 	}
 }

@@ -1,4 +1,7 @@
-// Command tether is PID 1 of a container VM.
+//go:build linux
+
+// Tether is PID 1 of a container VM. It takes no arguments: what it runs is in the
+// machine's SMBIOS strings. See package tether.
 package main
 
 import (
