@@ -131,7 +131,7 @@ func (s *Server) filterImages(f filters) ([]*layerstore.Image, error) {
 		at := img.Created()
 		return f.has("dangling") && untagged != (len(img.RepoTags()) == 0) ||
 			!before.IsZero() && !at.Before(before) || !since.IsZero() && !at.After(since) || !until.IsZero() && !at.Before(until) ||
-			!f.labels("label", img.Config.Config.Labels) || f.has("label!") && f.labels("label!", img.Config.Config.Labels)
+			!f.labelsPass(img.Config.Config.Labels)
 	})
 	slices.SortStableFunc(images, func(a, b *layerstore.Image) int {
 		return cmp.Or(b.Created().Compare(a.Created()), cmp.Compare(a.ID, b.ID))

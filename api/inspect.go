@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
+	"golang.org/x/sys/unix"
 
 	"vic/containervm"
 )
@@ -56,8 +56,7 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 	reply := containerReply{InspectResponse: container.InspectResponse{
 		ID:           info.ID,
 		Created:      info.Created.UTC().Format(time.RFC3339Nano),
-		Path:         info.Spec.Args[0],
-		Args:         info.Spec.Args[1:],
+		Args:         []string{},
 		State:        stateOf(info.State),
 		Image:        info.Spec.ImageID.String(),
 		LogPath:      info.LogPath,
@@ -70,6 +69,9 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		Mounts:       []container.MountPoint{},
 		Config:       made.Config,
 	}, NetworkSettings: s.networkSettings(info)}
+	if args := info.Spec.Args; len(args) > 0 { // a damaged container has none
+		reply.Path, reply.Args = args[0], args[1:]
+	}
 	if boolParam(r, "size") {
 		rw, root := s.sizes(info)
 		reply.SizeRw, reply.SizeRootFs = &rw, &root
@@ -167,8 +169,9 @@ func addrString(a netip.Addr) string {
 // sizes are the bytes that a container's own disk takes on the datastore, and those with its image's.
 func (s *Server) sizes(info containervm.Info) (rw, root int64) {
 	extent := strings.TrimSuffix(info.DiskPath, filepath.Ext(info.DiskPath)) + "-delta.vmdk"
-	if fi, err := os.Stat(extent); err == nil {
-		rw = fi.Size()
+	var st unix.Stat_t
+	if unix.Stat(extent, &st) == nil {
+		rw = st.Blocks * 512
 	}
 	root = rw
 	if img, err := s.store.Image(info.Spec.ImageID.String()); err == nil {

@@ -5,18 +5,15 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
 )
 
-var errNoSwarm = errors.New(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
-
 // The networks of this host: bridge, which containervm makes, and none, which is the lack of one.
 func (s *Server) networks() []network.Network {
 	base := network.Network{
-		Scope: "local", EnableIPv4: true, Options: map[string]string{}, Labels: map[string]string{}, Created: time.Time{},
+		Scope: "local", EnableIPv4: true, Options: map[string]string{}, Labels: map[string]string{},
 	}
 	bridge, none := base, base
 	n := s.host.Network

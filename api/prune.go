@@ -111,6 +111,10 @@ func (s *Server) pruneImages(w http.ResponseWriter, r *http.Request) error {
 			s.log.Warn("image not pruned", "image", img.ID, "error", err)
 		}
 	}
+	// Layers that cancelled pulls left go too.
+	if _, err := s.store.Sweep(r.Context()); err != nil {
+		s.log.Warn("store not swept", "error", err)
+	}
 	after, err := s.stored()
 	if err != nil {
 		return err

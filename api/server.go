@@ -1,3 +1,37 @@
+// Package api answers the Docker Engine API, versions 1.24 to 1.51, over a store of images and the
+// containers of a Manager. What Docker does is the specification; the docker client is the judge.
+//
+//	client ─HTTP─► prepare ─► mux (one route table) ─► handler ─► containervm, layerstore, fetch
+//	                 │                                    │
+//	            version, headers                     error ─► status and {"message": …}
+//
+// # Requests
+//
+// A path may begin with a version, /v1.50, that decides the shape of some replies; without one it is
+// the newest. The table in routes.go has every endpoint of Docker: one that is not there answers 501
+// with a sentence, one that Docker does not know 404. Handlers return errors, which are given their
+// status in one place (errors.go) from their kind, and their text to the user: it is in Docker's words
+// where clients look for them.
+//
+// The table in options.go has every field of a create request: honoured, or refused by the name of its
+// flag. Nothing that a user asks for is left out silently.
+//
+// # Streams
+//
+// Clients run commands by several requests at once, and count on when each answers (docker run):
+//
+//	create ─► attach (101, before anything runs) ─► wait (headers at once, body at the end) ─► start
+//
+// Attach and exec take the connection over. From then on the client's bytes are the process's input, up
+// to the half-close of the connection, and the process's output goes back raw if it has a terminal, else
+// in frames (stdcopy.go). Logs are the same frames over plain HTTP, events and pulls a JSON object a
+// line. All of them are flushed as they come and end with the request's context.
+//
+// # Trust
+//
+// Whoever can send a request controls every container, so who may is decided before: by the mode of a
+// socket, by certificates. Requests that a web page has a browser send are refused. Bodies, filters and
+// parameters are bounded and checked all the same, since clients pass on what users and projects wrote.
 package api
 
 import (

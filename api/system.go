@@ -2,6 +2,7 @@ package api
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -172,6 +173,8 @@ func (s *Server) listPlugins(w http.ResponseWriter, _ *http.Request) error {
 func (s *Server) noPlugin(_ http.ResponseWriter, r *http.Request) error {
 	return notFound("plugin %q not found", param(r, "name"))
 }
+
+var errNoSwarm = errors.New(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 
 func noSwarm(http.ResponseWriter, *http.Request) error {
 	return &statusError{http.StatusServiceUnavailable, errNoSwarm}
