@@ -85,12 +85,9 @@ func (g *guest) live() (wire.Exit, error) {
 	if err != nil {
 		return wire.Exit{}, err
 	}
-	p, err := g.startMain(cmd)
+	p, err := g.startMain(cmd, addresses)
 	if err != nil {
 		return wire.Exit{}, err
-	}
-	if err := g.log.json(wire.RecStarted, wire.Started{PID: p.pid, Kernel: kernelRelease(), Addresses: addresses}); err != nil {
-		g.diagnose(err)
 	}
 	exit := p.wait()
 	g.mu.Lock()
@@ -150,8 +147,13 @@ func (g *guest) mainCommand() (*command, error) {
 	return resolve(g.conf, wire.Exec{Args: g.conf.Args, TTY: g.conf.TTY, Groups: g.conf.Groups})
 }
 
-func (g *guest) startMain(cmd *command) (*process, error) {
-	s := streams{stdout: g.log.stream(wire.Stdout), stderr: g.log.stream(wire.Stderr)}
+// startMain starts the container's process. Its start is in the log before its output.
+func (g *guest) startMain(cmd *command, addresses [][]string) (*process, error) {
+	s := streams{stdout: g.log.stream(wire.Stdout), stderr: g.log.stream(wire.Stderr), started: func(pid int) {
+		if err := g.log.json(wire.RecStarted, wire.Started{PID: pid, Kernel: kernelRelease(), Addresses: addresses}); err != nil {
+			g.diagnose(err)
+		}
+	}}
 	if g.conf.OpenStdin {
 		s.stdin = g.stdin
 	} else {
@@ -181,8 +183,15 @@ func setupFailure(err error) wire.Exit {
 	return wire.Exit{Code: 128, Error: err.Error()}
 }
 
+// maxReason bounds what an exit says about a failure: it quotes names as long as the
+// caller likes, and a record has an end.
+const maxReason = 2 << 10
+
 // record writes the exit into the log, or where there is none to the console.
 func (g *guest) record(e wire.Exit) {
+	if len(e.Error) > maxReason {
+		e.Error = strings.ToValidUTF8(e.Error[:maxReason], "") + "..."
+	}
 	err := errors.New("no log port")
 	if g.log != nil {
 		err = g.log.json(wire.RecExit, e)

@@ -26,6 +26,7 @@ type reaper struct {
 	// before it can be reaped and is not signalled after.
 	mu       sync.Mutex
 	children map[int]chan syscall.WaitStatus
+	closed   bool // killAll has been called: nothing more is started
 }
 
 func newReaper() *reaper {
@@ -59,10 +60,11 @@ func (r *reaper) reap() {
 	}
 }
 
-// killAll kills every process and waits until there are none.
+// killAll kills every process, waits until there are none and lets none be started.
 func (r *reaper) killAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.closed = true
 	for {
 		// Again and again: a process that forks may outrun one kill. All orphans are
 		// children of this process, so none is left when it has none.
@@ -104,6 +106,9 @@ func (r *reaper) fork(cmd *command, files []uintptr) (int, <-chan syscall.WaitSt
 	defer runtime.UnlockOSThread()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.closed {
+		return 0, nil, &wire.Error{Kind: wire.NotRunning, Message: "container is not running"}
+	}
 	pid, err := syscall.ForkExec(cmd.path, cmd.args, attr)
 	if err != nil {
 		return 0, nil, notStarted(cmd.path, err)
@@ -162,6 +167,9 @@ func limit(pid int, limits []wire.Rlimit) (err error) {
 type streams struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	// started is called with the process's number before any output is passed on;
+	// it may be nil.
+	started func(pid int)
 }
 
 // A process is one that was started.
@@ -174,8 +182,8 @@ type process struct {
 }
 
 // start starts cmd and copies its streams.
-func (r *reaper) start(cmd *command, s streams, size wire.Size) (p *process, err error) {
-	p = new(process)
+func (r *reaper) start(cmd *command, s streams, size wire.Size) (_ *process, err error) {
+	p := new(process)
 	var theirs [3]*os.File
 	var input *os.File
 	defer func() {
@@ -220,6 +228,9 @@ func (r *reaper) start(cmd *command, s streams, size wire.Size) (p *process, err
 	}
 	if p.pid, p.status, err = r.fork(cmd, fds); err != nil {
 		return nil, err
+	}
+	if s.started != nil {
+		s.started(p.pid)
 	}
 	for i, f := range p.outputs {
 		if f != nil {
