@@ -277,6 +277,7 @@ func TestControl(t *testing.T) {
 		t.Errorf("exec of nothing: %v", err)
 	}
 	conn.Close()
+	time.Sleep(time.Second) // away for so long that the guest notices
 	conn = v.connect()
 	if _, err := conn.Stdin().Write([]byte("second\n")); err != nil {
 		t.Fatal(err)
