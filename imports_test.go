@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"api":                 {"containervm", "fetch", "layerstore"},
 	"cmd/tether":          {"tether"},
 	"cmd/vic":             {"api", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "fetch", "layerstore"},
+	"cmd/vic/acceptance":  {},
 	"cmd/demo":            {"bench/testimage"},
 	"bench/testimage":     {},
 	"bench/pull":          {"bench/testimage"},
