@@ -291,6 +291,27 @@ func TestControl(t *testing.T) {
 	}
 }
 
+// TestReconnect comes back to a container without an open stdin.
+func TestReconnect(t *testing.T) {
+	disk := busyboxRoot(t)
+	m := build(t, t.TempDir(), realTether(t))
+	v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/sleep", "1000"}})
+	v.await(`"pid"`)
+	for range 3 {
+		conn := v.connect()
+		if err := conn.Ping(t.Context()); err != nil {
+			t.Error(err)
+		}
+		conn.Close()
+	}
+	if err := v.connect().Signal(t.Context(), "", 9); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, exit := v.end(); exit.Code != 137 {
+		t.Errorf("exit %+v", exit)
+	}
+}
+
 // TestShutdown ends processes that mind the signal and such that do not.
 func TestShutdown(t *testing.T) {
 	disk := busyboxRoot(t)

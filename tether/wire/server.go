@@ -81,8 +81,7 @@ func (v *Server) Serve(port io.ReadWriter) error {
 		if err != nil {
 			panic(err) // the session is new
 		}
-		wg.Go(func() { next.run(v, &wg) })
-		v.Handler.Begin(stdin)
+		wg.Go(func() { next.run(v, stdin, &wg) })
 	}
 }
 
@@ -121,14 +120,15 @@ func refuse(port io.Writer, id uint32, why error) {
 }
 
 // run answers the hello and carries out requests until the session ends.
-func (g *GuestSession) run(v *Server, wg *sync.WaitGroup) {
+func (g *GuestSession) run(v *Server, stdin *Channel, wg *sync.WaitGroup) {
 	text, err := json.Marshal(guestHello{Version: version, ID: v.ID})
 	if err != nil {
 		panic(err)
 	}
-	if g.s.send(frameHello, 0, text) != nil {
+	if g.s.send(frameHello, 0, text) != nil || g.s.failure() != nil {
 		return
 	}
+	v.Handler.Begin(stdin) // may send at once, and the hello is the session's first frame
 	slots := make(chan struct{}, maxRequests)
 	for {
 		var c call
