@@ -83,7 +83,7 @@ func linkAndOwn(w *tar.Writer) error {
 // the file. The specification allows it; containerd cannot apply it.
 func LowerLink() Layer {
 	return Layer{CreatedBy: "RUN ln /srv/app/data/003.txt", Write: func(w *tar.Writer) error {
-		return Add(w, tar.Header{Name: "srv/app/data/alias.txt", Typeflag: tar.TypeLink, Linkname: "srv/app/data/003.txt", Uid: 1000, Gid: 1000}, "")
+		return Add(w, tar.Header{Name: "srv/app/data/alias.txt", Typeflag: tar.TypeLink, Linkname: "srv/app/data/003.txt"}, "")
 	}}
 }
 

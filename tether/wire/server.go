@@ -125,10 +125,11 @@ func (g *GuestSession) run(v *Server, stdin *Channel, wg *sync.WaitGroup) {
 	if err != nil {
 		panic(err)
 	}
-	if g.s.send(frameHello, 0, text) != nil || g.s.failure() != nil {
+	err = g.s.send(frameHello, 0, text)
+	v.Handler.Begin(stdin) // may send at once, and the hello is the session's first frame
+	if err != nil {
 		return
 	}
-	v.Handler.Begin(stdin) // may send at once, and the hello is the session's first frame
 	slots := make(chan struct{}, maxRequests)
 	for {
 		var c call
