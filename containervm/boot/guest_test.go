@@ -39,7 +39,7 @@ func busyboxRoot(t *testing.T) string {
 		for a in $(busybox --list); do [ $a = busybox ] || ln -s busybox root/bin/$a; done
 		echo 'root:x:0:0:root:/root:/bin/sh' >root/etc/passwd; echo 'app:x:1000:1000::/home/app:/bin/sh' >>root/etc/passwd
 		echo 'root:x:0:' >root/etc/group; echo 'extra:x:1001:app' >>root/etc/group
-		echo data >root/etc/plain; mke2fs -q -t ext4 -d root disk.raw 128m`
+		echo data >root/etc/plain; echo '#!/nope' >root/etc/script; chmod 755 root/etc/script; mke2fs -q -t ext4 -d root disk.raw 128m`
 	if out, err := exec.Command("sh", "-ec", script, "sh", dir).CombinedOutput(); err != nil {
 		t.Fatalf("make root disk: %v\n%s", err, out)
 	}
@@ -55,8 +55,9 @@ type vm struct {
 	done chan error
 }
 
-// bootGuest starts QEMU with the medium (directly, or by the ISO if iso is not "").
-func bootGuest(t *testing.T, m *Medium, iso, disk string, conf wire.Config) *vm {
+// bootGuest starts QEMU with the medium (directly, or by the ISO if iso is not "") and
+// extra arguments.
+func bootGuest(t *testing.T, m *Medium, iso, disk string, conf wire.Config, extra ...string) *vm {
 	t.Helper()
 	v := &vm{t: t, conf: conf, dir: t.TempDir(), done: make(chan error, 1)}
 	v.conf.ID, v.conf.Token, v.conf.Seed = strings.Repeat("ab", 32), "secret", bytes.Repeat([]byte{7}, 64)
@@ -84,7 +85,7 @@ func bootGuest(t *testing.T, m *Medium, iso, disk string, conf wire.Config) *vm 
 		}
 		args = append(args, "-smbios", "type=11,path="+p)
 	}
-	v.cmd = exec.Command("qemu-system-x86_64", args...)
+	v.cmd = exec.Command("qemu-system-x86_64", append(args, extra...)...)
 	var said bytes.Buffer
 	v.cmd.Stderr = &said
 	if err := v.cmd.Start(); err != nil {
