@@ -24,10 +24,14 @@ func newStdin() *stdin {
 	return s
 }
 
-// begin goes over to the channel of a new session. It does not wait.
+// begin goes over to the channel of a new session. It does not wait. Sessions may be
+// told of out of order; one that has been displaced is over by then.
 func (s *stdin) begin(c *wire.Channel) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if c.Err() != nil {
+		return
+	}
 	if s.closed {
 		refuse(c)
 		return

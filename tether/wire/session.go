@@ -225,6 +225,9 @@ func (c *Channel) push(p []byte) {
 	c.data = append(c.data, p...)
 }
 
+// Err is nil while the channel's session lasts, and then why it ended.
+func (c *Channel) Err() error { return c.s.failure() }
+
 // Read reads what the other side wrote. io.EOF comes after it called CloseWrite.
 func (c *Channel) Read(p []byte) (int, error) {
 	if len(p) == 0 {
