@@ -148,7 +148,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	}
 	want := len(p)
 	p = p[:min(int64(want), d.capacity-off)]
-	c := d.cursor()
+	var few fewLinks
+	c := d.cursor(&few)
 	n, err := c.read(p, off, 0)
 	if err == nil && n < want {
 		err = io.EOF
@@ -161,16 +162,18 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 // looks at each grain table entry once, however deep the chain.
 type cursor struct {
 	d      *Disk
-	few    [32]int64
 	absent []int64 // by link: from the last offset looked at up to this one, nothing is there
 }
 
-func (d *Disk) cursor() *cursor {
-	c := &cursor{d: d}
-	if c.absent = c.few[:]; len(d.links) > len(c.few) {
-		c.absent = make([]int64, len(d.links))
+// fewLinks is enough room for the cursor of a chain of usual depth. A caller
+// has it on its stack.
+type fewLinks [32]int64
+
+func (d *Disk) cursor(few *fewLinks) cursor {
+	if len(d.links) > len(few) {
+		return cursor{d, make([]int64, len(d.links))}
 	}
-	return c
+	return cursor{d, few[:]}
 }
 
 // run is a piece of the disk that one link holds in one state; see

@@ -8,8 +8,10 @@ import (
 )
 
 // bufferSize is how much LayerWriter gathers for one write, and the alignment
-// of the file offsets at which its writes end.
-const bufferSize = 1 << 20
+// of the file offsets at which its writes end. From 256 KiB to 4 MiB the speed
+// is the same; the smallest stays in the processor's cache and is kindest to
+// memory when many layers are written at once.
+const bufferSize = 256 << 10
 
 // streamStart is the file offset of a layer's stream: the first whole grain
 // after the header.

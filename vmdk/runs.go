@@ -3,8 +3,12 @@ package vmdk
 import "iter"
 
 // runWindow is how far Runs looks ahead in one disk before it turns to the
-// parent: a caller that stops early has not paid for the rest.
-const runWindow = 32 << 20
+// parent, at first and after data: a caller that stops early has not paid for
+// the rest. It doubles, up to maxRunWindow, while there is nothing.
+const (
+	runWindow    = 32 << 20
+	maxRunWindow = 8 << 30
+)
 
 // A Run is a piece of a disk whose data is stored, all in one disk of the chain.
 type Run struct {
@@ -17,13 +21,20 @@ type Run struct {
 // after the first error. It may run concurrently with ReadAt, not with WriteAt.
 func (d *Disk) Runs(off int64) iter.Seq2[Run, error] {
 	return func(yield func(Run, error) bool) {
-		c := d.cursor()
+		var few fewLinks
+		c := d.cursor(&few)
 		var run Run
+		window := int64(runWindow)
 		for off := max(off, 0); off < d.capacity; {
-			r, err := c.next(off, min(runWindow, d.capacity-off), 0)
+			r, err := c.next(off, min(window, d.capacity-off), 0)
 			if err != nil {
 				yield(Run{}, err)
 				return
+			}
+			if r.state == absent {
+				window = min(2*window, maxRunWindow)
+			} else {
+				window = runWindow
 			}
 			if r.state == stored || r.state == compressed {
 				if run.Off+run.Len == off && run.Link == r.link && run.Len > 0 {

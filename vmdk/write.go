@@ -179,12 +179,12 @@ func (a *allocator) writeGrain(p []byte, in int64, st state, pos int64) error {
 	head := in - start
 	tail := head + int64(copy(b[head:], p))
 	if st == absent {
-		c := a.d.cursor()
+		var few fewLinks
+		c := a.d.cursor(&few)
 		if _, err := c.read(b[:head], start-a.shift, 1); err != nil {
 			return err
 		}
 		if n := min(e.grain, e.Capacity()-start); tail < n {
-			c = a.d.cursor()
 			if _, err := c.read(b[tail:n], start+tail-a.shift, 1); err != nil {
 				return err
 			}
