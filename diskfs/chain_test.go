@@ -178,10 +178,27 @@ func (c *chain) reopen() {
 	}
 }
 
-// check holds the disk against e2fsck.
+// check holds the disk against e2fsck and our own checker.
 func (c *chain) check() {
 	c.t.Helper()
+	checkFS(c.t, c.fs)
 	fsck(c.t, c.path)
+}
+
+// checkFS wants FS.Check to find nothing.
+func checkFS(t testing.TB, f *FS) {
+	t.Helper()
+	found := 0
+	err := f.Check(func(err error) error {
+		t.Error("check:", err)
+		if found++; found == 20 {
+			return fmt.Errorf("too many errors")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // kernelTree is what the kernel sees on the disk. It mounts read-only and replays nothing.

@@ -208,10 +208,12 @@ func (f *FS) readDirBlock(d *dir, p []byte, n int64, indexed bool, seed uint32) 
 		name := p[off+8 : off+8+nameLen]
 		off += recLen
 		switch {
-		case ino == 0:
-		case n == 0 && k == 0 && string(name) == ".":
-		case n == 0 && k == 1 && string(name) == "..":
+		case n == 0 && k < 2:
+			if dots := ".."[:k+1]; string(name) != dots || ino == 0 || k == 0 && ino != d.ino {
+				return badInode(d.ino, "directory with entry %q, inode %d, where %q belongs", name, ino, dots)
+			}
 			d.parent = ino
+		case ino == 0:
 		case !validName(string(name)):
 			return badInode(d.ino, "directory holds the name %q", name)
 		case d.lookup(string(name)) >= 0:

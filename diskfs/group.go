@@ -92,7 +92,11 @@ func (f *FS) blockBitmap(n int) (*block, error) {
 		g.flags &^= groupBlockUninit
 		return f.fresh(g.blockBitmap), nil // such a group holds no metadata: see Format
 	}
-	return f.bitmap(g.blockBitmap, g.bbCsum, blocksPerGroup/8, fmt.Sprintf("block bitmap of group %d", n))
+	b, err := f.bitmap(g.blockBitmap, g.bbCsum, blocksPerGroup/8, "block", n)
+	if err == nil {
+		b.dirty = true
+	}
+	return b, err
 }
 
 // inodeBitmap returns group n's inode bitmap for changing.
@@ -105,18 +109,22 @@ func (f *FS) inodeBitmap(n int) (*block, error) {
 		setBits(b.data[:], inodesPerGroup, blocksPerGroup)
 		return b, nil
 	}
-	return f.bitmap(g.inodeBitmap, g.ibCsum, inodesPerGroup/8, fmt.Sprintf("inode bitmap of group %d", n))
+	b, err := f.bitmap(g.inodeBitmap, g.ibCsum, inodesPerGroup/8, "inode", n)
+	if err == nil {
+		b.dirty = true
+	}
+	return b, err
 }
 
-func (f *FS) bitmap(at int64, sum uint32, n int, field string) (*block, error) {
+// bitmap returns a bitmap of group n, of which the checksum covers size bytes.
+func (f *FS) bitmap(at int64, sum uint32, size int, kind string, n int) (*block, error) {
 	b, err := f.load(at)
 	if err != nil {
 		return nil, err
 	}
-	if !b.dirty && crc32c(f.seed, b.data[:n]) != sum {
-		return nil, &FormatError{Off: at * BlockSize, Field: field, Msg: "checksum mismatch"}
+	if !b.dirty && crc32c(f.seed, b.data[:size]) != sum {
+		return nil, &FormatError{Off: at * BlockSize, Field: fmt.Sprintf("%s bitmap of group %d", kind, n), Msg: "checksum mismatch"}
 	}
-	b.dirty = true
 	return b, nil
 }
 
