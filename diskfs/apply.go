@@ -58,7 +58,7 @@ type apply struct {
 	length int64      // blocks of meta
 	dead   []run      // stream blocks nobody refers to (where, n)
 
-	shared  map[string]int64   // new xattr blocks by content
+	shared  map[string]int64   // new xattr blocks by content, with one reference
 	xattred map[int64]struct{} // xattr blocks changed
 
 	lastPath string // the directory resolved last, nil if there is none
@@ -405,14 +405,11 @@ func (a *apply) dropXattrBlock(ino uint32, at int64) error {
 	case 0:
 		return badInode(ino, "extended attribute block %d without references", at)
 	case 1:
-		le.PutUint32(b.data[4:], 0)
-		for k, v := range a.shared {
-			if v == at {
-				delete(a.shared, k)
-			}
-		}
 		delete(a.xattred, at)
-		return a.freeBlocks(at, 1)
+		if key := string(b.data[:]); a.shared[key] == at {
+			delete(a.shared, key)
+		}
+		return a.freeMeta(at)
 	default:
 		b.dirty = true
 		le.PutUint32(b.data[4:], refs-1)

@@ -95,7 +95,7 @@ func (a *apply) putDirs() error {
 		}
 		err = a.extents(d.ino, in,
 			func(r run, _ bool) error { return a.freeBlocks(r.where, r.n) },
-			func(at int64) error { return a.freeBlocks(at, 1) })
+			a.freeMeta)
 		if err != nil {
 			return err
 		}
@@ -166,7 +166,11 @@ func (d *Delta) WriteMeta(w io.Writer) error {
 	a := d.a
 	for _, m := range a.meta {
 		if m.dir == nil {
-			if _, err := w.Write(a.blocks[m.block].data[:]); err != nil {
+			p := zeroBlock[:]
+			if b := a.blocks[m.block]; b != nil { // nil: given up again
+				p = b.data[:]
+			}
+			if _, err := w.Write(p); err != nil {
 				return fmt.Errorf("write metadata: %w", err)
 			}
 			continue

@@ -226,8 +226,13 @@ func (a *apply) releaseContents(ino uint32, in rawInode) error {
 		return nil // device, fifo, fast symlink
 	}
 	return a.extents(ino, in,
-		func(r run, _ bool) error { return a.freeBlocks(r.where, r.n) },
-		func(at int64) error { return a.freeBlocks(at, 1) })
+		func(r run, _ bool) error {
+			if in.kind() == modeLink {
+				delete(a.blocks, r.where) // see freeMeta
+			}
+			return a.freeBlocks(r.where, r.n)
+		},
+		a.freeMeta)
 }
 
 // freeBlocks gives back disk blocks: of the layers below in the bitmaps, of this one
@@ -238,6 +243,13 @@ func (a *apply) freeBlocks(at, n int64) error {
 		return nil
 	}
 	return a.markBlocks(at, n, false)
+}
+
+// freeMeta is freeBlocks for one block that may be in the cache. What the cache holds of
+// it must not reach the disk: it would depend on what was read before.
+func (a *apply) freeMeta(at int64) error {
+	delete(a.blocks, at)
+	return a.freeBlocks(at, 1)
 }
 
 // sameData says whether the entry's data equals that of an inode of the layers below.
