@@ -40,7 +40,7 @@ func (f *FS) Apply(cs *Changeset, o ApplyOptions) (*Delta, error) {
 		return nil, err
 	}
 	f.applying = true
-	f.dirZone, f.fileZone = zone{dirs: true}, zone{}
+	f.resetZones()
 	a := &apply{FS: f, cs: cs, data: o.Data, place: placer{base: o.High, reserved: f.reservedClusters()}}
 	d, err := a.run()
 	f.err = err
@@ -82,8 +82,8 @@ func (a *apply) newMeta() (int64, []byte) {
 }
 
 func (a *apply) run() (*Delta, error) {
-	if end := a.place.cluster(a.cs.blocks/clusterBlocks) + 1; end*clusterBlocks > a.sb.blocksCount {
-		return nil, fmt.Errorf("%w: %d bytes of data end at byte %d of %d", ErrNoSpace, a.cs.DataSize(), end*ClusterSize, a.Capacity())
+	if err := a.fits(a.cs.blocks); err != nil {
+		return nil, err
 	}
 	a.dead = append(a.dead, a.cs.dead...)
 	if err := a.hide(); err != nil {
@@ -101,6 +101,15 @@ func (a *apply) run() (*Delta, error) {
 		}
 	}
 	return a.finish()
+}
+
+// fits says whether a stream of so many blocks ends on the disk.
+func (a *apply) fits(blocks int64) error {
+	if blocks == 0 || (a.place.cluster((blocks-1)/clusterBlocks)+1)*clusterBlocks <= a.sb.blocksCount {
+		return nil
+	}
+	left := max(0, a.sb.blocksCount/clusterBlocks-a.place.base) * ClusterSize
+	return fmt.Errorf("%w: the layer takes at least %d bytes, %d are left", ErrNoSpace, blocks*BlockSize, left)
 }
 
 // hide removes what the layer's whiteouts hide. All of them are resolved before the

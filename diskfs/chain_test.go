@@ -227,11 +227,23 @@ func (c *chain) checkReader() tree {
 func digest(t testing.TB, f *os.File) (sum [sha256.Size]byte) {
 	t.Helper()
 	h := sha256.New()
+	eachBlock(t, f, func(off int64, p []byte) {
+		var at [8]byte
+		binary.LittleEndian.PutUint64(at[:], uint64(off))
+		h.Write(at[:])
+		h.Write(p)
+	})
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// eachBlock calls fn for the blocks of a sparse file that are not zeros.
+func eachBlock(t testing.TB, f *os.File, fn func(off int64, p []byte)) {
+	t.Helper()
 	buf := make([]byte, 1<<20)
 	for next := int64(0); ; {
 		off, err := unix.Seek(int(f.Fd()), next, unix.SEEK_DATA)
 		if err == unix.ENXIO {
-			break
+			return
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -241,15 +253,11 @@ func digest(t testing.TB, f *os.File) (sum [sha256.Size]byte) {
 		if err != nil && err != io.EOF {
 			t.Fatal(err)
 		}
-		for p := buf[:n]; len(p) > 0; p = p[min(BlockSize, len(p)):] {
-			if b := p[:min(BlockSize, len(p))]; !bytes.Equal(b, zeroBlock[:len(b)]) {
-				var at [8]byte
-				binary.LittleEndian.PutUint64(at[:], uint64(off+int64(n-len(p))))
-				h.Write(at[:])
-				h.Write(b)
+		for at := 0; at < n; at += BlockSize {
+			if p := buf[at:min(at+BlockSize, n)]; !bytes.Equal(p, zeroBlock[:len(p)]) {
+				fn(off+int64(at), p)
 			}
 		}
 		next = off + int64(n)
 	}
-	return [sha256.Size]byte(h.Sum(nil))
 }

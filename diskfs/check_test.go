@@ -14,7 +14,7 @@ func (c *chain) damage(change func(a *apply) error) {
 	c.t.Helper()
 	c.reopen()
 	c.fs.applying = true
-	c.fs.dirZone = zone{dirs: true}
+	c.fs.resetZones()
 	a := &apply{FS: c.fs, cs: &Changeset{}, place: placer{base: c.high, reserved: c.fs.reservedClusters()}}
 	if err := change(a); err != nil {
 		c.t.Fatal(err)

@@ -35,12 +35,12 @@ func (a *apply) finish() (*Delta, error) {
 		return nil, err
 	}
 	total := a.cs.blocks + a.length
+	if err := a.fits(total); err != nil {
+		return nil, err
+	}
 	d := &Delta{a: a, High: a.place.base}
 	if total > 0 {
 		d.High = a.place.cluster((total-1)/clusterBlocks) + 1
-	}
-	if d.High*clusterBlocks > a.sb.blocksCount {
-		return nil, fmt.Errorf("%w: the layer ends at byte %d of %d", ErrNoSpace, d.High*ClusterSize, a.Capacity())
 	}
 	a.dead = mergeRuns(a.dead)
 	for _, r := range a.dead {

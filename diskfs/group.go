@@ -175,21 +175,26 @@ func (z *zone) owns(group int) bool { return (group%dirGroupStride == 0) == z.di
 
 // newInode allocates an inode number from the zone, or from the other one if it is full.
 func (f *FS) newInode(dir bool) (uint32, error) {
-	first, second := &f.fileZone, &f.dirZone
-	if dir {
-		first, second = second, first
-	}
-	for _, z := range [2]*zone{first, second} {
-		ino, err := f.nextInode(z)
-		if err != nil || ino != 0 {
-			if err == nil && dir {
-				f.groups[(ino-1)/inodesPerGroup].usedDirs++
-			}
-			return ino, err
+	for range 2 {
+		first, second := &f.fileZone, &f.dirZone
+		if dir {
+			first, second = second, first
 		}
+		for _, z := range [2]*zone{first, second} {
+			ino, err := f.nextInode(z)
+			if err != nil || ino != 0 {
+				if err == nil && dir {
+					f.groups[(ino-1)/inodesPerGroup].usedDirs++
+				}
+				return ino, err
+			}
+		}
+		f.resetZones() // any left were given back by this layer, behind the search
 	}
 	return 0, fmt.Errorf("%w: all %d inodes are in use", ErrNoSpace, f.sb.inodesCount)
 }
+
+func (f *FS) resetZones() { f.dirZone, f.fileZone = zone{dirs: true}, zone{} }
 
 func (f *FS) nextInode(z *zone) (uint32, error) {
 	for ; z.group < len(f.groups); z.group, z.bit = z.group+1, 0 {

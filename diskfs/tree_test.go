@@ -1,14 +1,15 @@
 package diskfs
 
 import (
-	"crypto/sha256"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,15 +107,20 @@ func (n node) implied() bool {
 	return n == node{mode: unix.S_IFDIR | 0755}
 }
 
+// buffers spare the walks an allocation per file.
+var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
 // setContent fills in what a node tells of a file's content.
 func (n *node) setContent(r io.Reader) error {
-	h := sha256.New()
+	buf := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(buf)
+	h1, h2 := crc32.NewIEEE(), crc32.New(castagnoli) // both in hardware
 	var head strings.Builder
-	size, err := io.Copy(io.MultiWriter(h, limitWriter{&head, 40}), r)
+	size, err := io.CopyBuffer(io.MultiWriter(h1, h2, limitWriter{&head, 40}), struct{ io.Reader }{r}, buf[:])
 	if n.size = size; size <= 40 {
 		n.head = head.String()
 	}
-	copy(n.sum[:], h.Sum(nil))
+	h2.Sum(h1.Sum(n.sum[:0]))
 	return err
 }
 
@@ -173,12 +179,13 @@ func hostTree(t testing.TB, root string) tree {
 		}
 		var xattrs []string
 		for _, name := range listXattrs(t, p) {
-			buf := make([]byte, 65536)
-			k, err := unix.Lgetxattr(p, name, buf)
+			buf := buffers.Get().(*[64 << 10]byte)
+			k, err := unix.Lgetxattr(p, name, buf[:])
 			if err != nil {
 				return fmt.Errorf("getxattr %s %s: %w", p, name, err)
 			}
 			xattrs = append(xattrs, fmt.Sprintf("%s=%q", name, buf[:k]))
+			buffers.Put(buf)
 		}
 		n.xattrs = strings.Join(xattrs, " ")
 		out[rel] = n
@@ -192,8 +199,9 @@ func hostTree(t testing.TB, root string) tree {
 
 func listXattrs(t testing.TB, p string) []string {
 	t.Helper()
-	buf := make([]byte, 65536)
-	n, err := unix.Llistxattr(p, buf)
+	buf := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(buf)
+	n, err := unix.Llistxattr(p, buf[:])
 	if err != nil {
 		t.Fatal(err)
 	}
