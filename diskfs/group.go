@@ -54,7 +54,8 @@ func (g *group) unmarshal(p []byte, wide bool) {
 
 // marshal writes the 64-byte descriptor of group n with its checksum.
 func (g *group) marshal(p []byte, seed uint32, n int) {
-	clear(p[:groupDescSize])
+	p = p[:groupDescSize]
+	clear(p)
 	le.PutUint32(p[0x00:], uint32(g.blockBitmap))
 	le.PutUint32(p[0x04:], uint32(g.inodeBitmap))
 	le.PutUint32(p[0x08:], uint32(g.inodeTable))
@@ -81,7 +82,7 @@ func groupChecksum(seed uint32, n int, p []byte) uint16 {
 	c := crc32cU32(seed, uint32(n))
 	c = crc32c(c, p[:0x1e])
 	c = crc32c(c, []byte{0, 0})
-	return uint16(crc32c(c, p[0x20:groupDescSize]))
+	return uint16(crc32c(c, p[0x20:])) // 64 bytes in all, 32 without the 64bit feature
 }
 
 // blockBitmap returns group n's block bitmap for changing.

@@ -29,7 +29,11 @@ type FS struct {
 }
 
 // Open reads the file system on a disk of capacity bytes. It reads what it needs when
-// it needs it, from disk, which must stay readable as long as the FS is used.
+// it needs it, from disk, which must stay readable as long as the FS is used. Whatever
+// the disk holds, reading ends, in bounded memory; damage gives a *FormatError.
+//
+// It takes what other programs made too, if it has blocks of 4096 bytes and no feature
+// unknown here. Changes that only the journal has are not seen; Apply refuses such a disk.
 func Open(disk io.ReaderAt, capacity int64) (*FS, error) {
 	f := newFS(disk)
 	var sb [superSize]byte
@@ -44,7 +48,10 @@ func Open(disk io.ReaderAt, capacity int64) (*FS, error) {
 			Msg: fmt.Sprintf("%d blocks on a disk of %d bytes", f.sb.blocksCount, capacity)}
 	}
 	f.seed = f.sb.checksumSeed()
-	return f, f.readGroups()
+	if err := f.readGroups(); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 func newFS(disk io.ReaderAt) *FS {
@@ -72,7 +79,7 @@ func (f *FS) readGroups() error {
 			return &FormatError{Off: BlockSize + int64(i*size), Field: fmt.Sprintf("descriptor of group %d", i), Msg: msg}
 		}
 		switch {
-		case wide && f.sb.roCompat&roMetadataCsum != 0 && groupChecksum(f.seed, i, p) != le.Uint16(p[0x1e:]):
+		case f.sb.roCompat&roMetadataCsum != 0 && groupChecksum(f.seed, i, p) != le.Uint16(p[0x1e:]):
 			return bad("checksum mismatch")
 		case g.blockBitmap <= 0 || g.blockBitmap >= f.sb.blocksCount, g.inodeBitmap <= 0 || g.inodeBitmap >= f.sb.blocksCount,
 			g.inodeTable <= 0 || g.inodeTable+tableLen > f.sb.blocksCount:

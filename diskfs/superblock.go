@@ -1,6 +1,9 @@
 package diskfs
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 const (
 	superOffset = 1024
@@ -86,10 +89,10 @@ func (s *superblock) unmarshal(p []byte) error {
 	const known = ourIncompat | incompatRecover | incompatCsumSeed
 	switch {
 	case s.incompat&^known != 0:
-		return bad("incompatible features %#x are not supported", s.incompat&^known)
+		return bad("incompatible features are not supported: %s", featureNames(s.incompat&^known))
 	case s.incompat&(incompatExtents|incompatFiletype) != incompatExtents|incompatFiletype:
 		return bad("extents and filetype are required")
-	case le.Uint32(p[0x18:]) != 2:
+	case le.Uint32(p[0x18:]) != 2 || le.Uint32(p[0x14:]) != 0:
 		return bad("block size is not 4096")
 	case le.Uint32(p[0x20:]) != blocksPerGroup:
 		return bad("%d blocks per group, want %d", le.Uint32(p[0x20:]), blocksPerGroup)
@@ -107,6 +110,27 @@ func (s *superblock) unmarshal(p []byte) error {
 		return bad("%d inodes in %d groups of %d", s.inodesCount, groups, s.inodesPerGroup)
 	}
 	return nil
+}
+
+// featureNames names incompatible features as mke2fs does.
+func featureNames(bits uint32) string {
+	var names []string
+	for _, f := range []struct {
+		bit  uint32
+		name string
+	}{
+		{0x1, "compression"}, {0x8, "journal_dev"}, {0x10, "meta_bg"}, {0x100, "mmp"}, {0x400, "ea_inode"}, {0x1000, "dirdata"},
+		{0x4000, "large_dir"}, {0x8000, "inline_data"}, {0x10000, "encrypt"}, {0x20000, "casefold"},
+	} {
+		if bits&f.bit != 0 {
+			names = append(names, f.name)
+			bits &^= f.bit
+		}
+	}
+	if bits != 0 {
+		names = append(names, fmt.Sprintf("%#x", bits))
+	}
+	return strings.Join(names, ", ")
 }
 
 // marshal writes the fields that Format and Apply change back over the bytes found.
