@@ -2,6 +2,7 @@ package diskfs
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -143,6 +144,17 @@ func (f *FS) dir(ino uint32) (*dir, error) {
 	return d, nil
 }
 
+// subdir returns the directory that e names in d. The one it leads to must agree, and
+// readDir sees to it that it has one name there: on a damaged disk too, directories are a
+// tree, and whoever walks it comes to an end.
+func (f *FS) subdir(d *dir, e dirent) (*dir, error) {
+	sub, err := f.dir(e.ino)
+	if err == nil && (sub.parent != d.ino || sub.ino == rootInode) {
+		err = badInode(e.ino, "named in directory %d, but its parent is %d", d.ino, sub.parent)
+	}
+	return sub, err
+}
+
 func (f *FS) readDir(ino uint32) (*dir, error) {
 	in, err := f.inode(ino)
 	if err != nil {
@@ -185,7 +197,24 @@ func (f *FS) readDir(ino uint32) (*dir, error) {
 	if d.parent == 0 {
 		return nil, badInode(ino, "directory without an entry for its parent")
 	}
-	return d, nil
+	return d, d.checkSubdirs()
+}
+
+// checkSubdirs wants every subdirectory to have one name.
+func (d *dir) checkSubdirs() error {
+	subs := make([]uint32, 0, 64)
+	for _, e := range d.ents {
+		if e.typ == fileTypeDir {
+			subs = append(subs, e.ino)
+		}
+	}
+	slices.Sort(subs)
+	for i := 1; i < len(subs); i++ {
+		if subs[i] == subs[i-1] {
+			return badInode(d.ino, "names directory %d twice", subs[i])
+		}
+	}
+	return nil
 }
 
 func (f *FS) readDirBlock(d *dir, p []byte, n int64, indexed bool, seed uint32) error {

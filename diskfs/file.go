@@ -65,16 +65,19 @@ func (r *fileReader) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// Data returns the next range of the file at or after off that is not a hole. n is 0
+// data returns the next range of the file at or after off that is not a hole. n is 0
 // if there is none.
 func (r *fileReader) data(off int64) (start, n int64) {
-	for _, x := range r.runs {
-		if end := min((x.at+x.n)*BlockSize, r.size); end > off {
-			start = max(off, x.at*BlockSize)
-			return start, end - start
-		}
+	i := sort.Search(len(r.runs), func(i int) bool { return (r.runs[i].at+r.runs[i].n)*BlockSize > off })
+	if i == len(r.runs) {
+		return 0, 0
 	}
-	return 0, 0
+	start = max(off, r.runs[i].at*BlockSize)
+	end := min((r.runs[i].at+r.runs[i].n)*BlockSize, r.size)
+	if start >= end {
+		return 0, 0 // behind the file's end
+	}
+	return start, end - start
 }
 
 // A File is an open file or directory. It implements fs.ReadDirFile, io.ReaderAt and

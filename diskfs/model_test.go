@@ -361,13 +361,7 @@ func (m *model) file(path string) *modelNode {
 
 // TestModel applies random layers and compares with the model after each.
 func TestModel(t *testing.T) {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("-seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
-	chains := 200
+	r, chains := random(t), 200
 	if testing.Short() {
 		chains = 10
 	}

@@ -137,7 +137,7 @@ func (f *FS) lookup(name string, follow bool) (uint32, error) {
 		case e.typ != fileTypeDir:
 			return 0, errNotDir
 		default:
-			if cur, err = f.dir(e.ino); err != nil {
+			if cur, err = f.subdir(cur, e); err != nil {
 				return 0, err
 			}
 			name = rest

@@ -85,7 +85,7 @@ func (a *apply) walk(p string, create bool, real map[string]struct{}) (*dir, err
 		}
 		switch e := cur.ents[i]; e.typ {
 		case fileTypeDir:
-			if cur, err = a.dir(e.ino); err != nil {
+			if cur, err = a.subdir(cur, e); err != nil {
 				return nil, err
 			}
 		case fileTypeLink:
