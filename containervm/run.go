@@ -17,6 +17,11 @@ import (
 // redial is how long to wait before a port that failed is tried again.
 const redial = 100 * time.Millisecond
 
+// helloPatience is how long a guest may take to answer a hello before another is sent. One
+// that is still booting takes longer, and answers the last. One that was sent while the port
+// changed hands can be lost, and nothing but silence tells.
+const helloPatience = 5 * time.Second
+
 // serve looks after a VM until it ends or the Manager is closed: its control session, its
 // network, its end.
 func (c *Container) serve(r *run) {
@@ -66,6 +71,8 @@ func (c *Container) connect(ctx context.Context, r *run) (*wire.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, helloPatience)
+	defer cancel()
 	return wire.Connect(ctx, rw, wire.ConnectOptions{Token: c.token})
 }
 
