@@ -131,8 +131,9 @@ func testTerminal(t *testing.T, s *suite) {
 	c.file(40, 120)
 	c.typeIn("while [ \"$(stty size)\" != '40 120' ]; do :; done; echo resized\n")
 	c.until(`\r\nresized\r\n`)
-	c.typeIn("sleep 1000\n")
-	c.until(`sleep 1000\r\n`)
+	c.until(`# `)
+	c.typeIn("sh -c 'echo star''ted; exec sleep 1000'\n")
+	c.until(`\r\nstarted\r\n`)
 	c.typeIn("\x03") // ctrl-c ends the sleep, not the shell
 	c.until(`# `)
 	c.typeIn("exit 7\n")
