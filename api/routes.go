@@ -83,7 +83,12 @@ func (s *Server) routes() []route {
 		{http.MethodGet, "/plugins/privileges", missing("plugins")},
 		{http.MethodPost, "/plugins/pull", missing("plugins")},
 		{http.MethodPost, "/plugins/create", missing("plugins")},
-		{anyMethod, "/plugins/{name*}", s.noPlugin},
+		{http.MethodPost, "/plugins/{name*}/enable", s.noPlugin},
+		{http.MethodPost, "/plugins/{name*}/disable", s.noPlugin},
+		{http.MethodPost, "/plugins/{name*}/upgrade", s.noPlugin},
+		{http.MethodPost, "/plugins/{name*}/push", s.noPlugin},
+		{http.MethodPost, "/plugins/{name*}/set", s.noPlugin},
+		{http.MethodDelete, "/plugins/{name*}", s.noPlugin},
 
 		{anyMethod, "/swarm", noSwarm},
 		{anyMethod, "/swarm/{what*}", noSwarm},

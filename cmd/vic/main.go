@@ -41,7 +41,6 @@ vic serve is the daemon: point a docker client at it. The other commands work on
 without a daemon, and safely beside a running one.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
 	}
 	root.AddCommand(serveCommand(), pullCommand(), lsCommand(), diskCommand(), rmCommand(), checkCommand(), isoCommand(), versionCommand())
 	root.SetArgs(args)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -56,6 +57,13 @@ func testRun(t *testing.T, s *suite) {
 		})
 	}
 	s.docker(t, "", "ps", "-aq").want(0, "") // --rm, also of those that did not start
+
+	// As clients of earlier versions ask.
+	for _, version := range []string{"1.24", "1.41"} {
+		t.Setenv("DOCKER_API_VERSION", version)
+		s.docker(t, "in\n", "run", "--rm", "-i", "bb", "sh", "-c", "cat; exit 4").want(4, "in\n")
+		s.docker(t, "", "images", "-q", "--no-trunc").has("sha256:")
+	}
 }
 
 func testStdin(t *testing.T, s *suite) {
@@ -155,6 +163,11 @@ func testTerminal(t *testing.T, s *suite) {
 
 	c = s.terminal(t, 30, 100, "run", "--rm", "-it", "bb", "nope")
 	c.exit(127)
+
+	// Raw, whether attached or from the log.
+	s.docker(t, "", "run", "-t", "--name", "tty", "bb", "sh", "-c", "echo out; echo err >&2").want(0, "out\r\nerr\r\n")
+	s.docker(t, "", "logs", "tty").want(0, "out\r\nerr\r\n")
+	s.docker(t, "", "rm", "tty").ok()
 }
 
 // binary is data that no layer may take for text, frames or keys.
@@ -314,7 +327,34 @@ func testLifecycle(t *testing.T, s *suite) {
 	s.docker(t, "", "rm", "-f", "life").want(0, "life\n")
 	s.docker(t, "", "rm", "-f", "life").wantError(0, "No such container: life")
 
-	// docker start -a, twice, and the signal that the client passes on.
+	// The signal that an attached client gets goes to the process.
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	cmd := s.command(ctx, "run", "--name", "life", "bb", "sh", "-c", "trap 'echo int; exit 8' INT; echo up; while :; do sleep 0.1; done")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(out)
+	if line, err := in.ReadString('\n'); line != "up\n" {
+		t.Errorf("got %q, %v", line, err)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(in); string(rest) != "int\n" || err != nil {
+		t.Errorf("then %q, %v", rest, err)
+	}
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 8 {
+		t.Errorf("exit code %d, want 8", code)
+	}
+	s.docker(t, "", "rm", "life").ok()
+
+	// docker start -a, twice.
 	s.docker(t, "", "create", "--name", "life", "bb", "sh", "-c", "echo again; exit 2").ok()
 	s.docker(t, "", "start", "-a", "life").want(2, "again\n")
 	s.docker(t, "", "start", "-a", "life").want(2, "again\n")
@@ -349,7 +389,7 @@ func (s *suite) waitFor(t *testing.T, name, text string) {
 }
 
 func testEvents(t *testing.T, s *suite) {
-	since := time.Now().Add(-time.Second).Format(time.RFC3339Nano)
+	since := time.Now().Format(time.RFC3339Nano)
 	s.docker(t, "", "run", "--rm", "--name", "ev", "bb", "sh", "-c", "exit 3").want(3, "")
 	until := time.Now().Add(time.Second).Format(time.RFC3339Nano)
 	r := s.docker(t, "", "events", "--since", since, "--until", until, "--filter", "container=ev", "--format", "{{.Action}} {{.Actor.Attributes.name}} {{.Actor.Attributes.exitCode}}")
@@ -359,8 +399,9 @@ func testEvents(t *testing.T, s *suite) {
 }
 
 func testNetwork(t *testing.T, s *suite) {
-	s.docker(t, "", "run", "-d", "--name", "web", "-p", "127.0.0.1::80", "bb", "sh", "-c", "mkdir /www; echo served >/www/index.html; httpd -f -p 80 -h /www").ok()
+	s.docker(t, "", "run", "-d", "--name", "web", "-p", "127.0.0.1::80", "bb", "sh", "-c", "mkdir /www; echo served >/www/index.html; httpd -p 80 -h /www; echo listening; exec sleep 1000").ok()
 	defer s.docker(t, "", "rm", "-f", "web")
+	s.waitFor(t, "web", "listening\n")
 	port := s.docker(t, "", "port", "web", "80").ok()
 	s.docker(t, "", "ps", "--format", "{{.Ports}}").want(0, port+"->80/tcp\n")
 	if out, err := exec.Command("busybox", "wget", "-q", "-O", "-", "http://"+port).CombinedOutput(); string(out) != "served\n" {

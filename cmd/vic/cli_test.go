@@ -1,0 +1,131 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"vic/bench/testimage"
+)
+
+// vic runs one command line and returns what it wrote to both streams.
+func vic(t *testing.T, args ...string) (out, errOut string, err error) {
+	t.Helper()
+	var o, e bytes.Buffer
+	err = run(t.Context(), args, strings.NewReader(""), &o, &e)
+	return o.String(), e.String(), err
+}
+
+func TestHelp(t *testing.T) {
+	out, _, err := vic(t, "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"serve", "pull", "ls", "disk", "rm", "check", "iso", "version"} {
+		if !strings.Contains(out, "\n  "+command+" ") {
+			t.Errorf("vic --help does not tell of %s", command)
+		}
+		text, _, err := vic(t, command, "--help")
+		if err != nil || !strings.Contains(text, "vic "+command) || len(text) < 100 {
+			t.Errorf("vic %s --help: %v\n%s", command, err, text)
+		}
+	}
+	if out, _, err := vic(t, "version"); err != nil || !strings.Contains(out, "1.24 to 1.51") {
+		t.Errorf("version: %q, %v", out, err)
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	store := t.TempDir()
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"nope"}, "unknown command"},
+		{[]string{"ls"}, `required flag(s) "store" not set`},
+		{[]string{"disk", "--store", store, "busybox"}, "vic pull gets it"},
+		{[]string{"pull", "--store", store, "Bad"}, "invalid reference format"},
+		{[]string{"pull", "--store", store, "--platform", "a/b/c/d", "127.0.0.1:1/x"}, "--platform"},
+		{[]string{"rm", "--store", store, "busybox"}, "no such image"},
+		{[]string{"serve", "--store", store, "--listen", "tcp://0.0.0.0:2375"}, "--no-tls"},
+		{[]string{"serve", "--store", store, "--tether", "/nope"}, "name it with --tether"},
+		{[]string{"serve", "--store", store, "--accel", "magic"}, "use kvm or tcg"},
+		{[]string{"iso"}, `required flag(s) "output" not set`},
+	} {
+		_, _, err := vic(t, tt.args...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("vic %s: %v, want %q", strings.Join(tt.args, " "), err, tt.want)
+		}
+	}
+}
+
+func TestStoreCommands(t *testing.T) {
+	needTool(t, "docker-registry", "busybox", "qemu-img")
+	dir := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", filepath.Join(dir, "none"))
+	registry, err := testimage.StartRegistry(t.Context(), filepath.Join(dir, "registry"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer registry.Stop()
+	layer, err := testimage.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := testimage.Build(v1.Config{Cmd: []string{"sh"}}, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := registry.Push(t.Context(), "lib/bb:1", img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := filepath.Join(dir, "store")
+	ok := func(args ...string) string {
+		t.Helper()
+		out, errOut, err := vic(t, append(args, "--store", store)...)
+		if err != nil {
+			t.Fatalf("vic %s: %v\n%s%s", strings.Join(args, " "), err, out, errOut)
+		}
+		return out
+	}
+	out, progress, err := vic(t, "pull", "--store", store, ref)
+	if err != nil || !strings.HasPrefix(out, ref+" pulled: image ") || !strings.Contains(progress, ": pulled ") {
+		t.Errorf("pull: %q, %q, %v", out, progress, err)
+	}
+	if out := ok("pull", ref); !strings.HasPrefix(out, ref+" up to date: image ") {
+		t.Errorf("pull again: %q", out)
+	}
+	if out := ok("ls"); !strings.Contains(out, ref) || !strings.Contains(out, "LAYER") {
+		t.Errorf("ls: %s", out)
+	}
+	disk := strings.TrimSpace(ok("disk", ref))
+	if out, err := exec.Command("qemu-img", "info", "--backing-chain", disk).CombinedOutput(); err != nil {
+		t.Errorf("qemu-img info %s: %v\n%s", disk, err, out)
+	}
+	if out := ok("check", "--deep"); out != "the store is sound\n" {
+		t.Errorf("check: %s", out)
+	}
+	extent := strings.TrimSuffix(disk, ".vmdk") + "-delta.vmdk"
+	whole, err := os.ReadFile(extent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(extent, whole[:len(whole)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, _, err := vic(t, "check", "--store", store); err == nil || !strings.Contains(out, "damaged: "+extent) {
+		t.Errorf("check of a damaged store: %v\n%s", err, out)
+	}
+	if out := ok("rm", ref); !strings.Contains(out, "untagged "+ref) || !strings.Contains(out, "deleted ") {
+		t.Errorf("rm: %s", out)
+	}
+	if _, err := os.Stat(disk); !os.IsNotExist(err) {
+		t.Errorf("the disk is still there: %v", err)
+	}
+}
