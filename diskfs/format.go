@@ -177,11 +177,15 @@ func (f *FS) layOut(journal int64) (int64, error) {
 	if b := f.fresh(last.blockBitmap); f.sb.blocksCount%blocksPerGroup > 0 {
 		setBits(b.data[:], int(f.sb.blocksCount%blocksPerGroup), blocksPerGroup)
 	}
+	overhead := int64(0)
 	for _, r := range used {
+		overhead += r.n
 		if err := f.markBlocks(r.where, r.n, true); err != nil {
 			return 0, err
 		}
 	}
+	// A kernel that counts another number writes its own to every superblock, also the absent ones.
+	le.PutUint32(f.sb.raw[0x248:], uint32(overhead))
 	if journal > 0 {
 		f.putJournal(journalAt, journal)
 	}

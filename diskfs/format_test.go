@@ -1,6 +1,9 @@
 package diskfs
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestFormat(t *testing.T) {
 	for name, o := range map[string]FormatOptions{
@@ -22,6 +25,26 @@ func TestFormat(t *testing.T) {
 			if _, err := c.fs.ReadDir("."); err != nil {
 				t.Error(err)
 			}
+			needRoot(t)
+			before := overhead(t, c.path)
+			_, unmount := mountDisk(t, c.path, "rw")
+			unmount()
+			if after := overhead(t, c.path); before != after {
+				t.Errorf("overhead of %s blocks, the kernel counts %s", before, after)
+			}
 		})
 	}
+}
+
+// overhead is the number of blocks that the superblock says metadata takes.
+func overhead(t *testing.T, path string) string {
+	t.Helper()
+	needTool(t, "dumpe2fs")
+	for line := range strings.Lines(command(t, "dumpe2fs", "-h", path)) {
+		if n, ok := strings.CutPrefix(line, "Overhead clusters:"); ok {
+			return strings.TrimSpace(n)
+		}
+	}
+	t.Fatal("dumpe2fs shows no overhead")
+	return ""
 }

@@ -287,7 +287,7 @@ func (d Dir) createBase(v *versionRecord) error {
 // generation is the number of times that the disks made of the same layers have
 // changed, because diskfs or vmdk write them otherwise. It goes into every CID,
 // so that a disk is never read over another parent than it was made for.
-const generation = 1
+const generation = 2
 
 // diskCID returns the CID of a disk of this store.
 func diskCID(name string) uint32 { return vmdk.CIDFor(fmt.Sprintf("%d %s", generation, name)) }
