@@ -185,6 +185,10 @@ func (d *detachReader) Read(p []byte) (int, error) {
 		n, err := d.r.Read(buf)
 		d.err = err
 		d.scan(buf[:n])
+		if d.err != nil && d.err != ErrDetached { // the rest of the keys will not come
+			d.held = append(d.held, d.keys[:d.n]...)
+			d.n = 0
+		}
 	}
 	n := copy(p, d.held)
 	d.held = d.held[n:]

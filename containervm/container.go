@@ -94,6 +94,11 @@ func (c *Container) notifyLocked() {
 // acquire serialises what begins or ends the container's existence or a run.
 func (c *Container) acquire(ctx context.Context) error {
 	select {
+	case <-c.m.closed:
+		return ErrClosed
+	default:
+	}
+	select {
 	case c.op <- struct{}{}:
 		return nil
 	case <-ctx.Done():

@@ -46,7 +46,7 @@ func (c *Container) Logs(ctx context.Context, o LogOptions, fn func(LogEntry) er
 	if o.Tail != nil && *o.Tail >= 0 {
 		total := 0
 		l := lines{o: o, fn: func(LogEntry) error { total++; return nil }}
-		if err := c.readLog(ctx, size, false, &l); err != nil {
+		if err := c.readLog(ctx, ctx, size, false, &l); err != nil {
 			return err
 		}
 		skip = max(0, total-*o.Tail)
@@ -58,21 +58,18 @@ func (c *Container) Logs(ctx context.Context, o LogOptions, fn func(LogEntry) er
 		}
 		return fn(e)
 	}}
+	patience := ctx
 	if o.Follow && !o.Until.IsZero() {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, o.Until)
+		patience, cancel = context.WithDeadline(ctx, o.Until)
 		defer cancel()
 	}
-	err := c.readLog(ctx, size, o.Follow, &l)
-	if o.Follow && !o.Until.IsZero() && errors.Is(err, context.DeadlineExceeded) {
-		return nil
-	}
-	return err
+	return c.readLog(ctx, patience, size, o.Follow, &l)
 }
 
 // readLog gives the log to l: the first size bytes, or with follow all until the
-// container does not run.
-func (c *Container) readLog(ctx context.Context, size int64, follow bool, l *lines) error {
+// container does not run or patience, made from ctx, ends.
+func (c *Container) readLog(ctx, patience context.Context, size int64, follow bool, l *lines) error {
 	f, err := c.openLog(0)
 	if err != nil {
 		return err
@@ -90,7 +87,10 @@ func (c *Container) readLog(ctx context.Context, size int64, follow bool, l *lin
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		rec, err := f.next(ctx, over)
+		rec, err := f.next(patience, over)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			return l.end()
+		}
 		if err == io.EOF || err == nil && !follow && rec.Offset >= size {
 			return l.end()
 		}

@@ -140,7 +140,7 @@ func (m *Manager) scan(ctx context.Context) error {
 		}
 		m.names[c.spec.Name] = c
 	}
-	for _, c := range m.containers {
+	for _, c := range m.List() { // some may be on their way out already
 		c.reattach(ctx)
 	}
 	return nil

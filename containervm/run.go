@@ -154,7 +154,8 @@ func (c *Container) finish(r *run) {
 	}
 }
 
-// exit reads from the log how the run ended: the last exit record after its start.
+// exit reads from the log how and when the run ended: the last exit record after its start. The
+// guest's clock counts as far as it can be right.
 func (c *Container) exit(r *run) (wire.Exit, time.Time) {
 	killed := wire.Exit{Code: 137}
 	f, err := os.Open(filepath.Join(c.dir, logFile))
@@ -174,7 +175,11 @@ func (c *Container) exit(r *run) (wire.Exit, time.Time) {
 		}
 		if rec.Type == wire.RecExit {
 			if e, err := rec.Exit(); err == nil {
-				return e, time.Now()
+				at := time.Now()
+				if rec.Time.Before(at) && rec.Time.After(c.Info().State.Started) {
+					at = rec.Time
+				}
+				return e, at
 			}
 		}
 		break // the exit is the last record of a boot that ended well

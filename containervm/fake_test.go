@@ -1,0 +1,460 @@
+package containervm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"vic/tether/wire"
+)
+
+// rack is a Hypervisor whose VMs are goroutines. They outlive Managers, as VMs do.
+type rack struct {
+	mu    sync.Mutex
+	vms   map[string]*fakeVM
+	fails error // of the next Start
+}
+
+// fakeVM is a VM whose guest knows a few commands, see live.
+type fakeVM struct {
+	vm   VM
+	conf *wire.Config
+	done chan struct{}
+	off  sync.Once
+
+	mu      sync.Mutex
+	stdin   *wire.Channel
+	begun   chan struct{} // closed with the first session
+	signals chan syscall.Signal
+	sizes   []Size
+	dials   int
+	wg      sync.WaitGroup
+}
+
+func (r *rack) Start(_ context.Context, vm VM) (Machine, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.fails; err != nil {
+		r.fails = nil
+		return nil, err
+	}
+	conf, err := wire.ParseConfig(vm.Config)
+	if err != nil {
+		return nil, err
+	}
+	v := &fakeVM{vm: vm, conf: conf, done: make(chan struct{}), begun: make(chan struct{}), signals: make(chan syscall.Signal, 8)}
+	if r.vms == nil {
+		r.vms = map[string]*fakeVM{}
+	}
+	r.vms[vm.ID] = v
+	go v.live()
+	return fakeMachine{v}, nil
+}
+
+func (r *rack) Find(_ context.Context, vm VM) (Machine, error) {
+	v := r.vm(vm.ID)
+	if v == nil {
+		return nil, ErrNoMachine
+	}
+	select {
+	case <-v.done:
+		return nil, ErrNoMachine
+	default:
+		return fakeMachine{v}, nil
+	}
+}
+
+func (r *rack) vm(id string) *fakeVM {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.vms[id]
+}
+
+type fakeMachine struct{ v *fakeVM }
+
+func (m fakeMachine) Info() MachineInfo     { return MachineInfo{PID: 4711, Accel: "tcg"} }
+func (m fakeMachine) Done() <-chan struct{} { return m.v.done }
+func (m fakeMachine) Kill() error           { m.v.end(); return nil }
+func (m fakeMachine) Close() error          { return nil }
+
+func (m fakeMachine) Dial(ctx context.Context, end string) (net.Conn, error) {
+	host, guest := net.Pipe()
+	m.v.mu.Lock()
+	m.v.dials++
+	deaf := m.v.conf.Args[0] == "deaf" && end == "control"
+	m.v.mu.Unlock()
+	context.AfterFunc(ctx, func() { guest.Close() })
+	go func() {
+		<-m.v.done
+		guest.Close()
+	}()
+	switch {
+	case deaf:
+		go io.Copy(io.Discard, guest)
+	case end == "control":
+		go (&wire.Server{ID: m.v.vm.ID, Token: m.v.conf.Token, Handler: m.v}).Serve(guest)
+	}
+	return host, nil
+}
+
+// end pulls the plug.
+func (v *fakeVM) end() { v.off.Do(func() { close(v.done) }) }
+
+// record appends to the log, as long as there is power.
+func (v *fakeVM) record(t wire.RecordType, data string) {
+	var b []byte
+	for {
+		n := min(len(data), wire.MaxPayload)
+		b = wire.AppendRecord(b, t, time.Now(), []byte(data[:n]))
+		if data = data[n:]; data == "" {
+			break
+		}
+	}
+	v.raw(string(b))
+}
+
+func (v *fakeVM) raw(text string) {
+	f, err := os.OpenFile(v.vm.Log, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return // removed by force
+	}
+	defer f.Close()
+	f.WriteString(text)
+}
+
+func (v *fakeVM) exit(code int) {
+	v.record(wire.RecExit, `{"code":`+strconv.Itoa(code)+`}`)
+	v.end()
+}
+
+// live runs the guest. Commands:
+//
+//	print TEXT...   writes to stdout and stderr in turns, and exits with 0
+//	exit CODE
+//	cat             copies stdin
+//	sleep           until a signal; TERM gives 143
+//	stubborn        until SIGKILL
+//	deaf            as sleep, but its control port never answers
+//	crash           ends without an exit record
+//	nope            is not found
+//	never           does not start
+func (v *fakeVM) live() {
+	args := v.conf.Args
+	switch args[0] {
+	case "nope":
+		v.record(wire.RecExit, `{"code":127,"error":"exec: \"nope\": executable file not found in $PATH"}`)
+		v.end()
+		return
+	case "never":
+		return
+	}
+	v.record(wire.RecStarted, `{"pid":1,"kernel":"6.1"}`)
+	switch args[0] {
+	case "print":
+		for i, text := range args[1:] {
+			v.record([]wire.RecordType{wire.Stdout, wire.Stderr}[i%2], text)
+		}
+		v.exit(0)
+	case "exit":
+		code, _ := strconv.Atoi(args[1])
+		v.exit(code)
+	case "cat":
+		<-v.begun
+		for buf := make([]byte, 512); ; {
+			n, err := v.stdin.Read(buf)
+			if n > 0 {
+				v.record(wire.Stdout, string(buf[:n]))
+			}
+			if err != nil {
+				v.exit(0)
+				return
+			}
+		}
+	case "crash":
+		os.WriteFile(v.vm.Console, []byte("Kernel panic - not syncing\n"), 0o600)
+		v.end()
+	case "sleep", "stubborn":
+		for sig := range v.signals {
+			if sig == syscall.SIGKILL || args[0] == "sleep" {
+				v.exit(128 + int(sig))
+				return
+			}
+		}
+	}
+}
+
+func (v *fakeVM) Begin(stdin *wire.Channel) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.stdin == nil {
+		v.stdin = stdin
+		close(v.begun)
+	}
+}
+
+// Do carries out requests. Execs know: echo TEXT, cat, exit CODE, and nope.
+func (v *fakeVM) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
+	switch r.Op {
+	case wire.OpSignal:
+		v.signals <- syscall.Signal(r.Signal)
+	case wire.OpResize:
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.sizes = append(v.sizes, r.Size)
+	case wire.OpExec:
+		if r.Exec.Args[0] == "nope" {
+			return wire.Reply{}, &wire.Error{Kind: wire.NotStarted, Message: "exec: \"nope\": executable file not found in $PATH", ExitCode: 127}
+		}
+		stdio, stderr, err := s.Open(r.Channel)
+		if err != nil {
+			return wire.Reply{}, err
+		}
+		go func() {
+			code := 0
+			switch r.Exec.Args[0] {
+			case "echo":
+				io.WriteString(stdio, strings.Join(r.Exec.Args[1:], " "))
+				io.WriteString(stderr, "warning")
+			case "cat":
+				io.Copy(stdio, stdio)
+			case "exit":
+				code, _ = strconv.Atoi(r.Exec.Args[1])
+			}
+			stdio.CloseWrite()
+			stderr.CloseWrite()
+			s.Exited(r.Exec.ID, wire.Exit{Code: code})
+		}()
+		return wire.Reply{PID: 77}, nil
+	default:
+		return wire.Reply{}, errors.New("not of this guest")
+	}
+	return wire.Reply{}, nil
+}
+
+// folders is Disks without disks.
+type folders struct {
+	dir   string
+	mu    sync.Mutex
+	fails error // of the next call
+}
+
+func (d *folders) fail() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.fails
+	d.fails = nil
+	return err
+}
+
+func (d *folders) CreateContainerDisk(id string, _ digest.Digest) (string, error) {
+	dir := filepath.Join(d.dir, id)
+	if err := d.fail(); err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "disk.vmdk"), os.MkdirAll(dir, 0o700)
+}
+
+func (d *folders) RemoveContainer(id string) error {
+	if err := d.fail(); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(d.dir, id))
+}
+
+type boots struct{}
+
+func (boots) Boot(context.Context) (Boot, error) { return Boot{Kernel: "/kernel"}, nil }
+
+// wiring is a Network that carries nothing.
+type wiring struct {
+	mu    sync.Mutex
+	taken map[uint16]bool
+	names [][]string // what endpoints were called, one after another
+}
+
+func (w *wiring) Info() NetworkInfo { return NetworkInfo{Name: "bridge"} }
+
+func (w *wiring) Join(o JoinOptions) (Endpoint, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range o.Ports {
+		if w.taken[p.HostPort] {
+			return nil, ErrPortAllocated
+		}
+	}
+	if w.taken == nil {
+		w.taken = map[uint16]bool{}
+	}
+	for _, p := range o.Ports {
+		w.taken[p.HostPort] = true
+	}
+	w.names = append(w.names, o.Names)
+	return &plug{w, EndpointInfo{Network: "bridge", MAC: "02:42:ac:11:00:02", IP: netip.MustParsePrefix("172.17.0.2/16"), Ports: o.Ports}}, nil
+}
+
+type plug struct {
+	w    *wiring
+	info EndpointInfo
+}
+
+func (p *plug) Info() EndpointInfo { return p.info }
+
+func (p *plug) Rename(names []string) error {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	p.w.names = append(p.w.names, names)
+	return nil
+}
+
+func (p *plug) Serve(conn io.ReadWriteCloser) error {
+	_, err := io.Copy(io.Discard, conn)
+	return err
+}
+
+func (p *plug) Close() error {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	for _, port := range p.info.Ports {
+		delete(p.w.taken, port.HostPort)
+	}
+	return nil
+}
+
+// site is a Manager with all that it needs.
+type site struct {
+	*Manager
+	t     *testing.T
+	o     Options
+	rack  *rack
+	disks *folders
+	net   *wiring
+
+	mu     sync.Mutex
+	events []string
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	dir := t.TempDir()
+	s := &site{t: t, rack: new(rack), disks: &folders{dir: filepath.Join(dir, "containers")}, net: new(wiring)}
+	run, err := os.MkdirTemp("", "vic") // short enough for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(run) })
+	s.o = Options{Store: dir, Disks: s.disks, Hypervisor: s.rack, Boot: boots{}, Network: s.net, RuntimeDir: run}
+	s.open()
+	t.Cleanup(func() {
+		for _, v := range s.rack.vms {
+			v.end()
+		}
+		s.Close()
+	})
+	return s
+}
+
+func (s *site) open() {
+	s.t.Helper()
+	m, err := Open(s.t.Context(), s.o)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.Manager = m
+	m.Subscribe(func(e Event) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.events = append(s.events, e.Type+" "+e.Action)
+	})
+}
+
+// reopen is a restart of the VCH.
+func (s *site) reopen() {
+	s.t.Helper()
+	if err := s.Close(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.open()
+}
+
+func (s *site) happened() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	text := strings.Join(s.events, ", ")
+	s.events = nil
+	return text
+}
+
+// create makes a container without a network.
+func (s *site) create(spec Spec) *Container {
+	s.t.Helper()
+	if spec.Network.Mode == "" {
+		spec.Network.Mode = "none"
+	}
+	c, err := s.Create(s.t.Context(), spec)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+func (s *site) run(spec Spec) *Container {
+	s.t.Helper()
+	c := s.create(spec)
+	if err := c.Start(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// wait returns the exit code.
+func (s *site) wait(c *Container, cond WaitCondition) int {
+	s.t.Helper()
+	ch, err := c.Wait(s.t.Context(), cond)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r := <-ch
+	if r.Err != nil {
+		s.t.Fatal(r.Err)
+	}
+	return r.ExitCode
+}
+
+// logs is a container's log, a line for each entry.
+func (s *site) logs(c *Container, o LogOptions) string {
+	s.t.Helper()
+	var b bytes.Buffer
+	err := c.Logs(s.t.Context(), o, func(e LogEntry) error {
+		b.WriteString(map[bool]string{true: "e:", false: "o:"}[e.Stderr])
+		b.Write(e.Data)
+		if e.Partial {
+			b.WriteString("+")
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Error(err)
+	}
+	return b.String()
+}
+
+// wantError checks an error's kind and words.
+func wantError(t *testing.T, err, kind error, text string) {
+	t.Helper()
+	if !errors.Is(err, kind) || !strings.Contains(err.Error(), text) {
+		t.Errorf("error %v, want one of %v with %q", err, kind, text)
+	}
+}
