@@ -80,11 +80,15 @@ func platformArgs(p Platform) []string {
 		// Without RDRAND the guest waits for entropy at its first getrandom(2).
 		cpu = "qemu64,+rdrand"
 	}
-	return []string{
+	a := []string{
 		"-accel", p.Accel, "-cpu", cpu,
 		"-machine", p.Machine + ",usb=off,sata=off,smbus=off,hpet=off,vmport=off,dump-guest-core=off",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 	}
+	if p.Firmware != "" {
+		a = append(a, "-bios", p.Firmware)
+	}
+	return a
 }
 
 // rootDisk describes the root disk. QEMU finds the disks below it by the hints in their descriptors.

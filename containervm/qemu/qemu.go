@@ -84,11 +84,11 @@ func (d *Driver) Platform(ctx context.Context, kernel string) (Platform, error) 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.found == nil {
-		name, err := d.machine(ctx)
+		p, err := d.ask(ctx, d.Accel)
 		if err != nil {
 			return Platform{}, err
 		}
-		d.found = &Platform{name, d.Accel}
+		d.found = &p
 	}
 	return *d.found, nil
 }
