@@ -60,11 +60,11 @@ func parseIndex(text string) ([]module, error) {
 }
 
 // probe loads the modules for all devices that are there, and for those that
-// come with them.
-func (d *devices) probe() {
+// come with them. It reports whether there were any.
+func (d *devices) probe() (any bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for again := true; again; {
+	for again := true; again; any = any || again {
 		again = false
 		present := modaliases()
 		for _, m := range d.index {
@@ -77,6 +77,7 @@ func (d *devices) probe() {
 			}
 		}
 	}
+	return any
 }
 
 func (m module) wanted(present []string) bool {
@@ -136,13 +137,15 @@ func (d *devices) load(name string) {
 func (d *devices) await(what string, found func() (bool, error)) error {
 	pause := time.Millisecond
 	for end := time.Now().Add(deviceTimeout); ; {
-		d.probe()
 		ok, err := found()
 		if err != nil {
 			return fmt.Errorf("find %s: %w", what, err)
 		}
 		if ok {
 			return nil
+		}
+		if d.probe() {
+			continue
 		}
 		if time.Now().After(end) {
 			d.mu.Lock()

@@ -147,10 +147,14 @@ func (g *guest) mainCommand() (*command, error) {
 	return resolve(g.conf, wire.Exec{Args: g.conf.Args, TTY: g.conf.TTY, Groups: g.conf.Groups})
 }
 
-// startMain starts the container's process. Its start is in the log before its output.
+// startMain starts the container's process. Its start is in the log before its output, and who
+// reads of it there can send it signals and start execs.
 func (g *guest) startMain(cmd *command, addresses [][]string) (*process, error) {
-	s := streams{stdout: g.log.stream(wire.Stdout), stderr: g.log.stream(wire.Stderr), started: func(pid int) {
-		if err := g.log.json(wire.RecStarted, wire.Started{PID: pid, Kernel: kernelRelease(), Addresses: addresses}); err != nil {
+	s := streams{stdout: g.log.stream(wire.Stdout), stderr: g.log.stream(wire.Stderr), started: func(p *process) {
+		g.mu.Lock()
+		g.main = p
+		g.mu.Unlock()
+		if err := g.log.json(wire.RecStarted, wire.Started{PID: p.pid, Kernel: kernelRelease(), Addresses: addresses}); err != nil {
 			g.diagnose(err)
 		}
 	}}
@@ -168,9 +172,6 @@ func (g *guest) startMain(cmd *command, addresses [][]string) (*process, error) 
 			g.diagnose(err)
 		}
 	}
-	g.mu.Lock()
-	g.main = p
-	g.mu.Unlock()
 	return p, nil
 }
 

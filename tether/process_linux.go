@@ -167,9 +167,9 @@ func limit(pid int, limits []wire.Rlimit) (err error) {
 type streams struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	// started is called with the process's number before any output is passed on;
+	// started is called with the process, which runs, before any output is passed on;
 	// it may be nil.
-	started func(pid int)
+	started func(*process)
 }
 
 // A process is one that was started.
@@ -230,7 +230,7 @@ func (r *reaper) start(cmd *command, s streams, size wire.Size) (_ *process, err
 		return nil, err
 	}
 	if s.started != nil {
-		s.started(p.pid)
+		s.started(p)
 	}
 	for i, f := range p.outputs {
 		if f != nil {

@@ -240,7 +240,7 @@ func TestProcess(t *testing.T) {
 	t.Run("streams", func(t *testing.T) {
 		var out, errs bytes.Buffer
 		pid := 0
-		s := streams{stdin: strings.NewReader("typed"), stdout: &out, stderr: &errs, started: func(n int) { pid = n + out.Len() }}
+		s := streams{stdin: strings.NewReader("typed"), stdout: &out, stderr: &errs, started: func(p *process) { pid = p.pid + out.Len() }}
 		p, wait := start(t, asMe(sh, "-c", "cat; echo err >&2; exit 3"), s)
 		if ws := wait(); ws.ExitStatus() != 3 {
 			t.Errorf("status %#x", ws)
