@@ -49,11 +49,17 @@ func seedRandom(seed []byte) error {
 	return nil
 }
 
+// setClock sets the clock to the time that it was when the VM was started, and what the kernel
+// has run since. It lags by what the firmware took.
 func setClock(ns int64) error {
 	if ns == 0 {
 		return nil
 	}
-	ts := unix.NsecToTimespec(ns)
+	var since unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &since); err != nil {
+		return fmt.Errorf("read time since boot: %w", err)
+	}
+	ts := unix.NsecToTimespec(ns + since.Nano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set clock to %v: %w", time.Unix(0, ns).UTC(), err)
 	}

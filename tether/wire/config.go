@@ -51,7 +51,8 @@ type Config struct {
 	// Seed goes into the kernel's random number generator and is credited in full.
 	// It must be new for every boot that must not repeat another's random numbers.
 	Seed []byte `json:"seed,omitempty"`
-	// Time sets the clock, ns since 1970. 0 keeps the hardware clock's.
+	// Time is when the VM was started, ns since 1970. The guest sets its clock by it. 0 keeps
+	// the hardware clock's.
 	Time int64 `json:"time,omitempty"`
 }
 
