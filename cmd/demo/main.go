@@ -177,19 +177,20 @@ func (d *docker) tour(image string) (err error) {
 			return err
 		}
 	}
-	// The log is followed until the container has stopped.
+	// The log is followed until the container has stopped; what stop prints comes after it.
 	logs := make(chan error, 1)
 	follow := docker{ctx: d.ctx, out: d.out, env: d.env}
 	go func() { logs <- follow.run("logs", "-f", name) }()
 	if err := quiet.run("exec", name, "sleep", "3"); err != nil {
 		return errors.Join(err, <-logs)
 	}
-	if err := d.run("stop", "-t", "2", name); err != nil {
-		return errors.Join(err, <-logs)
-	}
-	if err := <-logs; err != nil {
+	var stopped strings.Builder
+	stop := docker{ctx: d.ctx, out: &stopped, env: d.env}
+	err = stop.run("stop", "-t", "2", name)
+	if err = errors.Join(err, <-logs); err != nil {
 		return err
 	}
+	io.WriteString(d.out, stopped.String())
 	for _, args := range [][]string{{"ps", "-a"}, {"rm", name}, {"ps", "-a"}} {
 		if err := d.run(args...); err != nil {
 			return err
