@@ -180,17 +180,23 @@ type imageReply struct {
 	VirtualSize   int64 `json:",omitempty"`
 }
 
-func (s *Server) inspectImage(w http.ResponseWriter, r *http.Request) error {
+// requestedImage is the image that a request names, if it is for the platform that it asks for.
+func (s *Server) requestedImage(r *http.Request) (*layerstore.Image, error) {
 	ref := param(r, "name")
 	img, err := s.findImage(ref)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	want, err := platformOf(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := checkPlatform(img, ref, want); err != nil {
+	return img, checkPlatform(img, ref, want)
+}
+
+func (s *Server) inspectImage(w http.ResponseWriter, r *http.Request) error {
+	img, err := s.requestedImage(r)
+	if err != nil {
 		return err
 	}
 	cfg, err := imageConfig(img.RawConfig)
@@ -240,16 +246,8 @@ func orEmpty(list []string) []string {
 }
 
 func (s *Server) imageHistory(w http.ResponseWriter, r *http.Request) error {
-	ref := param(r, "name")
-	img, err := s.findImage(ref)
+	img, err := s.requestedImage(r)
 	if err != nil {
-		return err
-	}
-	want, err := platformOf(r)
-	if err != nil {
-		return err
-	}
-	if err := checkPlatform(img, ref, want); err != nil {
 		return err
 	}
 	out := []image.HistoryResponseItem{}
