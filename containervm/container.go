@@ -127,11 +127,16 @@ func (c *Container) notFound() error { return refuse(ErrNotFound, "No such conta
 
 // control returns the control session of a run, waiting for it if it is being opened.
 func (c *Container) control(ctx context.Context, r *run) (*wire.Conn, error) {
+	return c.controlAfter(ctx, r, nil)
+}
+
+// controlAfter returns the control session that follows one that was lost.
+func (c *Container) controlAfter(ctx context.Context, r *run, lost *wire.Conn) (*wire.Conn, error) {
 	for {
 		c.mu.Lock()
 		conn, changed := r.conn, c.changed
 		c.mu.Unlock()
-		if conn != nil {
+		if conn != nil && conn != lost {
 			return conn, nil
 		}
 		select {
@@ -205,14 +210,12 @@ func (c *Container) stop(r *run, o StopOptions) error {
 		ctx, cancel = context.WithTimeout(context.Background(), grace)
 	}
 	defer cancel()
-	err := c.signal(ctx, r, sig)
-	if err == nil || errors.Is(err, context.DeadlineExceeded) {
-		select {
-		case <-r.ended:
-		case <-ctx.Done():
-		case <-c.m.closed:
-			return ErrClosed
-		}
+	_ = c.signal(ctx, r, sig) // whatever came of it, the process has its time
+	select {
+	case <-r.ended:
+	case <-ctx.Done():
+	case <-c.m.closed:
+		return ErrClosed
 	}
 	if err := c.kill(r); err != nil {
 		return err
@@ -221,17 +224,31 @@ func (c *Container) stop(r *run, o StopOptions) error {
 	return nil
 }
 
-// signal sends a signal to the container's process.
+// signal sends a signal to the container's process. If the session is lost before the guest has
+// answered it is sent again, so the process may get it twice.
 func (c *Container) signal(ctx context.Context, r *run, sig syscall.Signal) error {
-	conn, err := c.control(ctx, r)
-	if err != nil {
-		return err
+	var lost *wire.Conn
+	for {
+		conn, err := c.controlAfter(ctx, r, lost)
+		if err != nil {
+			return err
+		}
+		if lost == nil {
+			c.emit("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
+		}
+		err = conn.Signal(ctx, "", int(sig))
+		var refused *wire.Error
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, wire.ErrLost):
+			lost = conn
+		case errors.As(err, &refused) && refused.Kind == wire.NotRunning:
+			return refuse(ErrNotRunning, "container %s is not running", c.id)
+		default:
+			return fmt.Errorf("send signal %d: %w", sig, err)
+		}
 	}
-	c.emit("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
-	if err := conn.Signal(ctx, "", int(sig)); err != nil {
-		return fmt.Errorf("send signal %d: %w", sig, err)
-	}
-	return nil
 }
 
 // kill ends a run for certain: by SIGKILL, so that what was written reaches the disk, or
@@ -244,14 +261,13 @@ func (c *Container) kill(r *run) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killPatience)
 	defer cancel()
-	if err := c.signal(ctx, r, syscall.SIGKILL); err == nil {
-		select {
-		case <-r.ended:
-			return nil
-		case <-ctx.Done():
-		case <-c.m.closed:
-			return ErrClosed
-		}
+	_ = c.signal(ctx, r, syscall.SIGKILL) // a process that has ended is none to be killed, and its VM may still be writing
+	select {
+	case <-r.ended:
+		return nil
+	case <-ctx.Done():
+	case <-c.m.closed:
+		return ErrClosed
 	}
 	if err := r.machine.Kill(); err != nil {
 		return fmt.Errorf("kill VM: %w", err)

@@ -147,6 +147,7 @@ func (v *fakeVM) exit(code int) {
 //	cat             copies stdin
 //	sleep           until a signal; TERM gives 143
 //	stubborn        until SIGKILL
+//	lingers         has ended, and the VM has yet to write
 //	deaf            as sleep, but its control port never answers
 //	crash           ends without an exit record
 //	nope            is not found
@@ -209,6 +210,10 @@ func (v *fakeVM) Begin(stdin *wire.Channel) {
 func (v *fakeVM) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 	switch r.Op {
 	case wire.OpSignal:
+		if v.conf.Args[0] == "lingers" {
+			v.signals <- 0
+			return wire.Reply{}, &wire.Error{Kind: wire.NotRunning, Message: "process has ended"}
+		}
 		v.signals <- syscall.Signal(r.Signal)
 	case wire.OpResize:
 		v.mu.Lock()

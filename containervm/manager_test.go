@@ -165,6 +165,21 @@ func TestStop(t *testing.T) {
 	if err := c.Kill(ctx, syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
+	c = s.run(Spec{Args: []string{"lingers"}})
+	wantError(t, c.Kill(ctx, syscall.SIGHUP), ErrNotRunning, "is not running")
+	killed := make(chan error)
+	go func() { killed <- c.Kill(ctx, syscall.SIGKILL) }()
+	v := s.rack.vm(c.ID())
+	<-v.signals
+	<-v.signals
+	v.exit(6)
+	if err := <-killed; err != nil {
+		t.Fatal(err)
+	}
+	if code := c.Info().State.ExitCode; code != 6 {
+		t.Errorf("the plug was pulled while the guest was writing: exit code %d", code)
+	}
+	c = s.run(Spec{Args: []string{"stubborn"}})
 	forever := -time.Second
 	gaveUp, cancel := context.WithCancel(ctx)
 	cancel()
@@ -182,7 +197,7 @@ func TestStop(t *testing.T) {
 	if st := c.Info().State; st.ExitCode != 137 || st.Error != "" {
 		t.Errorf("%+v", st)
 	}
-	if v := s.rack.vm(c.ID()); v.dials < 2 {
+	if v = s.rack.vm(c.ID()); v.dials < 2 {
 		t.Errorf("a guest that does not answer was greeted %d times", v.dials)
 	}
 }
