@@ -18,9 +18,6 @@ const (
 	configFile  = "config" // and a number; gone once QEMU has read it
 )
 
-// sparePorts are empty PCI Express slots, which devices can be plugged into while the VM runs.
-const sparePorts = 4
-
 // socket is the path of one of a VM's ends on the host.
 func socket(vm containervm.VM, end string) string { return filepath.Join(vm.RuntimeDir, end) }
 
@@ -66,9 +63,6 @@ func args(vm containervm.VM, p Platform) ([]string, error) {
 			"-netdev", "stream,id="+end+",server=on,addr.type=unix,addr.path="+escape(socket(vm, end)),
 			"-device", "virtio-net-pci,netdev="+end+",romfile=,mac="+mac,
 		)
-	}
-	for i := 1; i <= sparePorts; i++ {
-		a = append(a, "-device", fmt.Sprintf("pcie-root-port,id=spare%d,chassis=%d,slot=%d", i, i, i))
 	}
 	return a, nil
 }
