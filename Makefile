@@ -11,7 +11,9 @@ run_packages  := qemu-system-x86 linux-image-cloud-amd64
 demo_packages := $(run_packages) docker-registry debootstrap
 test_packages := $(demo_packages) qemu-utils e2fsprogs skopeo umoci buildah busybox-static \
 	attr acl libcap2-bin isolinux syslinux-common xorriso tar
-bench_packages := $(demo_packages) containerd podman
+bench_packages := $(demo_packages) podman
+# Debian's containerd cannot unpack layers side by side.
+bench_containerd := v2.4.2
 
 # Executions of each fuzz target in make test: a few seconds. A time would now and then fail with
 # "context deadline exceeded", which is the go command's own end of fuzzing and no finding.
@@ -47,7 +49,9 @@ bench:
 	@$(call install,$(bench_packages))
 	@$(MAKE) --no-print-directory all
 	go test -run '^$$' -bench . ./vmdk ./diskfs ./fetch ./layerstore ./tether/wire
-	go run ./bench/pull
+	@test -x bin/peers/containerd || GOBIN=$(CURDIR)/bin/peers CGO_ENABLED=0 go install \
+		github.com/containerd/containerd/v2/cmd/containerd@$(bench_containerd) github.com/containerd/containerd/v2/cmd/ctr@$(bench_containerd)
+	go run ./bench/pull -containerd bin/peers
 
 clean:
 	rm -rf bin demo-store

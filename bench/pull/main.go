@@ -1,7 +1,7 @@
 // Command pull compares how long engines take to pull one image from a registry on
 // loopback into a cold store, sync included: vic, containerd (ctr) and podman, in turns
-// within one run. It prints medians of wall time, CPU seconds and bytes written, and
-// their ratio to containerd's.
+// within one run. It prints medians of wall time, CPU seconds and bytes on disk, and
+// the ratios of the times.
 package main
 
 import (
@@ -38,7 +38,9 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("pull", flag.ContinueOnError)
 	runs := flags.Int("runs", 5, "pulls per engine")
 	vic := flags.String("vic", "bin/vic", "the vic to measure")
-	image := flags.String("image", "", "reference to pull; empty makes one and serves it on loopback")
+	image := flags.String("image", "", "reference to pull; empty makes one of 1.4 GB and serves it on loopback")
+	peers := flags.String("containerd", "", "folder of the containerd and ctr to compare with; empty takes those in $PATH")
+	only := flags.String("only", "", "names of the engines to measure, separated by commas; empty means all")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -48,7 +50,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	defer os.RemoveAll(work)
 	if *image == "" {
-		ref, registry, err := makeImage(ctx, work)
+		ref, registry, err := makeImage(ctx)
 		if err != nil {
 			return err
 		}
@@ -57,8 +59,14 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	engines := []engine{
 		&vicEngine{bin: *vic, root: filepath.Join(work, "vic")},
-		&containerd{root: filepath.Join(work, "containerd")},
+		&containerd{bin: *peers, root: filepath.Join(work, "containerd")},
 		&podman{root: filepath.Join(work, "podman")},
+	}
+	if *only != "" {
+		engines = slices.DeleteFunc(engines, func(e engine) bool { return !slices.Contains(strings.Split(*only, ","), e.name()) })
+		if len(engines) == 0 {
+			return fmt.Errorf("-only %s: the engines are vic, containerd and podman", *only)
+		}
 	}
 	results := make([][]sample, len(engines))
 	for i := range *runs {
@@ -71,40 +79,45 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		}
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "engine\twall s\tof containerd\tCPU s\tof containerd\tMB on disk\tall runs\n")
+	fmt.Fprint(w, "engine\twall s\tCPU s\tMB on disk")
+	for _, e := range engines[1:] {
+		fmt.Fprintf(w, "\twall, of %s\tCPU, of %s", e.name(), e.name())
+	}
+	fmt.Fprintln(w, "\tall runs")
 	for k, e := range engines {
-		m, ref := median(results[k]), median(results[1])
+		m := median(results[k])
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%d", e.name(), m.wall.Seconds(), m.cpu.Seconds(), m.bytes>>20)
+		for i := range engines[1:] {
+			ref := median(results[i+1])
+			fmt.Fprintf(w, "\t%.2f\t%.2f", m.wall.Seconds()/ref.wall.Seconds(), m.cpu.Seconds()/ref.cpu.Seconds())
+		}
 		var all []string
 		for _, s := range results[k] {
 			all = append(all, fmt.Sprintf("%.2f", s.wall.Seconds()))
 		}
-		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\t%d\t%s\n", e.name(), m.wall.Seconds(), m.wall.Seconds()/ref.wall.Seconds(),
-			m.cpu.Seconds(), m.cpu.Seconds()/ref.cpu.Seconds(), m.bytes>>20, strings.Join(all, " "))
+		fmt.Fprintf(w, "\t%s\n", strings.Join(all, " "))
 	}
 	return w.Flush()
 }
 
-// makeImage pushes Debian with layers on top: 20,000 small files, 64 MiB that do not
-// compress, edits and whiteouts.
-func makeImage(ctx context.Context, work string) (string, *testimage.Registry, error) {
+// makeImage makes the large image, unless that was done before, and serves it.
+func makeImage(ctx context.Context) (string, *testimage.Registry, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", nil, err
 	}
-	base, err := testimage.Debian(ctx, filepath.Join(cache, "vic"), io.Discard)
+	cache = filepath.Join(cache, "vic")
+	registry, err := testimage.StartRegistry(ctx, filepath.Join(cache, "registry"))
 	if err != nil {
 		return "", nil, err
 	}
-	layers := append([]testimage.Layer{base, testimage.SmallFiles(20000), testimage.RandomBytes(64 << 20)}, testimage.Edits()...)
-	img, err := testimage.Build(v1.Config{Cmd: []string{"bash"}}, layers...)
-	if err != nil {
-		return "", nil, err
-	}
-	registry, err := testimage.StartRegistry(ctx, filepath.Join(work, "registry"))
-	if err != nil {
-		return "", nil, err
-	}
-	ref, err := registry.Push(ctx, "bench/debian:1", img)
+	ref, err := registry.Keep(ctx, "bench/large:1", func() (v1.Image, error) {
+		layers, err := testimage.Large(ctx, cache)
+		if err != nil {
+			return nil, err
+		}
+		return testimage.Build(v1.Config{Cmd: []string{"bash"}}, layers...)
+	})
 	if err != nil {
 		return "", nil, errors.Join(err, registry.Stop())
 	}

@@ -40,12 +40,29 @@ func addApp(w *tar.Writer) error {
 }
 
 func removeDocs(w *tar.Writer) error {
-	if err := add(w, "usr/", "usr/share/", "usr/share/man/", "etc/", "etc/skel/", "srv/", "srv/app/", "srv/app/cache/"); err != nil {
+	if err := removeSystemDocs(w); err != nil {
+		return err
+	}
+	if err := add(w, "srv/", "srv/app/", "srv/app/cache/"); err != nil {
+		return err
+	}
+	return files(w, "srv/app/cache/.wh..wh..opq", "", "srv/app/cache/new", "of the second\n", "srv/app/data/.wh.000.txt", "")
+}
+
+func removeSystemDocs(w *tar.Writer) error {
+	if err := add(w, "usr/", "usr/share/", "usr/share/man/", "etc/", "etc/skel/"); err != nil {
 		return err
 	}
 	return files(w, "usr/share/.wh.doc", "", "usr/share/man/.wh..wh..opq", "", "usr/share/man/README", "no manuals here\n",
-		"etc/skel/.wh..bash_logout", "", "etc/skel/.wh..profile", "", "srv/app/cache/.wh..wh..opq", "", "srv/app/cache/new", "of the second\n",
-		"srv/app/data/.wh.000.txt", "")
+		"etc/skel/.wh..bash_logout", "", "etc/skel/.wh..profile", "")
+}
+
+// addAndRemove does in one layer what Edits does to Debian in two.
+func addAndRemove(w *tar.Writer) error {
+	if err := removeSystemDocs(w); err != nil {
+		return err
+	}
+	return addApp(w)
 }
 
 func replaceKinds(w *tar.Writer) error {

@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -100,73 +99,6 @@ func Add(w *tar.Writer, h tar.Header, data string) error {
 	return err
 }
 
-// Debian returns a layer with a minimal Debian root file system. It is made by
-// debootstrap from the mirror that apt on this machine uses, once: the tar is kept in
-// cache. Progress goes to log.
-func Debian(ctx context.Context, cache string, log io.Writer) (Layer, error) {
-	const suite = "bookworm"
-	layer := Layer{CreatedBy: "debootstrap --variant=minbase " + suite, File: filepath.Join(cache, "debian-"+suite+".tar")}
-	if _, err := os.Stat(layer.File); err == nil {
-		return layer, nil
-	}
-	mirror, err := aptMirror(ctx, suite)
-	if err != nil {
-		return Layer{}, err
-	}
-	if err := os.MkdirAll(cache, 0755); err != nil {
-		return Layer{}, err
-	}
-	work, err := os.MkdirTemp(cache, "debootstrap-")
-	if err != nil {
-		return Layer{}, err
-	}
-	defer os.RemoveAll(work)
-	root := filepath.Join(work, "root")
-	if err := run(ctx, log, "debootstrap", "--variant=minbase", suite, root, mirror); err != nil {
-		return Layer{}, err
-	}
-	for _, p := range []string{"var/cache/apt", "var/lib/apt/lists", "var/log"} {
-		if err := emptyFiles(filepath.Join(root, p)); err != nil {
-			return Layer{}, err
-		}
-	}
-	// The machine's own apt sources are nobody's business.
-	list := filepath.Join(root, "etc/apt/sources.list")
-	if err := os.WriteFile(list, []byte("deb http://deb.debian.org/debian "+suite+" main\n"), 0644); err != nil {
-		return Layer{}, err
-	}
-	tmp := filepath.Join(work, "root.tar")
-	err = run(ctx, log, "tar", "-C", root, "--format=posix", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--sort=name",
-		"--pax-option=delete=atime,delete=ctime", "-cf", tmp, ".")
-	if err != nil {
-		return Layer{}, err
-	}
-	return layer, os.Rename(tmp, layer.File)
-}
-
-// emptyFiles removes the files below dir and keeps its directories.
-func emptyFiles(dir string) error {
-	return filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		return os.Remove(p)
-	})
-}
-
-// aptMirror asks apt where it gets the suite from.
-func aptMirror(ctx context.Context, suite string) (string, error) {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Codename: "+suite, "Component: main").Output()
-	if err != nil {
-		return "", fmt.Errorf("ask apt for its mirror: %w", err)
-	}
-	mirror, _, _ := strings.Cut(string(out), "\n")
-	if mirror == "" {
-		return "http://deb.debian.org/debian", nil
-	}
-	return mirror, nil
-}
-
 // Busybox returns a layer with Debian's static busybox and the directories and files
 // that programs expect of a root.
 func Busybox() (Layer, error) {
@@ -212,11 +144,11 @@ func writeBusybox(w *tar.Writer, bin string, applets []string) error {
 		"etc/group", "root:x:0:\napp:x:1000:\nextra:x:1001:app\n")
 }
 
-// run runs a program and shows what it says if it fails, or all along in log.
-func run(ctx context.Context, log io.Writer, name string, args ...string) error {
+// run runs a program and shows what it says if it fails.
+func run(ctx context.Context, name string, args ...string) error {
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdout, cmd.Stderr = io.MultiWriter(&said, log), io.MultiWriter(&said, log)
+	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", name, err, said.Bytes())
 	}

@@ -75,7 +75,7 @@ func makeImage(ctx context.Context, out io.Writer) (string, *testimage.Registry,
 	cache = filepath.Join(cache, "vic")
 	fmt.Fprintf(out, "# making a Debian image (debootstrap, kept in %s) and pushing it to a registry on loopback\n", cache)
 	begin := time.Now()
-	base, err := testimage.Debian(ctx, cache, io.Discard)
+	base, err := testimage.Debian(ctx, cache)
 	if err != nil {
 		return "", nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -38,7 +37,7 @@ func debian(t *testing.T, r *testimage.Registry) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, err := testimage.Debian(t.Context(), filepath.Join(cache, "vic"), io.Discard)
+	base, err := testimage.Debian(t.Context(), filepath.Join(cache, "vic"), "git", "python3")
 	if err != nil {
 		t.Fatal(err)
 	}
