@@ -423,8 +423,18 @@ func testServerRestart(t *testing.T, s *suite) {
 	defer s.docker(t, "", "rm", "-f", "stays")
 	s.docker(t, "", "create", "--name", "waits", "bb", "true").ok()
 	defer s.docker(t, "", "rm", "waits")
+	s.docker(t, "", "run", "-d", "--name", "web", "-P", "--expose", "80", "bb", "sh", "-c", "mkdir /www; echo served >/www/index.html; httpd -p 80 -h /www; echo listening; exec sleep 1000").ok()
+	defer s.docker(t, "", "rm", "-f", "web")
+	s.waitFor(t, "web", "listening\n")
+	ports := s.docker(t, "", "port", "web").ok()
 	s.end(t)
 	s.serve(t)
+	s.docker(t, "", "port", "web").want(0, ports+"\n")
+	_, address, _ := strings.Cut(strings.Split(ports, "\n")[0], " -> ")
+	if out, err := exec.Command("busybox", "wget", "-q", "-O", "-", "http://"+address).CombinedOutput(); string(out) != "served\n" {
+		t.Errorf("from the host, after a restart: %q, %v", out, err)
+	}
+	s.docker(t, "", "rm", "-f", "web").ok()
 	s.docker(t, "", "ps", "--format", "{{.Names}}").want(0, "stays\n")
 	s.docker(t, "", "ps", "-a", "--filter", "status=created", "--format", "{{.Names}}").want(0, "waits\n")
 	s.docker(t, "", "exec", "stays", "touch", "/go").ok()

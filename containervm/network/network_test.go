@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -234,6 +235,20 @@ func TestPortAllocated(t *testing.T) {
 	}})
 	if got := again.Info().Ports[0].HostPort; got != other {
 		t.Errorf("bound to %d, want %d", got, other)
+	}
+}
+
+// TestPublishAgain: ports are published again by what Info says of them, as it is done after a restart.
+func TestPublishAgain(t *testing.T) {
+	n := open(t, Options{})
+	e := join(t, n, containervm.JoinOptions{ID: "a", Ports: []containervm.PortBinding{{Port: 7}, {Port: 8, Proto: "udp"}}})
+	ports := e.Info().Ports
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := join(t, n, containervm.JoinOptions{ID: "a", Ports: ports})
+	if got := again.Info().Ports; !slices.Equal(got, ports) {
+		t.Errorf("published %v, want %v", got, ports)
 	}
 }
 

@@ -53,11 +53,17 @@ func bindError(p containervm.PortBinding, err error) error {
 }
 
 // listenAddr is all addresses, of both versions of IP where the host has them, if p does not say which.
-func listenAddr(p containervm.PortBinding) string {
-	if !p.HostIP.IsValid() {
-		return fmt.Sprintf(":%d", p.HostPort)
+// [::] is none of version 4, so that it can be bound beside 0.0.0.0.
+func listenAddr(proto string, p containervm.PortBinding) (network, addr string) {
+	switch {
+	case !p.HostIP.IsValid():
+		return proto, fmt.Sprintf(":%d", p.HostPort)
+	case p.HostIP.Is4():
+		network = proto + "4"
+	default:
+		network = proto + "6"
 	}
-	return netip.AddrPortFrom(p.HostIP, p.HostPort).String()
+	return network, netip.AddrPortFrom(p.HostIP, p.HostPort).String()
 }
 
 // boundTo is p as it came to be bound at addr.
@@ -76,7 +82,7 @@ func boundTo(p containervm.PortBinding, proto string, addr netip.AddrPort) []con
 }
 
 func (e *Endpoint) publishTCP(p containervm.PortBinding) ([]containervm.PortBinding, error) {
-	l, err := net.Listen("tcp", listenAddr(p))
+	l, err := net.Listen(listenAddr("tcp", p))
 	if err != nil {
 		return nil, bindError(p, err)
 	}
@@ -134,7 +140,7 @@ func (e *Endpoint) accepted(c *net.TCPConn, port uint16) {
 }
 
 func (e *Endpoint) publishUDP(p containervm.PortBinding) ([]containervm.PortBinding, error) {
-	pc, err := net.ListenPacket("udp", listenAddr(p))
+	pc, err := net.ListenPacket(listenAddr("udp", p))
 	if err != nil {
 		return nil, bindError(p, err)
 	}
