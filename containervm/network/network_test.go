@@ -277,16 +277,9 @@ func TestReconnect(t *testing.T) {
 	a, b := join(t, n, containervm.JoinOptions{ID: "a"}), join(t, n, containervm.JoinOptions{ID: "b"})
 	ga := boot(t, a)
 	gb := boot(t, b)
+	awaitServing(b, true)
 	gb.conn.Close()
-	for { // Serve has to see it
-		b.mu.Lock()
-		idle := b.serving == nil
-		b.mu.Unlock()
-		if idle {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	awaitServing(b, false)
 	gb = boot(t, b)
 	echo(t, gb.listen(7))
 	c, err := ga.dial(t.Context(), netip.AddrPortFrom(b.ip, 7))
@@ -294,6 +287,19 @@ func TestReconnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	roundTrip(t, c, 1000)
+}
+
+// awaitServing waits until Serve has begun, or has seen the end of its connection.
+func awaitServing(e *Endpoint, want bool) {
+	for {
+		e.mu.Lock()
+		serving := e.serving != nil
+		e.mu.Unlock()
+		if serving == want {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func TestAddresses(t *testing.T) {
