@@ -3,11 +3,15 @@ package layerstore
 import (
 	"hash"
 	"io"
+
+	"vic/layerstore/inflate"
 )
 
 // Sizes of a pump: chunks are long enough that passing one on costs nothing, and
-// few enough that a layer in flight takes little memory (2 MiB in its two pumps).
+// few enough that a layer in flight takes little memory (2 MiB in its two pumps). Before
+// each is room for what a decompressor refers back to.
 const (
+	pumpHead   = inflate.Window
 	pumpChunk  = 256 << 10
 	pumpChunks = 4
 )
@@ -27,8 +31,15 @@ type pump struct {
 
 // A chunk is some bytes, and the error that came after them.
 type chunk struct {
-	b   []byte
+	buf []byte // pumpHead bytes, and then room for the chunk
+	b   []byte // in it
 	err error
+}
+
+// A nexter reads into buf[at:], behind what it read before or at least the last pumpHead
+// bytes of that. It fills buf unless there is an error.
+type nexter interface {
+	Next(buf []byte, at int) (int, error)
 }
 
 // newPump starts a pump. h, which may be nil, has hashed all of r once Read has
@@ -64,19 +75,29 @@ func newPump(r io.Reader, h hash.Hash) *pump {
 }
 
 func (p *pump) read(r io.Reader, to chan<- chunk) {
+	next, isNexter := r.(nexter)
+	var last []byte // the end of the chunk before; nobody else writes to it
 	for {
-		var b []byte
+		var buf []byte
 		select {
-		case b = <-p.free:
+		case buf = <-p.free:
 		case <-p.stop:
 			return
 		}
-		if b == nil {
-			b = make([]byte, pumpChunk)
+		if buf == nil {
+			buf = make([]byte, pumpHead+pumpChunk)
 		}
-		n, err := fill(r, b)
+		var n int
+		var err error
+		if isNexter {
+			copy(buf[:pumpHead], last)
+			n, err = next.Next(buf, pumpHead)
+			last = buf[n : n+pumpHead]
+		} else {
+			n, err = fill(r, buf[pumpHead:])
+		}
 		select {
-		case to <- chunk{b[:n], err}:
+		case to <- chunk{buf, buf[pumpHead : pumpHead+n], err}:
 		case <-p.stop:
 			return
 		}
@@ -120,7 +141,7 @@ func (p *pump) Read(b []byte) (int, error) {
 			return 0, p.cur.err
 		}
 		if p.cur.b != nil {
-			p.free <- p.cur.b[:pumpChunk] // has room for all chunks there are
+			p.free <- p.cur.buf // has room for all chunks there are
 		}
 		p.pos = 0
 		select {

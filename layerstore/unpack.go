@@ -8,11 +8,11 @@ import (
 	"io"
 	"sync/atomic"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"vic/diskfs"
+	"vic/layerstore/inflate"
 )
 
 // unpacking is the first stage of a layer's way: its blob is fetched,
@@ -109,17 +109,13 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 	}
 	switch {
 	case isGzip(magic):
-		z, err := gzip.NewReader(b)
-		if err != nil {
-			return nil, fmt.Errorf("decompress gzip: %w", err)
-		}
-		return &decompressor{z, "gzip", z.Close}, nil
+		return gunzip{inflate.NewReader(b)}, nil
 	case isZstd(magic):
 		z, err := zstd.NewReader(b, zstd.WithDecoderMaxWindow(zstdWindow))
 		if err != nil {
 			return nil, fmt.Errorf("decompress zstd: %w", err)
 		}
-		return &decompressor{z, "zstd", func() error { z.Close(); return nil }}, nil
+		return unzstd{z}, nil
 	}
 	return io.NopCloser(b), nil
 }
@@ -139,22 +135,40 @@ func isZstd(magic []byte) bool {
 	return n == 0xfd2fb528 || n&^0xf == 0x184d2a50
 }
 
-// A decompressor names its format in its errors.
-type decompressor struct {
-	r      io.Reader
-	format string
-	close  func() error
+// gunzip and unzstd name their format in their errors.
+type gunzip struct{ z *inflate.Reader }
+
+func (g gunzip) Read(p []byte) (int, error) {
+	n, err := g.z.Read(p)
+	return n, decompressError("gzip", err)
 }
 
-func (d *decompressor) Read(p []byte) (int, error) {
-	n, err := d.r.Read(p)
+// Next makes gunzip a nexter.
+func (g gunzip) Next(buf []byte, at int) (int, error) {
+	n, err := g.z.Next(buf, at)
+	return n, decompressError("gzip", err)
+}
+
+func (gunzip) Close() error { return nil }
+
+type unzstd struct{ z *zstd.Decoder }
+
+func (u unzstd) Read(p []byte) (int, error) {
+	n, err := u.z.Read(p)
+	return n, decompressError("zstd", err)
+}
+
+func (u unzstd) Close() error {
+	u.z.Close()
+	return nil
+}
+
+func decompressError(format string, err error) error {
 	if err != nil && err != io.EOF {
-		err = fmt.Errorf("decompress %s: %w", d.format, err)
+		err = fmt.Errorf("decompress %s: %w", format, err)
 	}
-	return n, err
+	return err
 }
-
-func (d *decompressor) Close() error { return d.close() }
 
 // A countReader counts the bytes that it passes on.
 type countReader struct {
@@ -178,6 +192,21 @@ type tarGuard struct {
 
 func (g *tarGuard) Read(p []byte) (int, error) {
 	n, err := g.r.Read(p)
+	return g.pass(n, err)
+}
+
+// Next makes tarGuard a nexter, whether r is one or not.
+func (g *tarGuard) Next(buf []byte, at int) (int, error) {
+	next, ok := g.r.(nexter)
+	if !ok {
+		n, err := fill(g.r, buf[at:])
+		return g.pass(n, err)
+	}
+	n, err := next.Next(buf, at)
+	return g.pass(n, err)
+}
+
+func (g *tarGuard) pass(n int, err error) (int, error) {
 	g.n += int64(n)
 	if g.n > g.max {
 		return 0, fmt.Errorf("tar is longer than %d bytes", g.max)
