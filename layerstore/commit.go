@@ -1,7 +1,6 @@
 package layerstore
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -97,7 +96,7 @@ func (d Dir) publish(batch []*commit) {
 
 // makeDurable syncs the files of a layer in tmp, and writes those that are not
 // there yet: its descriptor, and last its record. desc is nil if it is empty.
-func (d Dir) makeDurable(ctx context.Context, l *Layer, desc *vmdk.Descriptor) error {
+func (d Dir) makeDurable(l *Layer, desc *vmdk.Descriptor) error {
 	if l.Empty() {
 		if err := removeAll(d.tmpExtent(l.Chain)); err != nil {
 			return err
@@ -109,14 +108,7 @@ func (d Dir) makeDurable(ctx context.Context, l *Layer, desc *vmdk.Descriptor) e
 		return err
 	}
 	defer f.Close()
-	// The medium takes the file while it is hashed from the page cache.
-	synced := make(chan error, 1)
-	go func() { synced <- seal(f) }()
-	l.Sum, err = checksum(ctx, f, l.ExtentSize)
-	if e := <-synced; e != nil {
-		err = e
-	}
-	if err != nil {
+	if err := seal(f); err != nil {
 		return err
 	}
 	text, err := desc.Marshal()

@@ -307,11 +307,14 @@ func (f *flight) takeStack() *stack {
 	return st
 }
 
+// smallBlob is the size in bytes below which a blob's layer goes through the page cache.
+const smallBlob = 4 << 20
+
 // fetchAndBind streams the layer into an extent file of tmp and binds it to its
 // parent, once that is bound. A layer that turns out empty leaves the stack as
 // it is.
 func (f *flight) fetchAndBind(ctx context.Context, r *rider, l *Layer) (_ *stack, err error) {
-	file, err := createExtentFile(f.s.dir.tmpExtent(l.Chain))
+	file, err := createExtentFile(f.s.dir.tmpExtent(l.Chain), r.layer.blob.Size < smallBlob)
 	if err != nil {
 		return nil, err
 	}
@@ -371,7 +374,7 @@ func (f *flight) fetch(ctx context.Context, r *rider, l *Layer, w *vmdk.LayerWri
 
 // commit makes the layer durable and then, after its parent, visible.
 func (f *flight) commit(ctx context.Context, l *Layer, desc *vmdk.Descriptor) error {
-	if err := f.s.dir.makeDurable(ctx, l, desc); err != nil {
+	if err := f.s.dir.makeDurable(l, desc); err != nil {
 		return fmt.Errorf("make layer durable: %w", err)
 	}
 	if b := f.below; b != nil {

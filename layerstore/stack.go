@@ -73,6 +73,12 @@ func (st *stack) bind(l *Layer, cs *diskfs.Changeset, w *vmdk.LayerWriter, f *ex
 	if err != nil {
 		return err
 	}
+	if err := f.closeDirect(); err != nil {
+		return err
+	}
+	if l.Sum, err = f.checksum(fi.Size()); err != nil {
+		return err
+	}
 	disk, err := st.open.push(desc, f.File, fi.Size())
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)

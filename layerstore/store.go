@@ -1,7 +1,6 @@
 package layerstore
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -250,7 +249,7 @@ func (d Dir) createBase(v *versionRecord) error {
 		return err
 	}
 	v.BaseHigh = delta.High
-	f, err := createExtentFile(d.tmpExtent(""))
+	f, err := createExtentFile(d.tmpExtent(""), true)
 	if err != nil {
 		return err
 	}
@@ -262,7 +261,7 @@ func (d Dir) createBase(v *versionRecord) error {
 	if err := writeDelta(w, delta); err != nil {
 		return err
 	}
-	if v.BaseSum, err = checksum(context.Background(), f, f.end); err != nil {
+	if v.BaseSum, err = f.checksum(f.end); err != nil {
 		return err
 	}
 	if err := seal(f.File); err != nil {
