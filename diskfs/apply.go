@@ -58,6 +58,8 @@ type apply struct {
 	length int64      // blocks of meta
 	dead   []run      // stream blocks nobody refers to (where, n)
 
+	kept map[int][]run // disk runs of the layers below, by the payload that equals them
+
 	shared  map[string]int64   // new xattr blocks by content, with one reference
 	xattred map[int64]struct{} // xattr blocks changed
 
@@ -199,13 +201,17 @@ func (a *apply) replace(d *dir, old *dirent, e *entry) error {
 			return err
 		}
 	} else {
-		same, err := a.sameData(ino, in, e)
+		below, same, err := a.sameData(ino, in, e)
 		if err != nil {
 			return err
 		}
 		if same {
-			for _, r := range e.runs {
-				a.dead = append(a.dead, r)
+			a.dead = append(a.dead, e.runs...)
+			if e.payload > 0 {
+				if a.kept == nil {
+					a.kept = make(map[int][]run)
+				}
+				a.kept[e.payload-1] = below
 			}
 			return a.setAttributes(ino, e)
 		}

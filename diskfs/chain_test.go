@@ -150,7 +150,8 @@ func (c *chain) try(tar io.Reader) (*Delta, error) {
 	}
 	stream := c.stream()
 	defer stream.Close()
-	cs, err := ReadTar(tar, stream, Limits{})
+	recipe := newRecipe(c.t)
+	cs, err := ReadTar(recipe.see(tar), stream, recipe.skeleton, Limits{})
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +163,15 @@ func (c *chain) try(tar io.Reader) (*Delta, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.WriteSources(recipe.sources, stream); err != nil {
+		c.t.Fatal(err)
+	}
 	c.write(d, stream)
+	st, err := c.disk.Stat()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	recipe.check(c.disk, st.Size())
 	return d, nil
 }
 

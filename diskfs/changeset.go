@@ -7,6 +7,7 @@ type Changeset struct {
 	whiteouts []string // paths removed from the layers below
 	opaques   []string // directories emptied of what the layers below put there
 	dirs      map[string]struct{}
+	payloads  []payload
 	blocks    int64 // of the stream
 	dead      []run // stream blocks that no entry has
 	warnings  []string
@@ -48,6 +49,7 @@ type entry struct {
 	size         int64
 	runs         []run // stream blocks; what none covers is zeros
 	xattrs       []Xattr
+	payload      int // its index in payloads, plus 1; 0 if it has none
 }
 
 // dirtype is the file type byte of directory entries for the kind.

@@ -51,7 +51,7 @@ func FuzzReadTar(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte) {
 		var stream bytes.Buffer
 		r := bytes.NewReader(p)
-		cs, err := ReadTar(r, &stream, fuzzLimits)
+		cs, err := ReadTar(r, &stream, nil, fuzzLimits)
 		if err != nil {
 			return
 		}

@@ -99,7 +99,8 @@ func (d *memDisk) write(delta *Delta, stream []byte) error {
 func applyMem(t testing.TB, f *FS, disk *memDisk, tar []byte, high int64, lim Limits) (int64, error) {
 	t.Helper()
 	var stream bytes.Buffer
-	cs, err := ReadTar(bytes.NewReader(tar), &stream, lim)
+	recipe := newRecipe(t)
+	cs, err := ReadTar(recipe.see(bytes.NewReader(tar)), &stream, recipe.skeleton, lim)
 	if err != nil {
 		return high, err
 	}
@@ -107,10 +108,14 @@ func applyMem(t testing.TB, f *FS, disk *memDisk, tar []byte, high int64, lim Li
 	if err != nil {
 		return high, err
 	}
+	if err := d.WriteSources(recipe.sources, bytes.NewReader(stream.Bytes())); err != nil {
+		t.Fatal(err)
+	}
 	if err := disk.write(d, stream.Bytes()); err != nil {
 		t.Fatal(err)
 	}
 	f.Rebase(disk)
+	recipe.check(disk, f.sb.blocksCount*BlockSize)
 	return d.High, nil
 }
 

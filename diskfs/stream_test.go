@@ -72,13 +72,13 @@ func TestReadError(t *testing.T) {
 	tar := layer{file("a", "1")}.tar(t)
 	for n := 0; n <= len(tar); n += 256 {
 		r := io.MultiReader(bytes.NewReader(tar[:n]), errReader{wrong})
-		if _, err := ReadTar(r, io.Discard, Limits{}); !errors.Is(err, wrong) {
+		if _, err := ReadTar(r, io.Discard, nil, Limits{}); !errors.Is(err, wrong) {
 			t.Errorf("source fails after %d bytes: error %v", n, err)
 		}
 	}
 	full := errors.New("disk full")
 	big := layer{file("a", strings.Repeat("x", 1<<20))}.tar(t)
-	if _, err := ReadTar(bytes.NewReader(big), errWriter{full}, Limits{}); !errors.Is(err, full) {
+	if _, err := ReadTar(bytes.NewReader(big), errWriter{full}, nil, Limits{}); !errors.Is(err, full) {
 		t.Errorf("stream cannot be written: error %v", err)
 	}
 }
@@ -118,7 +118,7 @@ func TestZeros(t *testing.T) {
 		t.Run(strings.ReplaceAll(tc.name, " ", "_"), func(t *testing.T) {
 			c := newChain(t, smallDisk)
 			tar := layer{file("f", tc.body)}.tar(t)
-			cs, err := ReadTar(bytes.NewReader(tar), io.Discard, Limits{})
+			cs, err := ReadTar(bytes.NewReader(tar), io.Discard, nil, Limits{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -223,7 +223,7 @@ func TestLimits(t *testing.T) {
 		{"holes of all files", layer{sparse("00004000000"), sparse("00004000000")}, Limits{Holes: 1 << 20}, "holes in the tar exceed"},
 	} {
 		t.Run(strings.ReplaceAll(tc.name, " ", "_"), func(t *testing.T) {
-			_, err := ReadTar(bytes.NewReader(tc.l.tar(t)), io.Discard, tc.lim)
+			_, err := ReadTar(bytes.NewReader(tc.l.tar(t)), io.Discard, nil, tc.lim)
 			if tc.want == "" {
 				if err != nil {
 					t.Error(err)
@@ -233,7 +233,7 @@ func TestLimits(t *testing.T) {
 			}
 		})
 	}
-	if _, err := ReadTar(bytes.NewReader(layer{{h: tar.Header{Typeflag: tar.TypeReg, Name: "a"}}}.tar(t)), io.Discard, Limits{}); err != nil {
+	if _, err := ReadTar(bytes.NewReader(layer{{h: tar.Header{Typeflag: tar.TypeReg, Name: "a"}}}.tar(t)), io.Discard, nil, Limits{}); err != nil {
 		t.Error(err)
 	}
 }

@@ -38,8 +38,11 @@ var zeroBlock [BlockSize]byte
 // Names are cleaned as OCI changesets want it: they never leave the root. Names of
 // whiteouts (image-spec layer.md) are recorded as such whatever their type. A broken
 // tar gives a *FormatError or the tar package's error; what data holds is then useless.
-func ReadTar(r io.Reader, data io.Writer, lim Limits) (*Changeset, error) {
-	in := &countReader{r: r}
+//
+// skeleton, unless it is nil, is written the first part of a recipe to rebuild the tar.
+func ReadTar(r io.Reader, data, skeleton io.Writer, lim Limits) (*Changeset, error) {
+	in := &tarInput{r: r, header: true}
+	in.skeleton.out = skeleton
 	t := tarReader{
 		tr: tar.NewReader(in), in: in, out: data, lim: lim.orDefault(), buf: make([]byte, tarChunk),
 		cs: &Changeset{dirs: make(map[string]struct{})},
@@ -63,24 +66,32 @@ func ReadTar(r io.Reader, data io.Writer, lim Limits) (*Changeset, error) {
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return nil, fmt.Errorf("read tar to its end: %w", err)
 	}
+	if in.skeleton.data(0); in.skeleton.err != nil {
+		return nil, fmt.Errorf("write skeleton: %w", in.skeleton.err)
+	}
 	return t.cs, nil
 }
 
-// A countReader counts the bytes read.
-type countReader struct {
-	r io.Reader
-	n int64
+// A tarInput counts the bytes read, and passes on those that are not data of files.
+type tarInput struct {
+	r        io.Reader
+	n        int64
+	header   bool // what is read is not data
+	skeleton skeleton
 }
 
-func (c *countReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
+func (in *tarInput) Read(p []byte) (int, error) {
+	n, err := in.r.Read(p)
+	in.n += int64(n)
+	if in.header {
+		in.skeleton.add(p[:n])
+	}
 	return n, err
 }
 
 type tarReader struct {
 	tr    *tar.Reader
-	in    *countReader
+	in    *tarInput
 	out   io.Writer
 	lim   Limits
 	buf   []byte
@@ -135,7 +146,7 @@ func (t *tarReader) entry(h *tar.Header) error {
 		if e.size = h.Size; e.size > t.lim.FileSize {
 			return fmt.Errorf("file of %d bytes, the limit is %d", e.size, t.lim.FileSize)
 		}
-		if err := t.data(&e); err != nil {
+		if err := t.file(&e, h); err != nil {
 			return err
 		}
 	}
@@ -167,7 +178,7 @@ func (t *tarReader) linkPseudo(e *entry) {
 	switch {
 	case !ok:
 	case strings.HasPrefix(p.path, pseudoLinks):
-		e.kind, e.link, e.size, e.runs = kindFile, "", p.size, p.runs
+		e.kind, e.link, e.size, e.runs, e.payload = kindFile, "", p.size, p.runs, p.payload
 		if e.xattrs == nil {
 			e.xattrs = p.xattrs
 		}
@@ -292,6 +303,40 @@ func (t *tarReader) warning(s string) {
 		t.warn[s] = true
 		t.cs.warnings = append(t.cs.warnings, s)
 	}
+}
+
+// file copies a file's body, and notes where it went for the recipe. A sparse file's
+// stays in the skeleton: the tar has it in pieces, between which data has holes.
+func (t *tarReader) file(e *entry, h *tar.Header) error {
+	if t.in.skeleton.out == nil || e.size == 0 || isSparse(h) {
+		return t.data(e)
+	}
+	t.in.skeleton.data(e.size)
+	t.in.header = false
+	begin := t.in.n
+	if err := t.data(e); err != nil {
+		return err
+	}
+	if n := t.in.n - begin; n != e.size {
+		return fmt.Errorf("%d bytes of the tar for a file of %d", n, e.size)
+	}
+	t.in.header = true
+	t.cs.payloads = append(t.cs.payloads, payload{e.size, e.runs})
+	e.payload = len(t.cs.payloads)
+	return nil
+}
+
+// isSparse says whether the tar has less of a file than its size.
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // data copies the entry's body to the stream and notes where its blocks went.

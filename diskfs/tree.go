@@ -252,10 +252,11 @@ func (a *apply) freeMeta(at int64) error {
 	return a.freeBlocks(at, 1)
 }
 
-// sameData says whether the entry's data equals that of an inode of the layers below.
-func (a *apply) sameData(ino uint32, in rawInode, e *entry) (bool, error) {
+// sameData says whether the entry's data equals that of an inode of the layers below, and
+// where on the disk they have it.
+func (a *apply) sameData(ino uint32, in rawInode, e *entry) ([]run, bool, error) {
 	if a.data == nil || e.kind != kindFile || in.kind() != modeFile || e.size != in.size() || e.size == 0 {
-		return false, nil
+		return nil, false, nil
 	}
 	old := fileReader{disk: a.disk, size: e.size}
 	err := a.extents(ino, in, func(r run, unwritten bool) error {
@@ -268,10 +269,10 @@ func (a *apply) sameData(ino uint32, in rawInode, e *entry) (bool, error) {
 		return nil
 	}, nil)
 	if err == errNotExist {
-		return false, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
 	next := fileReader{disk: a.data, size: e.size, runs: e.runs}
 	size := BlockSize
@@ -279,15 +280,15 @@ func (a *apply) sameData(ino uint32, in rawInode, e *entry) (bool, error) {
 	for off := int64(0); off < e.size; size = tarChunk { // most that differ do so at once
 		n := int(min(int64(size), e.size-off))
 		if _, err := old.ReadAt(x[:n], off); err != nil && err != io.EOF {
-			return false, fmt.Errorf("read inode %d of the layer below: %w", ino, err)
+			return nil, false, fmt.Errorf("read inode %d of the layer below: %w", ino, err)
 		}
 		if _, err := next.ReadAt(y[:n], off); err != nil && err != io.EOF {
-			return false, fmt.Errorf("read back the layer's data: %w", err)
+			return nil, false, fmt.Errorf("read back the layer's data: %w", err)
 		}
 		if !bytes.Equal(x[:n], y[:n]) {
-			return false, nil
+			return nil, false, nil
 		}
 		off += int64(n)
 	}
-	return true, nil
+	return old.runs, true, nil
 }

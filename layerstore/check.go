@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -27,7 +28,8 @@ type Finding struct {
 // CheckOptions are how thorough Check is.
 type CheckOptions struct {
 	// Deep reads every byte of every disk and compares it with the checksum in
-	// the layer's record, and reads the whole directory tree of every image.
+	// the layer's record, reads the whole directory tree of every image, and rebuilds
+	// every layer's tar from its disk, which must have the layer's diff ID.
 	// Without it all metadata is read: records, descriptors, grain tables.
 	Deep bool
 }
@@ -189,6 +191,11 @@ func (c *checker) checkLayers(ctx context.Context, chains []digest.Digest) error
 	if !c.o.Deep || c.found > 0 {
 		return nil // what a damaged disk shows is no news
 	}
+	for _, chain := range chains {
+		if err := c.rebuild(ctx, c.records[chain]); err != nil {
+			return err
+		}
+	}
 	for _, img := range c.images {
 		if err := c.walk(ctx, img); err != nil {
 			return err
@@ -212,6 +219,9 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 			return nil
 		}
 		below, depth = p.Disk, p.Depth
+	}
+	if err := c.checkRecipe(ctx, l); err != nil {
+		return err
 	}
 	if l.Empty() {
 		if l.Disk != below || l.Depth != depth {
@@ -247,6 +257,46 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 	return c.checkExtent(ctx, l.Chain, desc, l.Sum, c.again(l.Chain))
 }
 
+// checkRecipe checks the file that a layer's tar is rebuilt by.
+func (c *checker) checkRecipe(ctx context.Context, l *Layer) error {
+	if l.Recipe == nil {
+		return nil
+	}
+	path := c.d.recipe(l.Chain)
+	f, err := os.Open(path)
+	if err != nil {
+		c.find(path, c.again(l.Chain), "%v", err)
+		return nil
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if want := l.Recipe.Skeleton + l.Recipe.Sources; fi.Size() != want {
+		c.find(path, c.again(l.Chain), "%d bytes, %d in the record", fi.Size(), want)
+		return nil
+	}
+	if c.o.Deep {
+		return c.compareSum(ctx, f, path, fi.Size(), l.Recipe.Sum, c.again(l.Chain))
+	}
+	return nil
+}
+
+// rebuild makes a layer's tar again from its disk: that it has the diff ID says that
+// nothing of the layer was lost.
+func (c *checker) rebuild(ctx context.Context, l *Layer) error {
+	if l == nil || l.Recipe == nil {
+		return nil
+	}
+	if err := c.d.writeTar(ctx, l, io.Discard); err != nil && ctx.Err() == nil {
+		if there, _ := exists(c.d.layer(l.Chain)); there {
+			c.find(c.d.recipe(l.Chain), c.again(l.Chain), "the layer's tar cannot be rebuilt: %v", err)
+		}
+	}
+	return ctx.Err()
+}
+
 // checkExtent checks an extent file by itself.
 func (c *checker) checkExtent(ctx context.Context, disk digest.Digest, desc *vmdk.Descriptor, sum uint32, advice string) error {
 	path := c.d.extent(disk)
@@ -266,7 +316,12 @@ func (c *checker) checkExtent(ctx context.Context, disk digest.Digest, desc *vmd
 	if err != nil {
 		return err
 	}
-	got, err := checksum(ctx, f, fi.Size())
+	return c.compareSum(ctx, f, path, fi.Size(), sum, advice)
+}
+
+// compareSum reads a file and compares its checksum with that of the record.
+func (c *checker) compareSum(ctx context.Context, f *os.File, path string, size int64, sum uint32, advice string) error {
+	got, err := checksum(ctx, f, size)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

@@ -1,6 +1,7 @@
 package layerstore
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -68,6 +69,11 @@ func (d Dir) publish(batch []*commit) {
 		}
 	}
 	each(func(l *Layer) error {
+		if l.Recipe != nil {
+			if err := os.Rename(d.tmpRecipe(l.Chain), d.recipe(l.Chain)); err != nil {
+				return err
+			}
+		}
 		if l.Empty() {
 			return nil
 		}
@@ -97,18 +103,18 @@ func (d Dir) publish(batch []*commit) {
 // makeDurable syncs the files of a layer in tmp, and writes those that are not
 // there yet: its descriptor, and last its record. desc is nil if it is empty.
 func (d Dir) makeDurable(l *Layer, desc *vmdk.Descriptor) error {
+	if l.Recipe != nil {
+		if err := sealFile(d.tmpRecipe(l.Chain)); err != nil {
+			return err
+		}
+	}
 	if l.Empty() {
 		if err := removeAll(d.tmpExtent(l.Chain)); err != nil {
 			return err
 		}
 		return writeSynced(d.tmpLayer(l.Chain), l.marshal(), 0o600)
 	}
-	f, err := os.OpenFile(d.tmpExtent(l.Chain), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := seal(f); err != nil {
+	if err := sealFile(d.tmpExtent(l.Chain)); err != nil {
 		return err
 	}
 	text, err := desc.Marshal()
@@ -121,6 +127,15 @@ func (d Dir) makeDurable(l *Layer, desc *vmdk.Descriptor) error {
 	return writeSynced(d.tmpLayer(l.Chain), l.marshal(), 0o600)
 }
 
+// sealFile is seal for a file by its name.
+func sealFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(seal(f), f.Close())
+}
+
 // isComplete tells whether a layer is in the store, so far as can be told without
 // reading disks. What is damaged, or made over another parent than is there now,
 // counts as missing: a pull then puts a new one in its place.
@@ -131,6 +146,12 @@ func (d Dir) isComplete(chain digest.Digest) bool {
 	}
 	if l.Parent != "" {
 		if there, err := exists(d.layer(l.Parent)); !there || err != nil {
+			return false
+		}
+	}
+	if l.Recipe != nil {
+		fi, err := os.Stat(d.recipe(chain))
+		if err != nil || fi.Size() != l.Recipe.Skeleton+l.Recipe.Sources {
 			return false
 		}
 	}

@@ -39,12 +39,16 @@ func (d Dir) disk(chain digest.Digest) string { return d.in("disks", diskName(ch
 // extent returns the path of a layer's extent file.
 func (d Dir) extent(chain digest.Digest) string { return d.in("disks", diskName(chain)+extentSuffix) }
 
-func (d Dir) image(id digest.Digest) string   { return d.in("images", id.Encoded()) }
-func (d Dir) name(name string) string         { return d.in("names", escapeName(name)) }
-func (d Dir) container(id string) string      { return d.in("containers", id) }
-func (d Dir) pin(id string) string            { return d.in("containers", id, "layers.json") }
-func (d Dir) tmpDisk(c digest.Digest) string  { return d.in("tmp", diskName(c)+".vmdk") }
-func (d Dir) tmpLayer(c digest.Digest) string { return d.in("tmp", diskName(c)+".json") }
+// recipe returns the path of what a layer's tar is rebuilt by.
+func (d Dir) recipe(chain digest.Digest) string { return d.in("disks", diskName(chain)+recipeSuffix) }
+
+func (d Dir) image(id digest.Digest) string    { return d.in("images", id.Encoded()) }
+func (d Dir) name(name string) string          { return d.in("names", escapeName(name)) }
+func (d Dir) container(id string) string       { return d.in("containers", id) }
+func (d Dir) pin(id string) string             { return d.in("containers", id, "layers.json") }
+func (d Dir) tmpDisk(c digest.Digest) string   { return d.in("tmp", diskName(c)+".vmdk") }
+func (d Dir) tmpLayer(c digest.Digest) string  { return d.in("tmp", diskName(c)+".json") }
+func (d Dir) tmpRecipe(c digest.Digest) string { return d.in("tmp", diskName(c)+recipeSuffix) }
 func (d Dir) tmpExtent(c digest.Digest) string {
 	return d.in("tmp", diskName(c)+extentSuffix)
 }

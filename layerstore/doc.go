@@ -36,6 +36,7 @@
 //	    base-delta.vmdk         its extent file
 //	    <chain>.vmdk            descriptor of a layer's disk; its parent is in the same folder
 //	    <chain>-delta.vmdk      its extent file
+//	    <chain>.recipe          how the layer's tar is rebuilt from its disk, see Recipe
 //	  layers/
 //	    <chain>.json            Layer: the record, whose presence says that the layer is complete
 //	  images/
@@ -53,8 +54,8 @@
 //	      disk-delta.vmdk       its extent file
 //	  boot/                     what guests boot from; belongs to others
 //	  tmp/
-//	    <chain>-delta.vmdk, <chain>.vmdk
-//	                            a layer's disk while it is made
+//	    <chain>-delta.vmdk, <chain>.vmdk, <chain>.recipe
+//	                            a layer's disk and recipe while they are made
 //	    <chain>.json            its record, before it is committed or while it is removed: says
 //	                            that files in disks may be there for no layer
 //	    lease-*                 JSON: chain IDs of the layers that a pull or a check wants to keep
@@ -71,9 +72,9 @@
 // A layer is committed in this order; a step is durable before the next begins,
 // except that the steps marked * are so for all layers at once:
 //
-//	1  tmp/<chain>-delta.vmdk is complete and synced
+//	1  tmp/<chain>-delta.vmdk and tmp/<chain>.recipe are complete and synced
 //	2  tmp/<chain>.vmdk and tmp/<chain>.json are written and synced
-//	3  both disk files are renamed into disks, parents first; disks is synced *
+//	3  these but the record are renamed into disks, parents first; disks is synced *
 //	4  tmp/<chain>.json is renamed into layers, parents first; layers is synced *
 //
 // After a crash before 3 there are files in tmp, which the next Open removes.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync/atomic"
 
@@ -244,13 +245,16 @@ func (f *flight) attempt(ctx context.Context, r *rider) error {
 	}
 	var st *stack
 	var err error
-	if emptyDiffIDs[l.DiffID] {
+	if _, empty := emptyDiffIDs[l.DiffID]; empty {
 		f.giveTicket()
 		st, err = f.parentStack(ctx)
 	} else {
-		st, err = f.fetchAndBind(ctx, r, l)
+		st, err = f.make(ctx, r, l)
 	}
 	if err != nil {
+		if st != nil {
+			st.close()
+		}
 		return err
 	}
 	st.note(l)
@@ -307,14 +311,28 @@ func (f *flight) takeStack() *stack {
 	return st
 }
 
+// make makes the layer: of what the store has, if it was made from the same tar over
+// another parent, else of r's Source.
+func (f *flight) make(ctx context.Context, r *rider, l *Layer) (*stack, error) {
+	if donor := r.layer.donor; donor != nil {
+		st, err := f.fetchAndBind(ctx, r, rebuilt{r.src, f.s.dir, donor}, donor.TarSize, l)
+		var se *sourceError
+		if !errors.As(err, &se) || ctx.Err() != nil {
+			return st, err
+		}
+		f.s.log.Warn("layer cannot be made from one of the store, and is fetched", "chain", l.Chain, "from", donor.Chain, "error", err)
+	}
+	return f.fetchAndBind(ctx, r, r.src, r.layer.blob.Size, l)
+}
+
 // smallBlob is the size in bytes below which a blob's layer goes through the page cache.
 const smallBlob = 4 << 20
 
-// fetchAndBind streams the layer into an extent file of tmp and binds it to its
+// fetchAndBind streams the layer, size bytes of src's, into an extent file of tmp and binds it to its
 // parent, once that is bound. A layer that turns out empty leaves the stack as
 // it is.
-func (f *flight) fetchAndBind(ctx context.Context, r *rider, l *Layer) (_ *stack, err error) {
-	file, err := createExtentFile(f.s.dir.tmpExtent(l.Chain), r.layer.blob.Size < smallBlob)
+func (f *flight) fetchAndBind(ctx context.Context, r *rider, src Source, size int64, l *Layer) (_ *stack, err error) {
+	file, err := createExtentFile(f.s.dir.tmpExtent(l.Chain), size < smallBlob)
 	if err != nil {
 		return nil, err
 	}
@@ -328,17 +346,26 @@ func (f *flight) fetchAndBind(ctx context.Context, r *rider, l *Layer) (_ *stack
 	if err != nil {
 		return nil, err
 	}
-	cs, err := f.fetch(ctx, r, l, w)
+	recipe, err := createRecipe(f.s.dir.tmpRecipe(l.Chain))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, recipe.close()) }()
+	cs, err := f.fetch(ctx, r, src, size, l, w, recipe)
 	if err != nil {
 		return nil, err
 	}
 	f.setStage(StageFetched)
 	st, err := f.parentStack(ctx)
-	if err != nil || cs.Len() == 0 {
+	if err != nil {
+		return nil, err
+	}
+	if cs.Len() == 0 {
+		l.Recipe, err = recipe.finish(func(io.Writer) error { return nil })
 		return st, err
 	}
 	if err = st.mount(f.s.dir); err == nil {
-		err = st.bind(l, cs, w, file)
+		err = st.bind(l, cs, w, file, recipe)
 	}
 	if err != nil {
 		st.close()
@@ -349,7 +376,7 @@ func (f *flight) fetchAndBind(ctx context.Context, r *rider, l *Layer) (_ *stack
 }
 
 // fetch unpacks the layer's blob into w. It holds a slot meanwhile.
-func (f *flight) fetch(ctx context.Context, r *rider, l *Layer, w *vmdk.LayerWriter) (*diskfs.Changeset, error) {
+func (f *flight) fetch(ctx context.Context, r *rider, src Source, size int64, l *Layer, w *vmdk.LayerWriter, recipe io.Writer) (*diskfs.Changeset, error) {
 	if f.ticket == nil {
 		f.ticket = f.s.slots.take()
 	}
@@ -359,10 +386,10 @@ func (f *flight) fetch(ctx context.Context, r *rider, l *Layer, w *vmdk.LayerWri
 		return nil, err
 	}
 	f.fetched.Store(0)
-	f.total.Store(r.layer.blob.Size)
+	f.total.Store(size)
 	f.setStage(StageFetching)
-	u := unpacking{src: r.src, layer: r.layer, lim: f.s.lim, fetched: &f.fetched}
-	cs, err := u.run(ctx, w)
+	u := unpacking{src: src, layer: r.layer, lim: f.s.lim, fetched: &f.fetched}
+	cs, err := u.run(ctx, w, recipe)
 	l.TarSize = u.tarSize
 	if err == nil {
 		for _, warning := range cs.Warnings() {

@@ -334,10 +334,7 @@ func (d Dir) writeImage(p *plan) error {
 		if err != nil {
 			return err
 		}
-		il := ImageLayer{Chain: l.Chain, TarSize: l.TarSize}
-		if !l.Empty() {
-			il.Size = storedSize(d.extent(l.Chain)) + storedSize(d.disk(l.Chain))
-		}
+		il := ImageLayer{Chain: l.Chain, TarSize: l.TarSize, Size: d.storedLayer(l.Chain)}
 		r.Layers = append(r.Layers, il)
 	}
 	tmp, err := os.MkdirTemp(d.tmp(), "image-")

@@ -38,6 +38,8 @@ type Layer struct {
 	ExtentSize int64 `json:"extentSize"`
 	// Sum is the CRC-32C of the extent file.
 	Sum uint32 `json:"crc32c"`
+	// Recipe is how the tar can be rebuilt; nil if it cannot.
+	Recipe *Recipe `json:"recipe,omitempty"`
 	// High is the first cluster of the disk that no layer up to here has used.
 	High int64 `json:"high"`
 }
@@ -98,6 +100,8 @@ func (d Dir) readLayer(chain digest.Digest) (*Layer, error) {
 		return nil, formatErrorf(path, "chain", "%s, not that of the file's name", l.Chain)
 	case childChain(l.Parent, l.DiffID) != chain:
 		return nil, formatErrorf(path, "chain", "not that of parent %q and diff ID %s", l.Parent, l.DiffID)
+	case l.Recipe != nil && (l.Recipe.Skeleton < 0 || l.Recipe.Sources < 0):
+		return nil, formatErrorf(path, "recipe", "a size is negative")
 	case l.Depth < 1 || l.High < 0 || l.TarSize < 0 || l.BlobSize < 0 || l.ExtentSize < 0:
 		return nil, formatErrorf(path, "layer record", "a size is negative")
 	}
@@ -154,11 +158,7 @@ func (s *Store) Layers() ([]LayerUse, error) {
 			continue
 		}
 		u := LayerUse{Layer: *l, Images: users[chain]}
-		if !l.Empty() {
-			for _, path := range []string{s.dir.disk(chain), s.dir.extent(chain)} {
-				u.Stored += storedSize(path)
-			}
-		}
+		u.Stored = s.dir.storedLayer(chain)
 		uses = append(uses, u)
 	}
 	return uses, nil
@@ -178,6 +178,11 @@ func (d Dir) chains() ([]digest.Digest, error) {
 		}
 	}
 	return chains, nil
+}
+
+// storedLayer returns the bytes that a layer's files occupy.
+func (d Dir) storedLayer(chain digest.Digest) int64 {
+	return storedSize(d.disk(chain)) + storedSize(d.extent(chain)) + storedSize(d.recipe(chain))
 }
 
 // storedSize returns the bytes that a file occupies, 0 if it cannot be seen.

@@ -45,14 +45,15 @@ type plan struct {
 type planLayer struct {
 	chain, parent, diffID digest.Digest
 	blob                  ocispec.Descriptor
+	donor                 *Layer // of the store, made from the same tar; nil if there is none
 }
 
 // Diff IDs of tars without entries: the digests of no bytes, of the two zero
 // blocks that end a tar, and of those padded to GNU tar's record size.
-var emptyDiffIDs = map[digest.Digest]bool{
-	digest.FromBytes(nil):                 true,
-	digest.FromBytes(make([]byte, 1024)):  true,
-	digest.FromBytes(make([]byte, 10240)): true,
+var emptyDiffIDs = map[digest.Digest]int{
+	digest.FromBytes(nil):                 0,
+	digest.FromBytes(make([]byte, 1024)):  1024,
+	digest.FromBytes(make([]byte, 10240)): 10240,
 }
 
 // Media types of layers end with how they are compressed, which is not trusted:

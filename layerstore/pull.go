@@ -49,9 +49,15 @@ func (s *Store) Pull(ctx context.Context, src Source, name reference.Named, o Pu
 	if err != nil {
 		return nil, fmt.Errorf("pull image: %w", err)
 	}
-	chains := make([]digest.Digest, len(plan.layers))
-	for i, l := range plan.layers {
-		chains[i] = l.chain
+	if err := s.findDonors(plan); err != nil {
+		return nil, fmt.Errorf("pull image: %w", err)
+	}
+	var chains []digest.Digest
+	for _, l := range plan.layers {
+		chains = append(chains, l.chain)
+		if l.donor != nil {
+			chains = append(chains, l.donor.Chain)
+		}
 	}
 	lease, err := s.dir.lease(chains)
 	if err != nil {
@@ -92,6 +98,19 @@ func (p *plan) names(ref reference.Named) ([]reference.Named, error) {
 	}
 	// The tag last: whoever sees it sees all.
 	return []reference.Named{byDigest, ref}, nil
+}
+
+// findDonors looks for layers of the store that missing ones can be made from.
+func (s *Store) findDonors(p *plan) error {
+	missing := p.layers
+	for len(missing) > 0 && s.dir.isComplete(missing[0].chain) {
+		missing = missing[1:]
+	}
+	found, err := s.dir.donors(missing)
+	for i := range missing {
+		missing[i].donor = found[missing[i].diffID]
+	}
+	return err
 }
 
 // pullLayers brings the layers of an image that are missing.

@@ -160,7 +160,7 @@ func TestRemoveFreesSpace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(files) != 2+2*len(layers) {
+		if len(files) != 2+3*len(layers) {
 			t.Errorf("%d files of %d layers and the base disk", len(files), len(layers))
 		}
 		for _, l := range layers {

@@ -2,6 +2,7 @@ package layerstore
 
 import (
 	"fmt"
+	"io"
 
 	"github.com/opencontainers/go-digest"
 
@@ -60,8 +61,12 @@ func (st *stack) close() {
 // extent file, in f, and the stack the one with the layer on top. The record's
 // fields about the disk are filled in. After an error the stack can only be
 // closed.
-func (st *stack) bind(l *Layer, cs *diskfs.Changeset, w *vmdk.LayerWriter, f *extentFile) error {
+func (st *stack) bind(l *Layer, cs *diskfs.Changeset, w *vmdk.LayerWriter, f *extentFile, recipe *recipeFile) error {
 	delta, err := st.fs.Apply(cs, diskfs.ApplyOptions{Data: w, High: st.high})
+	if err != nil {
+		return err
+	}
+	l.Recipe, err = recipe.finish(func(out io.Writer) error { return delta.WriteSources(out, w) })
 	if err != nil {
 		return err
 	}

@@ -144,14 +144,12 @@ func (d Dir) orphans(ctx context.Context) ([]doomedLayer, error) {
 
 // parseDiskName returns the chain ID that a file of the disks folder is of.
 func parseDiskName(name string) (digest.Digest, bool) {
-	hex, isExtent := strings.CutSuffix(name, extentSuffix)
-	if !isExtent {
-		var isDisk bool
-		if hex, isDisk = strings.CutSuffix(name, ".vmdk"); !isDisk {
-			return "", false
+	for _, suffix := range []string{extentSuffix, recipeSuffix, ".vmdk"} {
+		if hex, ok := strings.CutSuffix(name, suffix); ok {
+			return parseHex(hex)
 		}
 	}
-	return parseHex(hex)
+	return "", false
 }
 
 // bury removes the files of doomed layers and gives their locks back, and removes
@@ -163,10 +161,10 @@ func (d Dir) bury(doomed []doomedLayer, trash string) (Swept, error) {
 		errs = append(errs, os.RemoveAll(trash))
 	}
 	for _, l := range doomed {
-		n := storedSize(d.disk(l.chain)) + storedSize(d.extent(l.chain))
+		n := d.storedLayer(l.chain)
 		there, err := exists(d.layer(l.chain))
 		if err == nil && !there {
-			err = removeAll(d.disk(l.chain), d.extent(l.chain), d.tmpLayer(l.chain))
+			err = removeAll(d.disk(l.chain), d.extent(l.chain), d.recipe(l.chain), d.tmpLayer(l.chain))
 		}
 		l.lock.unlock()
 		if err != nil {
@@ -268,9 +266,9 @@ func (d Dir) cleanLayer(chain digest.Digest) error {
 		return err
 	}
 	if begun && !there {
-		if err := removeAll(d.disk(chain), d.extent(chain)); err != nil {
+		if err := removeAll(d.disk(chain), d.extent(chain), d.recipe(chain)); err != nil {
 			return err
 		}
 	}
-	return removeAll(d.tmpExtent(chain), d.tmpDisk(chain), d.tmpLayer(chain))
+	return removeAll(d.tmpExtent(chain), d.tmpDisk(chain), d.tmpRecipe(chain), d.tmpLayer(chain))
 }

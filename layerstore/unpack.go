@@ -32,11 +32,12 @@ func (e *sourceError) Error() string { return e.err.Error() }
 func (e *sourceError) Unwrap() error { return e.err }
 
 // run returns what the layer's tar holds; the data of its files it appends to
-// out. An error that does not come from out is a *sourceError.
-func (u *unpacking) run(ctx context.Context, out io.Writer) (*diskfs.Changeset, error) {
-	w := &stickyWriter{w: out}
-	cs, err := u.unpack(ctx, w)
-	if err != nil && w.err == nil {
+// out, the skeleton of its recipe to skeleton. An error that does not come from these is a
+// *sourceError.
+func (u *unpacking) run(ctx context.Context, out, skeleton io.Writer) (*diskfs.Changeset, error) {
+	w, sk := &stickyWriter{w: out}, &stickyWriter{w: skeleton}
+	cs, err := u.unpack(ctx, w, sk)
+	if err != nil && w.err == nil && sk.err == nil {
 		err = &sourceError{err}
 	}
 	return cs, err
@@ -47,7 +48,7 @@ func (u *unpacking) run(ctx context.Context, out io.Writer) (*diskfs.Changeset, 
 //	Source ─► pump ─► decompressor ─► tarGuard ─► pump with hash ─► ReadTar ─► out
 //
 // of which each pump and ReadTar are a goroutine.
-func (u *unpacking) unpack(ctx context.Context, out io.Writer) (*diskfs.Changeset, error) {
+func (u *unpacking) unpack(ctx context.Context, out, skeleton io.Writer) (*diskfs.Changeset, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	blob, err := u.src.Blob(ctx, u.layer.blob)
@@ -66,7 +67,7 @@ func (u *unpacking) unpack(ctx context.Context, out io.Writer) (*diskfs.Changese
 	guard := &tarGuard{r: dec, fetched: u.fetched, max: u.lim.TarSize, ratio: u.lim.Ratio}
 	hash := sha256.New()
 	tar := newPump(guard, hash)
-	cs, err := diskfs.ReadTar(tar, out, u.lim.Tar)
+	cs, err := diskfs.ReadTar(tar, out, skeleton, u.lim.Tar)
 	tar.close()
 	if err != nil {
 		return nil, u.blame(ctx, raw, err)

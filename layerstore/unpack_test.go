@@ -112,7 +112,7 @@ func TestBomb(t *testing.T) {
 				layer: planLayer{blob: ocispec.Descriptor{Digest: "bomb", Size: int64(len(bomb))}},
 			}
 			// Zeros are an empty tar; what comes after is only hashed.
-			_, err := u.run(t.Context(), io.Discard)
+			_, err := u.run(t.Context(), io.Discard, io.Discard)
 			var se *sourceError
 			if !errors.As(err, &se) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error %v, want a *sourceError with %q", err, test.want)
@@ -131,7 +131,7 @@ func TestUnpackWriteError(t *testing.T) {
 	}
 	var fetched atomic.Int64
 	u := unpacking{src: src, layer: p.layers[0], lim: Limits{}.orDefault(testCapacity), fetched: &fetched}
-	_, err = u.run(t.Context(), writerFunc(func([]byte) (int, error) { return 0, full }))
+	_, err = u.run(t.Context(), writerFunc(func([]byte) (int, error) { return 0, full }), io.Discard)
 	var se *sourceError
 	if !errors.Is(err, full) || errors.As(err, &se) {
 		t.Errorf("error %v, a %T", err, err)
@@ -247,7 +247,7 @@ func BenchmarkUnpack(b *testing.B) {
 			for b.Loop() {
 				var fetched atomic.Int64
 				u := unpacking{src: m, layer: plan.layers[0], lim: Limits{}.orDefault(64 << 30), fetched: &fetched}
-				if _, err := u.run(b.Context(), io.Discard); err != nil {
+				if _, err := u.run(b.Context(), io.Discard, io.Discard); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -261,7 +261,7 @@ func BenchmarkReadTar(b *testing.B) {
 	tar := benchTar(b, "src")
 	b.SetBytes(int64(len(tar)))
 	for b.Loop() {
-		if _, err := diskfs.ReadTar(bytes.NewReader(tar), io.Discard, diskfs.Limits{}); err != nil {
+		if _, err := diskfs.ReadTar(bytes.NewReader(tar), io.Discard, nil, diskfs.Limits{}); err != nil {
 			b.Fatal(err)
 		}
 	}
