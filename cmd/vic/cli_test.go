@@ -26,7 +26,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "pull", "ls", "disk", "rm", "check", "iso", "version"} {
+	for _, command := range []string{"serve", "pull", "ls", "disk", "rm", "check", "gc", "iso", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}
@@ -107,6 +107,9 @@ func TestStoreCommands(t *testing.T) {
 	disk := strings.TrimSpace(ok("disk", ref))
 	if out, err := exec.Command("qemu-img", "info", "--backing-chain", disk).CombinedOutput(); err != nil {
 		t.Errorf("qemu-img info %s: %v\n%s", disk, err, out)
+	}
+	if out := ok("gc"); out != "0 layers removed, 0B freed\n" {
+		t.Errorf("gc: %s", out)
 	}
 	if out := ok("check", "--deep"); out != "the store is sound\n" {
 		t.Errorf("check: %s", out)
