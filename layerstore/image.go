@@ -50,7 +50,7 @@ type Image struct {
 type ImageLayer struct {
 	Chain digest.Digest `json:"chain"`
 	// Size is the number of bytes that the layer's disk took on the datastore
-	// when the image was pulled, 0 for an empty layer.
+	// when the image was pulled, next to nothing for an empty layer.
 	Size int64 `json:"size"`
 	// TarSize is the length of the layer's tar.
 	TarSize int64 `json:"tarSize"`

@@ -26,7 +26,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "pull", "ls", "disk", "rm", "check", "gc", "iso", "version"} {
+	for _, command := range []string{"serve", "pull", "ls", "disk", "rm", "save", "check", "gc", "iso", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}
@@ -52,6 +52,8 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"pull", "--store", store, "Bad"}, "invalid reference format"},
 		{[]string{"pull", "--store", store, "--platform", "a/b/c/d", "127.0.0.1:1/x"}, "--platform"},
 		{[]string{"rm", "--store", store, "busybox"}, "no such image"},
+		{[]string{"save", "--store", store, "busybox"}, "no such image"},
+		{[]string{"save", "--store", store}, "requires at least 1 arg"},
 		{[]string{"serve", "--store", store, "--listen", "tcp://0.0.0.0:2375"}, "--no-tls"},
 		{[]string{"serve", "--store", store, "--tether", "/nope"}, "name it with --tether"},
 		{[]string{"serve", "--store", store, "--accel", "magic"}, "use kvm or tcg"},

@@ -2,6 +2,7 @@ package acceptance
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -211,6 +212,44 @@ func TestForeignBuilders(t *testing.T) {
 			command(t, "umoci", "raw", "unpack", "--image", oci+":1", root)
 			compareListings(t, listing(t, dir), listing(t, root))
 		})
+	}
+}
+
+// TestSave saves an image, lets skopeo read it both as an OCI layout and as docker's
+// archive, and pulls what skopeo pushed of it into another store: the image and its disks
+// must be the same.
+func TestSave(t *testing.T) {
+	need(t, "skopeo", "umoci", "tar")
+	r := registry(t)
+	ref := debian(t, r)
+	store := filepath.Join(t.TempDir(), "store")
+	h := serve(t, store)
+	h.docker("pull", "-q", ref)
+	id := strings.TrimSpace(h.docker("images", "-q", "--no-trunc"))
+	dir := t.TempDir()
+	saved, byDocker := filepath.Join(dir, "vic.tar"), filepath.Join(dir, "docker.tar")
+	command(t, vic, "save", "--store", store, "-o", saved, ref)
+	h.docker("save", "-o", byDocker, ref)
+	command(t, "cmp", saved, byDocker)
+
+	for _, transport := range []string{"oci-archive:", "docker-archive:"} {
+		raw := command(t, "skopeo", "inspect", "--config", "--raw", transport+saved)
+		if got := "sha256:" + fmt.Sprintf("%x", sha256.Sum256([]byte(raw))); got != id {
+			t.Errorf("%s has image %s, want %s", transport, got, id)
+		}
+		copied := r.Addr + "/acceptance/saved:" + strings.TrimSuffix(transport, "-archive:")
+		command(t, "skopeo", "copy", "-q", "--dest-tls-verify=false", transport+saved, "docker://"+copied)
+		again := filepath.Join(t.TempDir(), "store")
+		command(t, vic, "pull", "--store", again, copied)
+		command(t, "diff", "-r", filepath.Join(store, "disks"), filepath.Join(again, "disks"))
+	}
+	layout := filepath.Join(dir, "layout")
+	command(t, "sh", "-ec", `mkdir "$1" && tar -C "$1" -xf "$2"`, "sh", layout, saved)
+	if tags := command(t, "umoci", "list", "--layout", layout); strings.TrimSpace(tags) != "1" {
+		t.Errorf("umoci finds the tags %q", tags)
+	}
+	if _, err := h.try("save", "-o", filepath.Join(dir, "none"), "nope"); err == nil || !strings.Contains(err.Error(), "reference does not exist: nope") {
+		t.Errorf("save of no image: %v", err)
 	}
 }
 

@@ -1,0 +1,62 @@
+package api
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/distribution/reference"
+
+	"vic/layerstore"
+)
+
+// saveImages is docker save.
+func (s *Server) saveImages(w http.ResponseWriter, r *http.Request) error {
+	refs := r.URL.Query()["names"]
+	if name := param(r, "name"); name != "" {
+		refs = []string{name}
+	}
+	if len(refs) == 0 {
+		return badRequest("no image is named")
+	}
+	if r.URL.Query().Get("platform") != "" {
+		p, err := platformOf(r)
+		if err != nil {
+			return err
+		}
+		for _, ref := range refs {
+			img, err := s.findImage(ref)
+			if err == nil {
+				err = checkPlatform(img, ref, p)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	sv, err := s.store.Save(refs)
+	if errors.Is(err, layerstore.ErrNotFound) {
+		for _, ref := range refs { // in Docker's words
+			if _, err := s.findImage(ref); err != nil {
+				return notFound("reference does not exist: %s", familiar(ref))
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer sv.Close()
+	w.Header().Set("Content-Type", "application/x-tar")
+	if err := sv.Write(r.Context(), w); err != nil {
+		s.log.Error("saving images", "images", refs, "error", err)
+		panic(http.ErrAbortHandler) // the client must not take it for whole
+	}
+	return nil
+}
+
+// familiar is a reference as docker prints it.
+func familiar(ref string) string {
+	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+		return reference.FamiliarString(reference.TagNameOnly(named))
+	}
+	return ref
+}
