@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +27,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "pull", "ls", "disk", "rm", "save", "check", "gc", "iso", "version"} {
+	for _, command := range []string{"serve", "pull", "ls", "du", "disk", "rm", "save", "check", "gc", "iso", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}
@@ -110,6 +111,32 @@ func TestStoreCommands(t *testing.T) {
 	if out, err := exec.Command("qemu-img", "info", "--backing-chain", disk).CombinedOutput(); err != nil {
 		t.Errorf("qemu-img info %s: %v\n%s", disk, err, out)
 	}
+	var u usage
+	if err := json.Unmarshal([]byte(ok("du", "--json")), &u); err != nil || len(u.Images) != 1 || u.Layers != 1 ||
+		u.Size == 0 || u.Unused != 0 || u.Images[0].Own != u.Size || u.Images[0].Shared != 0 || u.Images[0].Size != u.Size {
+		t.Errorf("du: %+v, %v", u, err)
+	}
+	second, err := testimage.Build(v1.Config{Cmd: []string{"sh"}}, layer, testimage.RandomBytes(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref2, err := registry.Push(t.Context(), "lib/bb:2", second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ok("pull", ref2)
+	if err := json.Unmarshal([]byte(ok("du", "--json")), &u); err != nil || len(u.Images) != 2 || u.Layers != 2 {
+		t.Errorf("du: %+v, %v", u, err)
+	}
+	for _, i := range u.Images { // the first layer is of both
+		if i.Shared == 0 || i.Shared+i.Own != i.Size || (i.Own > 1<<20) != (i.Names[0] == ref2) {
+			t.Errorf("du: %+v", i)
+		}
+	}
+	if out := ok("du"); !strings.Contains(out, ref2) || !strings.Contains(out, "2 layers") {
+		t.Errorf("du: %s", out)
+	}
+	ok("rm", ref2)
 	if out := ok("gc"); out != "0 layers removed, 0B freed\n" {
 		t.Errorf("gc: %s", out)
 	}

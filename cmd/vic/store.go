@@ -68,14 +68,7 @@ func list(cmd *cobra.Command, s *layerstore.Store) error {
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "IMAGE\tID\tLAYERS\tSIZE\tPULLED")
 	for _, img := range images {
-		names := img.RepoTags()
-		if len(names) == 0 {
-			names = img.RepoDigests()
-		}
-		if len(names) == 0 {
-			names = []string{"<none>"}
-		}
-		for _, name := range names {
+		for _, name := range orNone(namesOf(img)) {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", name, short(img.ID), len(img.Layers), units.HumanSize(float64(img.Size())), img.Pulled.Format(time.RFC3339))
 		}
 	}
