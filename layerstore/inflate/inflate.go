@@ -27,7 +27,6 @@ package inflate
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -152,7 +151,7 @@ func (z *Reader) Read(p []byte) (int, error) {
 // fill reads more of the input. It returns io.ErrUnexpectedEOF at its end.
 func (z *Reader) fill() error {
 	if z.rerr != nil {
-		return z.rerr
+		return z.inputError()
 	}
 	keep := min(z.pos, 8) // bytes in bits, which align gives back
 	copy(z.in, z.in[z.pos-keep:z.end])
@@ -162,9 +161,6 @@ func (z *Reader) fill() error {
 		n, err := z.r.Read(z.in[z.end:])
 		z.end += n
 		z.read += int64(n)
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
 		if idle++; err == nil && n == 0 && idle == 100 {
 			err = io.ErrNoProgress
 		}
@@ -172,6 +168,14 @@ func (z *Reader) fill() error {
 		if n > 0 {
 			return nil
 		}
+	}
+	return z.inputError()
+}
+
+// inputError is the error of the input for who needs more of it.
+func (z *Reader) inputError() error {
+	if z.rerr == io.EOF {
+		return io.ErrUnexpectedEOF
 	}
 	return z.rerr
 }
@@ -229,9 +233,10 @@ func (z *Reader) bytes(n int) ([]byte, error) {
 // member reads the header of a member (RFC 1952, section 2.3), or finds the end.
 func (z *Reader) member() error {
 	if z.done > 0 && z.pos == z.end {
-		if err := z.fill(); errors.Is(err, io.ErrUnexpectedEOF) {
-			return io.EOF
-		} else if err != nil {
+		if err := z.fill(); err != nil {
+			if z.rerr == io.EOF {
+				return io.EOF
+			}
 			return err
 		}
 	}

@@ -192,6 +192,10 @@ func TestDamage(t *testing.T) {
 	if _, err := readAll(io.MultiReader(bytes.NewReader(z[:len(z)/2]), iotest.ErrReader(broken)), 100); !errors.Is(err, broken) {
 		t.Errorf("error of the source: %v", err)
 	}
+	// One that says itself that it ended early has, also where a member ends.
+	if _, err := readAll(io.MultiReader(bytes.NewReader(z), iotest.ErrReader(io.ErrUnexpectedEOF)), 100); err != io.ErrUnexpectedEOF {
+		t.Errorf("a source that ended early: %v", err)
+	}
 }
 
 func BenchmarkInflate(b *testing.B) {
