@@ -48,7 +48,7 @@ fuzz:
 bench:
 	@$(call install,$(bench_packages))
 	@$(MAKE) --no-print-directory all
-	go test -run '^$$' -bench . ./vmdk ./diskfs ./fetch ./layerstore ./tether/wire
+	go test -run '^$$' -bench . ./vmdk ./diskfs ./fetch ./layerstore ./layerstore/inflate ./tether/wire
 	@test -x bin/peers/containerd || GOBIN=$(CURDIR)/bin/peers CGO_ENABLED=0 go install \
 		github.com/containerd/containerd/v2/cmd/containerd@$(bench_containerd) github.com/containerd/containerd/v2/cmd/ctr@$(bench_containerd)
 	go run ./bench/pull -containerd bin/peers

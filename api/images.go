@@ -25,13 +25,17 @@ import (
 func (s *Server) findImage(ref string) (*layerstore.Image, error) {
 	img, err := s.store.Image(ref)
 	if errors.Is(err, layerstore.ErrNotFound) {
-		name := ref
-		if named, perr := reference.ParseNormalizedNamed(ref); perr == nil {
-			name = reference.FamiliarString(reference.TagNameOnly(named))
-		}
-		return nil, notFound("No such image: %s", name)
+		return nil, notFound("No such image: %s", familiar(ref))
 	}
 	return img, err
+}
+
+// familiar is a reference as docker prints it.
+func familiar(ref string) string {
+	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+		return reference.FamiliarString(reference.TagNameOnly(named))
+	}
+	return ref
 }
 
 // platformOf reads a platform parameter that is JSON, nil if it is absent.

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"net/http"
 
-	"github.com/distribution/reference"
-
 	"vic/layerstore"
 )
 
@@ -18,11 +16,11 @@ func (s *Server) saveImages(w http.ResponseWriter, r *http.Request) error {
 	if len(refs) == 0 {
 		return badRequest("no image is named")
 	}
-	if r.URL.Query().Get("platform") != "" {
-		p, err := platformOf(r)
-		if err != nil {
-			return err
-		}
+	p, err := platformOf(r)
+	if err != nil {
+		return err
+	}
+	if p != nil {
 		for _, ref := range refs {
 			img, err := s.findImage(ref)
 			if err == nil {
@@ -51,12 +49,4 @@ func (s *Server) saveImages(w http.ResponseWriter, r *http.Request) error {
 		panic(http.ErrAbortHandler) // the client must not take it for whole
 	}
 	return nil
-}
-
-// familiar is a reference as docker prints it.
-func familiar(ref string) string {
-	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
-		return reference.FamiliarString(reference.TagNameOnly(named))
-	}
-	return ref
 }

@@ -81,7 +81,7 @@ func (d *Delta) WriteSources(w io.Writer, stream io.ReaderAt) error {
 		if !kept {
 			if a.lost(p) {
 				out.WriteByte(0)
-				if err := copyRuns(out, stream, p.runs, p.size); err != nil {
+				if err := copyRuns(out, stream, p.runs, p.size, make([]byte, min(p.size, tarChunk))); err != nil {
 					return fmt.Errorf("keep data that was replaced: %w", err)
 				}
 				continue
@@ -122,10 +122,9 @@ func (a *apply) lost(p payload) bool {
 	})
 }
 
-// copyRuns writes size bytes that lie in runs of disk.
-func copyRuns(w io.Writer, disk io.ReaderAt, runs []run, size int64) error {
+// copyRuns writes size bytes that lie in runs of disk, by way of buf.
+func copyRuns(w io.Writer, disk io.ReaderAt, runs []run, size int64, buf []byte) error {
 	r := fileReader{disk: disk, size: size, runs: runs}
-	buf := make([]byte, min(size, tarChunk))
 	for off := int64(0); off < size; {
 		n := int(min(int64(len(buf)), size-off))
 		if _, err := r.ReadAt(buf[:n], off); err != nil && err != io.EOF {
@@ -145,6 +144,7 @@ func copyRuns(w io.Writer, disk io.ReaderAt, runs []run, size int64) error {
 func RebuildTar(w io.Writer, skeleton, sources io.Reader, disk io.ReaderAt, capacity int64) error {
 	in, src := bufio.NewReader(skeleton), bufio.NewReader(sources)
 	var runs []run
+	buf := make([]byte, tarChunk)
 	for {
 		n, err := binary.ReadUvarint(in)
 		if err == io.EOF {
@@ -182,7 +182,7 @@ func RebuildTar(w io.Writer, skeleton, sources io.Reader, disk io.ReaderAt, capa
 		if runs, err = readRuns(src, runs[:0], count-1, int64(size), capacity); err != nil {
 			return recipeError("sources", err)
 		}
-		if err := copyRuns(w, disk, runs, int64(size)); err != nil {
+		if err := copyRuns(w, disk, runs, int64(size), buf); err != nil {
 			return fmt.Errorf("rebuild tar: %w", err)
 		}
 	}

@@ -315,24 +315,26 @@ func (f *flight) takeStack() *stack {
 // another parent, else of r's Source.
 func (f *flight) make(ctx context.Context, r *rider, l *Layer) (*stack, error) {
 	if donor := r.layer.donor; donor != nil {
-		st, err := f.fetchAndBind(ctx, r, rebuilt{r.src, f.s.dir, donor}, donor.TarSize, l)
+		own := &rider{src: rebuilt{r.src, f.s.dir, donor}, layer: r.layer}
+		own.layer.blob.Size = donor.TarSize
+		st, err := f.fetchAndBind(ctx, own, l)
 		var se *sourceError
 		if !errors.As(err, &se) || ctx.Err() != nil {
 			return st, err
 		}
 		f.s.log.Warn("layer cannot be made from one of the store, and is fetched", "chain", l.Chain, "from", donor.Chain, "error", err)
 	}
-	return f.fetchAndBind(ctx, r, r.src, r.layer.blob.Size, l)
+	return f.fetchAndBind(ctx, r, l)
 }
 
 // smallBlob is the size in bytes below which a blob's layer goes through the page cache.
 const smallBlob = 4 << 20
 
-// fetchAndBind streams the layer, size bytes of src's, into an extent file of tmp and binds it to its
+// fetchAndBind streams the layer into an extent file of tmp and binds it to its
 // parent, once that is bound. A layer that turns out empty leaves the stack as
 // it is.
-func (f *flight) fetchAndBind(ctx context.Context, r *rider, src Source, size int64, l *Layer) (_ *stack, err error) {
-	file, err := createExtentFile(f.s.dir.tmpExtent(l.Chain), size < smallBlob)
+func (f *flight) fetchAndBind(ctx context.Context, r *rider, l *Layer) (_ *stack, err error) {
+	file, err := createExtentFile(f.s.dir.tmpExtent(l.Chain), r.layer.blob.Size < smallBlob)
 	if err != nil {
 		return nil, err
 	}
@@ -351,7 +353,7 @@ func (f *flight) fetchAndBind(ctx context.Context, r *rider, src Source, size in
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, recipe.close()) }()
-	cs, err := f.fetch(ctx, r, src, size, l, w, recipe)
+	cs, err := f.fetch(ctx, r, l, w, recipe)
 	if err != nil {
 		return nil, err
 	}
@@ -376,7 +378,7 @@ func (f *flight) fetchAndBind(ctx context.Context, r *rider, src Source, size in
 }
 
 // fetch unpacks the layer's blob into w. It holds a slot meanwhile.
-func (f *flight) fetch(ctx context.Context, r *rider, src Source, size int64, l *Layer, w *vmdk.LayerWriter, recipe io.Writer) (*diskfs.Changeset, error) {
+func (f *flight) fetch(ctx context.Context, r *rider, l *Layer, w *vmdk.LayerWriter, recipe io.Writer) (*diskfs.Changeset, error) {
 	if f.ticket == nil {
 		f.ticket = f.s.slots.take()
 	}
@@ -386,9 +388,9 @@ func (f *flight) fetch(ctx context.Context, r *rider, src Source, size int64, l 
 		return nil, err
 	}
 	f.fetched.Store(0)
-	f.total.Store(size)
+	f.total.Store(r.layer.blob.Size)
 	f.setStage(StageFetching)
-	u := unpacking{src: src, layer: r.layer, lim: f.s.lim, fetched: &f.fetched}
+	u := unpacking{src: r.src, layer: r.layer, lim: f.s.lim, fetched: &f.fetched}
 	cs, err := u.run(ctx, w, recipe)
 	l.TarSize = u.tarSize
 	if err == nil {

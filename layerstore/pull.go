@@ -49,15 +49,9 @@ func (s *Store) Pull(ctx context.Context, src Source, name reference.Named, o Pu
 	if err != nil {
 		return nil, fmt.Errorf("pull image: %w", err)
 	}
-	if err := s.findDonors(plan); err != nil {
-		return nil, fmt.Errorf("pull image: %w", err)
-	}
-	var chains []digest.Digest
-	for _, l := range plan.layers {
-		chains = append(chains, l.chain)
-		if l.donor != nil {
-			chains = append(chains, l.donor.Chain)
-		}
+	chains := make([]digest.Digest, len(plan.layers))
+	for i, l := range plan.layers {
+		chains[i] = l.chain
 	}
 	lease, err := s.dir.lease(chains)
 	if err != nil {
@@ -100,17 +94,21 @@ func (p *plan) names(ref reference.Named) ([]reference.Named, error) {
 	return []reference.Named{byDigest, ref}, nil
 }
 
-// findDonors looks for layers of the store that missing ones can be made from.
-func (s *Store) findDonors(p *plan) error {
-	missing := p.layers
-	for len(missing) > 0 && s.dir.isComplete(missing[0].chain) {
-		missing = missing[1:]
-	}
+// findDonors looks for layers of the store that missing ones can be made from, and leases
+// them. The lease is nil if there are none.
+func (s *Store) findDonors(missing []planLayer) (*lease, error) {
 	found, err := s.dir.donors(missing)
-	for i := range missing {
-		missing[i].donor = found[missing[i].diffID]
+	if err != nil || len(found) == 0 {
+		return nil, err
 	}
-	return err
+	var chains []digest.Digest
+	for i, l := range missing {
+		if donor := found[l.diffID]; donor != nil {
+			missing[i].donor = donor
+			chains = append(chains, donor.Chain)
+		}
+	}
+	return s.dir.lease(chains)
 }
 
 // pullLayers brings the layers of an image that are missing.
@@ -118,6 +116,13 @@ func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, plan *plan,
 	missing := plan.layers
 	for len(missing) > 0 && s.dir.isComplete(missing[0].chain) {
 		missing = missing[1:]
+	}
+	lease, err := s.findDonors(missing)
+	if err != nil {
+		return err
+	}
+	if lease != nil {
+		defer lease.release()
 	}
 	rep := newReporter(progress, plan.layers, missing)
 	s.board(ctx, p, src, missing)

@@ -119,9 +119,21 @@ func (s *Store) WriteTar(ctx context.Context, chain digest.Digest, w io.Writer) 
 	return nil
 }
 
+// writeTar writes a layer's tar and verifies it.
 func (d Dir) writeTar(ctx context.Context, l *Layer, w io.Writer) error {
 	hash := sha256.New()
-	w = io.MultiWriter(hash, &contextWriter{ctx, w})
+	if err := d.rebuildTar(ctx, l, io.MultiWriter(hash, w)); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(digest.SHA256, hash); got != l.DiffID {
+		return fmt.Errorf("rebuilt, its digest is %s, not %s: vic check --deep tells what is damaged", got, l.DiffID)
+	}
+	return nil
+}
+
+// rebuildTar writes what the disk and the recipe make of a layer's tar.
+func (d Dir) rebuildTar(ctx context.Context, l *Layer, w io.Writer) error {
+	w = &contextWriter{ctx, w}
 	if n, ok := emptyDiffIDs[l.DiffID]; ok && l.Recipe == nil {
 		_, err := w.Write(make([]byte, n))
 		return err
@@ -149,13 +161,7 @@ func (d Dir) writeTar(ctx context.Context, l *Layer, w io.Writer) error {
 		return err
 	}
 	defer sources.Close()
-	if err := diskfs.RebuildTar(w, skeleton, sources, disk, disk.Capacity()); err != nil {
-		return err
-	}
-	if got := digest.NewDigest(digest.SHA256, hash); got != l.DiffID {
-		return fmt.Errorf("rebuilt, its digest is %s, not %s: vic check --deep tells what is damaged", got, l.DiffID)
-	}
-	return nil
+	return diskfs.RebuildTar(w, skeleton, sources, disk, disk.Capacity())
 }
 
 func newFrame(f *os.File, off, n int64) (*zstd.Decoder, error) {
@@ -183,14 +189,15 @@ type rebuilt struct {
 	layer *Layer
 }
 
-// Blob returns the tar, whatever blob is asked for.
+// Blob returns the tar, whatever blob is asked for. Its digest is for the pull to verify,
+// as that of every tar.
 func (r rebuilt) Blob(ctx context.Context, _ ocispec.Descriptor) (io.ReadCloser, error) {
 	in, out := io.Pipe()
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		out.CloseWithError(r.dir.writeTar(ctx, r.layer, out))
+		out.CloseWithError(r.dir.rebuildTar(ctx, r.layer, out))
 	}()
 	return &rebuiltBlob{in, cancel, done}, nil
 }

@@ -143,8 +143,8 @@ func eachEntry(file string, fn func(h *tar.Header, body io.Reader) error) error 
 	}
 }
 
-// entrySum is equal for entries that unpack to the same, but for the times of
-// directories.
+// entrySum is equal for entries that unpack to the same, but for their times and extended
+// attributes.
 func entrySum(h *tar.Header, body io.Reader) (sum [sha256.Size]byte, err error) {
 	d := sha256.New()
 	fmt.Fprintln(d, h.Typeflag, h.Mode, h.Uid, h.Gid, h.Size, h.Linkname, h.Devmajor, h.Devminor)
