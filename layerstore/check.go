@@ -208,7 +208,7 @@ func (c *checker) checkLayers(ctx context.Context, chains []digest.Digest) error
 // both.
 func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 	path := c.d.layer(l.Chain)
-	below, depth := digest.Digest(""), 1
+	below := digest.Digest("")
 	if l.Parent != "" {
 		p := c.records[l.Parent]
 		if p == nil {
@@ -218,19 +218,16 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 			c.find(path, c.again(l.Parent), "layer %s below is missing or damaged", l.Parent)
 			return nil
 		}
-		below, depth = p.Disk, p.Depth
+		below = p.Disk
 	}
 	if err := c.checkRecipe(ctx, l); err != nil {
 		return err
 	}
 	if l.Empty() {
-		if l.Disk != below || l.Depth != depth {
+		if l.Disk != below {
 			c.find(path, c.again(l.Chain), "empty, but its disk %q is not that of the layer below", l.Disk)
 		}
 		return nil
-	}
-	if l.Depth != depth+1 {
-		c.find(path, c.again(l.Chain), "depth %d over one of %d", l.Depth, depth)
 	}
 	path = c.d.disk(l.Chain)
 	desc, err := c.d.readDescriptor(path)
@@ -241,10 +238,10 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 	switch parent, err := c.d.parentDisk(l.Chain, desc); {
 	case err != nil:
 		c.find(path, c.again(l.Chain), "%v", err)
-	case parent != below:
-		c.find(path, c.again(l.Chain), "its parent is the disk of %q, not of %q", parent, below)
+	case !c.isBelow(l, parent):
+		c.find(path, c.again(l.Chain), "its parent is the disk of %q, which is no layer below", parent)
 	default:
-		pdesc, err := c.d.readDescriptor(c.d.disk(below))
+		pdesc, err := c.d.readDescriptor(c.d.disk(parent))
 		if err == nil && (pdesc.CID != desc.ParentCID || pdesc.Capacity() != desc.Capacity()) {
 			c.find(path, c.again(l.Chain), "made over CID %08x and %d bytes; the disk below has CID %08x and %d bytes",
 				desc.ParentCID, desc.Capacity(), pdesc.CID, pdesc.Capacity())
@@ -255,6 +252,19 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 		return nil
 	}
 	return c.checkExtent(ctx, l.Chain, desc, l.Sum, c.again(l.Chain))
+}
+
+// isBelow tells whether a disk is the base disk or that of a layer below l.
+func (c *checker) isBelow(l *Layer, disk digest.Digest) bool {
+	for disk != "" {
+		if l = c.records[l.Parent]; l == nil {
+			return false
+		}
+		if l.Disk == disk {
+			break
+		}
+	}
+	return true
 }
 
 // checkRecipe checks the file that a layer's tar is rebuilt by.

@@ -16,8 +16,11 @@ import (
 // A Disk is an open chain of disks of the store, read as one block device.
 type Disk struct {
 	*vmdk.Disk
-	links []vmdk.Link // top first
+	// Of each disk, top first: what the chain is made of, its file and its file name less
+	// the suffix.
+	links []vmdk.Link
 	files []*os.File
+	names []string
 }
 
 // Close closes the files of the chain.
@@ -33,19 +36,26 @@ func (d *Disk) Close() error {
 // descriptor returns the descriptor of the top disk.
 func (d *Disk) descriptor() *vmdk.Descriptor { return d.links[0].Descriptor }
 
-// push returns the chain with a child on top. The file, an extent file of size
-// bytes, belongs to it, and so does everything that belonged to d.
-func (d *Disk) push(desc *vmdk.Descriptor, f *os.File, size int64) (*Disk, error) {
+// replace returns the chain with one disk on top in place of the first k. The file, an
+// extent file of size bytes, belongs to it, and so does what belonged to d, but for the
+// files of these k, which it closes.
+func (d *Disk) replace(k int, name string, desc *vmdk.Descriptor, f *os.File, size int64) (*Disk, error) {
 	e, err := vmdk.OpenExtent(f, size)
 	if err != nil {
 		return nil, err
 	}
-	links := append([]vmdk.Link{{Descriptor: desc, Extents: []*vmdk.Extent{e}}}, d.links...)
-	top, err := vmdk.OpenDisk(links)
-	if err != nil {
+	n := &Disk{
+		links: append([]vmdk.Link{{Descriptor: desc, Extents: []*vmdk.Extent{e}}}, d.links[k:]...),
+		files: append([]*os.File{f}, d.files[k:]...),
+		names: append([]string{name}, d.names[k:]...),
+	}
+	if n.Disk, err = vmdk.OpenDisk(n.links); err != nil {
 		return nil, err
 	}
-	return &Disk{Disk: top, links: links, files: append(d.files, f)}, nil
+	for _, f := range d.files[:k] {
+		f.Close() // read only
+	}
+	return n, nil
 }
 
 // OpenDisk opens the disk that shows a layer and all below it; "" is the empty
@@ -90,9 +100,9 @@ func (d Dir) openDisk(disk digest.Digest) (_ *Disk, err error) {
 		if err != nil {
 			return nil, err
 		}
-		c.files = append(c.files, f)
+		c.files, c.names = append(c.files, f), append(c.names, diskName(disk))
 		c.links = append(c.links, vmdk.Link{Descriptor: desc, Extents: []*vmdk.Extent{e}})
-		if disk == "" {
+		if desc.ParentCID == vmdk.NoParent {
 			break
 		}
 		if disk, err = d.parentDisk(disk, desc); err != nil {
@@ -151,6 +161,32 @@ func (d Dir) parentDisk(disk digest.Digest, desc *vmdk.Descriptor) (digest.Diges
 		return "", formatErrorf(d.disk(disk), "parentFileNameHint", "%q is no disk of the store", desc.ParentFileNameHint)
 	}
 	return parent, nil
+}
+
+// depth returns the number of disks in a disk's chain, 0 if that cannot be read. known
+// remembers what has been found out.
+func (d Dir) depth(disk digest.Digest, known map[digest.Digest]int) int {
+	if n, ok := known[disk]; ok {
+		return n
+	}
+	known[disk] = 0 // if the chain comes back here
+	desc, err := d.readDescriptor(d.disk(disk))
+	if err != nil {
+		return 0
+	}
+	n := 1
+	if desc.ParentCID != vmdk.NoParent {
+		parent, err := d.parentDisk(disk, desc)
+		if err != nil {
+			return 0
+		}
+		if n = d.depth(parent, known); n == 0 {
+			return 0
+		}
+		n++
+	}
+	known[disk] = n
+	return n
 }
 
 // DiskPath returns the path of the descriptor of the image's top disk, which

@@ -17,6 +17,8 @@
 // The first line depends on nothing and is where the time goes; the second
 // touches metadata only, and hands the file system, in memory, from layer to layer.
 // A layer whose tar has no entries gets no disk: its record names the disk below.
+// Chains are bounded: where an image has more layers, some layers' disks hold what
+// the disks right below have as well, see coalesce.go.
 //
 // Out come disks: DiskPath is for a hypervisor, OpenDisk and FS are for programs,
 // CreateContainerDisk is for a container.

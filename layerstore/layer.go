@@ -25,8 +25,9 @@ type Layer struct {
 	// Disk is the chain ID whose disk shows this layer: Chain itself, or for an
 	// empty layer the next below that is not empty; "" is the base disk.
 	Disk digest.Digest `json:"disk,omitempty"`
-	// Depth is the number of disks in the chain of Disk, the base disk included.
-	Depth int `json:"depth"`
+	// Index is the number of layers up to here that have a disk of their own: that of
+	// the layer's disk, in which the disks below may be merged.
+	Index int `json:"index"`
 	// Blob and BlobSize tell what the layer was fetched as: the digest and the
 	// bytes of the compressed tar. Another registry may have it as another blob.
 	Blob     digest.Digest `json:"blob,omitempty"`
@@ -46,6 +47,9 @@ type Layer struct {
 
 // Empty tells whether the layer changes nothing and so has no disk of its own.
 func (l *Layer) Empty() bool { return l.Disk != l.Chain }
+
+// maxIndex bounds the number of layers below one.
+const maxIndex = 1 << 14
 
 // recordLimit bounds the JSON files that this package writes.
 const recordLimit = 1 << 20
@@ -102,7 +106,9 @@ func (d Dir) readLayer(chain digest.Digest) (*Layer, error) {
 		return nil, formatErrorf(path, "chain", "not that of parent %q and diff ID %s", l.Parent, l.DiffID)
 	case l.Recipe != nil && (l.Recipe.Skeleton < 0 || l.Recipe.Sources < 0):
 		return nil, formatErrorf(path, "recipe", "a size is negative")
-	case l.Depth < 1 || l.High < 0 || l.TarSize < 0 || l.BlobSize < 0 || l.ExtentSize < 0:
+	case l.Index > maxIndex:
+		return nil, formatErrorf(path, "index", "%d", l.Index)
+	case l.Index < 0 || l.High < 0 || l.TarSize < 0 || l.BlobSize < 0 || l.ExtentSize < 0:
 		return nil, formatErrorf(path, "layer record", "a size is negative")
 	}
 	return &l, nil
@@ -126,6 +132,8 @@ type LayerUse struct {
 	// Stored is the number of bytes that the layer's files occupy on the
 	// datastore: less than ExtentSize where the extent file has holes.
 	Stored int64
+	// Depth is the number of disks in the chain of Disk, 0 if that cannot be read.
+	Depth int
 	// Images are the IDs of the images that contain the layer, ascending.
 	Images []digest.Digest
 }
@@ -148,6 +156,7 @@ func (s *Store) Layers() ([]LayerUse, error) {
 		}
 	}
 	var uses []LayerUse
+	depths := make(map[digest.Digest]int)
 	for _, chain := range chains {
 		l, err := s.dir.readLayer(chain)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -158,7 +167,7 @@ func (s *Store) Layers() ([]LayerUse, error) {
 			continue
 		}
 		u := LayerUse{Layer: *l, Images: users[chain]}
-		u.Stored = s.dir.storedLayer(chain)
+		u.Stored, u.Depth = s.dir.storedLayer(chain), s.dir.depth(l.Disk, depths)
 		uses = append(uses, u)
 	}
 	return uses, nil

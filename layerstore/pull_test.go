@@ -521,25 +521,3 @@ func inOrder(t *testing.T, m *memImage, rnd *rand.Rand) func(context.Context, oc
 		})
 	}
 }
-
-// As many layers as docker allows, and one on top of them later, whose parent's
-// file system is read through the whole chain.
-func TestPullDeep(t *testing.T) {
-	s := openStore(t, Options{})
-	var layers []memLayer
-	for i := range 127 {
-		layers = append(layers, memLayer{tar: makeTar(t, file(fmt.Sprintf("layer-%03d", i), fmt.Sprint(i)), file("top", fmt.Sprint(i)))})
-	}
-	pullImage(t, s, makeImage(t, layers[:126]...), "deep:126")
-	src := makeImage(t, layers...)
-	img := pullImage(t, s, src, "deep:127")
-	if n := src.total(); n != 1 {
-		t.Errorf("%d blobs fetched, want 1", n)
-	}
-	l, err := s.Layer(img.Chain())
-	if err != nil || l.Depth != 128 {
-		t.Errorf("depth %d, want 128: %v", l.Depth, err)
-	}
-	sameTrees(t, s, img, src)
-	checkClean(t, s)
-}

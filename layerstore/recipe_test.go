@@ -45,7 +45,7 @@ func TestWriteTar(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := rebuild(t, s, l.Chain); got != l.DiffID {
-			t.Errorf("layer %d: tar has digest %s, want %s", l.Depth, got, l.DiffID)
+			t.Errorf("layer %s: tar has digest %s, want %s", l.Chain, got, l.DiffID)
 		}
 	}
 	checkClean(t, s)

@@ -15,8 +15,9 @@ import (
 // not be read again.
 type stack struct {
 	disk  digest.Digest // chain ID of the top disk; "" is the base disk
-	depth int           // number of disks
+	index int           // see Layer.Index
 	high  int64         // see Layer.High
+	bound int           // number of disks that a container's chain may have
 
 	open *Disk      // nil: not open yet
 	fs   *diskfs.FS // on open
@@ -25,13 +26,13 @@ type stack struct {
 // stack returns that of a layer of the store, or of the base disk.
 func (s *Store) stack(chain digest.Digest) (*stack, error) {
 	if chain == "" {
-		return &stack{depth: 1, high: s.info.BaseHigh}, nil
+		return &stack{high: s.info.BaseHigh, bound: s.info.Depth}, nil
 	}
 	l, err := s.dir.readLayer(chain)
 	if err != nil {
 		return nil, err
 	}
-	return &stack{disk: l.Disk, depth: l.Depth, high: l.High}, nil
+	return &stack{disk: l.Disk, index: l.Index, high: l.High, bound: s.info.Depth}, nil
 }
 
 // mount makes the file system ready for use.
@@ -73,7 +74,15 @@ func (st *stack) bind(l *Layer, cs *diskfs.Changeset, w *vmdk.LayerWriter, f *ex
 	if err := writeDelta(w, delta); err != nil {
 		return err
 	}
-	desc := st.open.descriptor().Child(diskName(l.Chain)+extentSuffix, diskName(st.disk)+".vmdk", diskCID(l.Chain.String()))
+	k := st.merged()
+	if err := st.open.merge(w, k); err != nil {
+		return fmt.Errorf("merge %d disks: %w", k, err)
+	}
+	if err := w.Finish(); err != nil {
+		return err
+	}
+	below := st.open.links[k].Descriptor
+	desc := below.Child(diskName(l.Chain)+extentSuffix, st.open.names[k]+".vmdk", diskCID(l.Chain.String()))
 	fi, err := f.Stat()
 	if err != nil {
 		return err
@@ -84,20 +93,21 @@ func (st *stack) bind(l *Layer, cs *diskfs.Changeset, w *vmdk.LayerWriter, f *ex
 	if l.Sum, err = f.checksum(fi.Size()); err != nil {
 		return err
 	}
-	disk, err := st.open.push(desc, f.File, fi.Size())
+	disk, err := st.open.replace(k, diskName(l.Chain), desc, f.File, fi.Size())
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
 	st.fs.Rebase(disk)
-	st.open, st.disk, st.depth, st.high = disk, l.Chain, st.depth+1, delta.High
+	st.open, st.disk, st.index, st.high = disk, l.Chain, st.index+1, delta.High
 	l.ExtentSize = fi.Size()
 	return nil
 }
 
 // note copies what the record of the layer on top must say about the disk.
-func (st *stack) note(l *Layer) { l.Disk, l.Depth, l.High = st.disk, st.depth, st.high }
+func (st *stack) note(l *Layer) { l.Disk, l.Index, l.High = st.disk, st.index, st.high }
 
-// writeDelta completes an extent file whose stream has a changeset's data.
+// writeDelta writes to an extent file whose stream has a changeset's data all else that the
+// layer changes.
 func writeDelta(w *vmdk.LayerWriter, delta *diskfs.Delta) error {
 	if err := delta.WriteMeta(w); err != nil {
 		return err
@@ -112,8 +122,5 @@ func writeDelta(w *vmdk.LayerWriter, delta *diskfs.Delta) error {
 			return err
 		}
 	}
-	if err := delta.Fixed(w.WriteGrain); err != nil {
-		return err
-	}
-	return w.Finish()
+	return delta.Fixed(w.WriteGrain)
 }

@@ -1,6 +1,7 @@
 package layerstore
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,10 @@ type Options struct {
 	// when the store is made: 0 means DefaultCapacity then, and whatever it is
 	// later; another value than the store's is an error.
 	Capacity int64
+	// Depth is the greatest number of disks in the chain of a container, its own
+	// included: the disks of layers that are too many for it are merged. It is decided
+	// when the store is made, as Capacity is: 0 means DefaultDepth then.
+	Depth int
 	// Parallel is how many layers are fetched and unpacked at once, over all
 	// pulls of this Store. 0 means the number of CPUs, but at least 3.
 	Parallel int
@@ -104,6 +109,7 @@ type versionRecord struct {
 	Version   int   `json:"version"`
 	Capacity  int64 `json:"capacity"`  // of every disk, bytes
 	GrainSize int64 `json:"grainSize"` // of every disk, bytes
+	Depth     int   `json:"depth"`     // see Options; 0, of stores made before there was one: no bound
 	// BaseHigh is what Layer.High is, for the empty base disk.
 	BaseHigh int64 `json:"baseHigh"`
 	// BaseSum is the CRC-32C of the base disk's extent file.
@@ -124,7 +130,7 @@ func Open(dir string, o Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if err := s.open(o.Capacity); err != nil {
+	if err := s.open(o); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	s.lim = o.Limits.orDefault(s.info.Capacity)
@@ -135,7 +141,7 @@ func Open(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) open(capacity int64) error {
+func (s *Store) open(o Options) error {
 	if err := s.dir.checkFolder(); err != nil {
 		return err
 	}
@@ -146,13 +152,16 @@ func (s *Store) open(capacity int64) error {
 	defer lock.unlock()
 	s.info, err = s.dir.readVersion()
 	if errors.Is(err, fs.ErrNotExist) {
-		s.info, err = s.dir.create(capacity)
+		s.info, err = s.dir.create(o)
 	}
 	if err != nil {
 		return err
 	}
-	if capacity != 0 && capacity != s.info.Capacity {
-		return fmt.Errorf("its disks have %d bytes, not the %d asked for", s.info.Capacity, capacity)
+	if o.Capacity != 0 && o.Capacity != s.info.Capacity {
+		return fmt.Errorf("its disks have %d bytes, not the %d asked for", s.info.Capacity, o.Capacity)
+	}
+	if o.Depth != 0 && o.Depth != s.info.Depth {
+		return fmt.Errorf("its chains may have %d disks, not the %d asked for", s.info.Depth, o.Depth)
 	}
 	return s.dir.cleanTmp()
 }
@@ -215,19 +224,23 @@ func (d Dir) readVersion() (versionRecord, error) {
 	if v.Version != formatVersion {
 		return v, formatErrorf(d.version(), "version", "is %d, this program knows %d", v.Version, formatVersion)
 	}
-	if v.Capacity <= 0 || v.Capacity%vmdk.DefaultGrainSize != 0 || v.GrainSize != vmdk.DefaultGrainSize || v.BaseHigh < 0 {
-		return v, formatErrorf(d.version(), "version", "capacity %d, grain size %d, base high %d", v.Capacity, v.GrainSize, v.BaseHigh)
+	if v.Capacity <= 0 || v.Capacity%vmdk.DefaultGrainSize != 0 || v.GrainSize != vmdk.DefaultGrainSize || v.BaseHigh < 0 ||
+		v.Depth != 0 && (v.Depth < minDepth || v.Depth > maxDepth) {
+		return v, formatErrorf(d.version(), "version", "capacity %d, grain size %d, base high %d, depth %d", v.Capacity, v.GrainSize, v.BaseHigh, v.Depth)
 	}
 	return v, nil
 }
 
 // create makes the folders, the empty base disk and, last, the version file. A
 // crash before that leaves what the next Open does again.
-func (d Dir) create(capacity int64) (versionRecord, error) {
-	if capacity == 0 {
-		capacity = DefaultCapacity
+func (d Dir) create(o Options) (versionRecord, error) {
+	v := versionRecord{
+		Version: formatVersion, GrainSize: vmdk.DefaultGrainSize,
+		Capacity: cmp.Or(o.Capacity, DefaultCapacity), Depth: cmp.Or(o.Depth, DefaultDepth),
 	}
-	v := versionRecord{Version: formatVersion, Capacity: capacity, GrainSize: vmdk.DefaultGrainSize}
+	if v.Depth < minDepth || v.Depth > maxDepth {
+		return v, fmt.Errorf("chains of %d disks: the bound must be from %d to %d", v.Depth, minDepth, maxDepth)
+	}
 	for _, sub := range subfolders {
 		if err := os.MkdirAll(d.in(sub), 0o700); err != nil {
 			return v, err
@@ -259,6 +272,9 @@ func (d Dir) createBase(v *versionRecord) error {
 		return err
 	}
 	if err := writeDelta(w, delta); err != nil {
+		return err
+	}
+	if err := w.Finish(); err != nil {
 		return err
 	}
 	if v.BaseSum, err = f.checksum(f.end); err != nil {

@@ -205,6 +205,12 @@ func (w *LayerWriter) Map(stream, disk, n int64) error {
 	return nil
 }
 
+// Mapped tells whether a disk grain has been mapped.
+func (w *LayerWriter) Mapped(disk int64) bool {
+	t := w.tables[disk/tableEntries]
+	return t != nil && t[disk%tableEntries] != 0
+}
+
 // WriteGrain appends p, one whole grain, to the stream, which it first pads to
 // a grain with zeros, and maps it to the disk grain.
 func (w *LayerWriter) WriteGrain(disk int64, p []byte) error {
