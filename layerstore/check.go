@@ -208,7 +208,7 @@ func (c *checker) checkLayers(ctx context.Context, chains []digest.Digest) error
 // both.
 func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 	path := c.d.layer(l.Chain)
-	below := digest.Digest("")
+	below, index := digest.Digest(""), 0
 	if l.Parent != "" {
 		p := c.records[l.Parent]
 		if p == nil {
@@ -218,16 +218,19 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 			c.find(path, c.again(l.Parent), "layer %s below is missing or damaged", l.Parent)
 			return nil
 		}
-		below = p.Disk
+		below, index = p.Disk, p.Index
 	}
 	if err := c.checkRecipe(ctx, l); err != nil {
 		return err
 	}
 	if l.Empty() {
-		if l.Disk != below {
+		if l.Disk != below || l.Index != index {
 			c.find(path, c.again(l.Chain), "empty, but its disk %q is not that of the layer below", l.Disk)
 		}
 		return nil
+	}
+	if l.Index != index+1 && c.s.info.Depth != 0 {
+		c.find(path, c.again(l.Chain), "index %d over one of %d", l.Index, index)
 	}
 	path = c.d.disk(l.Chain)
 	desc, err := c.d.readDescriptor(path)

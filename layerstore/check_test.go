@@ -82,7 +82,7 @@ func TestCheckFinds(t *testing.T) {
 			damage: func(d Dir, img *Image) error { return os.Remove(d.layer(img.Layers[2].Chain)) }},
 		{name: "record of the empty layer", want: "empty", remedy: removeRecord,
 			damage: func(d Dir, img *Image) error {
-				return edit(d.layer(img.Layers[1].Chain), `"depth": 2`, `"depth": 7`)
+				return edit(d.layer(img.Layers[1].Chain), `"index": 1`, `"index": 7`)
 			}},
 		{name: "config damaged", want: "digest", remedy: pullAgain,
 			damage: func(d Dir, img *Image) error { return flip(d.image(img.ID)+"/"+configFile, 5) }},
