@@ -183,7 +183,7 @@ func (c *checker) checkLayers(ctx context.Context, chains []digest.Digest) error
 			return err
 		}
 		if l := c.records[chain]; l != nil {
-			if err := c.checkLayer(ctx, l); err != nil {
+			if err := errors.Join(c.checkLayer(ctx, l), c.checkStrays(chain)); err != nil {
 				return err
 			}
 		}
@@ -229,6 +229,10 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 		}
 		return nil
 	}
+	if l.In != "" {
+		c.checkAbsorbed(l)
+		return nil
+	}
 	if l.Index != index+1 && c.s.info.Depth != 0 {
 		c.find(path, c.again(l.Chain), "index %d over one of %d", l.Index, index)
 	}
@@ -239,6 +243,10 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 		return nil
 	}
 	switch parent, err := c.d.parentDisk(l.Chain, desc); {
+	case isFlat(desc):
+		if desc.ParentCID != vmdk.NoParent {
+			c.find(path, c.again(l.Chain), "flattened, but has a parent")
+		}
 	case err != nil:
 		c.find(path, c.again(l.Chain), "%v", err)
 	case !c.isBelow(l, parent):
@@ -250,11 +258,44 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 				desc.ParentCID, desc.Capacity(), pdesc.CID, pdesc.Capacity())
 		}
 	}
-	if fi, err := os.Stat(c.d.extent(l.Chain)); err == nil && fi.Size() != l.ExtentSize {
-		c.find(c.d.extent(l.Chain), c.again(l.Chain), "%d bytes, %d in the record", fi.Size(), l.ExtentSize)
-		return nil
+	size, sum := l.extentRecord(desc)
+	if extent, err := c.d.extentInUse(l.Chain, desc); err == nil {
+		if fi, err := os.Stat(extent); err == nil && fi.Size() != size {
+			c.find(extent, c.again(l.Chain), "%d bytes, %d in the record", fi.Size(), size)
+			return nil
+		}
 	}
-	return c.checkExtent(ctx, l.Chain, desc, l.Sum, c.again(l.Chain))
+	return c.checkExtent(ctx, l.Chain, desc, sum, c.again(l.Chain))
+}
+
+// checkStrays reports files of a layer that are of no use, unless somebody is at it.
+func (c *checker) checkStrays(chain digest.Digest) error {
+	strays, err := c.d.strays(chain)
+	if len(strays) == 0 || err != nil {
+		return err
+	}
+	lock, err := c.d.tryLockChain(chain)
+	if lock == nil || err != nil {
+		return err
+	}
+	defer lock.unlock()
+	strays, err = c.d.strays(chain)
+	for _, path := range strays {
+		c.report(Finding{Path: path, Problem: "its layer does not use it", Advice: "vic gc", Harmless: true})
+	}
+	return err
+}
+
+// checkAbsorbed checks a layer whose data is in the flattened disk of another above.
+func (c *checker) checkAbsorbed(l *Layer) {
+	in := c.records[l.In]
+	above := in
+	for above != nil && above.Parent != l.Chain {
+		above = c.records[above.Parent]
+	}
+	if above == nil || in.Flat == nil {
+		c.find(c.d.layer(l.Chain), c.again(l.Chain), "its data is said to be in layer %s, which is no flattened one above", l.In)
+	}
 }
 
 // isBelow tells whether a disk is the base disk or that of a layer below l.
@@ -312,7 +353,11 @@ func (c *checker) rebuild(ctx context.Context, l *Layer) error {
 
 // checkExtent checks an extent file by itself.
 func (c *checker) checkExtent(ctx context.Context, disk digest.Digest, desc *vmdk.Descriptor, sum uint32, advice string) error {
-	path := c.d.extent(disk)
+	path, err := c.d.extentInUse(disk, desc)
+	if err != nil {
+		c.find(c.d.disk(disk), advice, "%v", err)
+		return nil
+	}
 	e, f, err := c.d.openExtent(disk, desc)
 	if err != nil {
 		c.find(path, advice, "%v", err)

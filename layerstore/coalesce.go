@@ -85,11 +85,20 @@ func (st *stack) merged() int {
 	for i := st.index; i > parent; i = parentIndex(i, st.bound) {
 		k++
 	}
-	return k
+	lowest := len(st.open.links) - 1
+	if k <= lowest {
+		return k
+	}
+	// The disks on which it would stand are in a flattened one. That stays as it is.
+	if st.bound != 0 && lowest+3 > st.bound {
+		return lowest
+	}
+	return 0
 }
 
-// merge writes to w what the k top disks of the chain have and w does not.
-func (d *Disk) merge(w *vmdk.LayerWriter, k int) error {
+// merge writes to w what the k top disks of the chain have and w does not. step is called
+// now and then, and stops it with an error.
+func (d *Disk) merge(w *vmdk.LayerWriter, k int, step func() error) error {
 	if k == 0 {
 		return nil
 	}
@@ -106,6 +115,9 @@ func (d *Disk) merge(w *vmdk.LayerWriter, k int) error {
 			p := buf[:min(int64(len(buf)), r.Off+r.Len-off)]
 			if n, err := d.ReadAt(p, off); n < len(p) {
 				return fmt.Errorf("read disks below: %w", err)
+			}
+			if err := step(); err != nil {
+				return err
 			}
 			for len(p) > 0 {
 				if !w.Mapped(off / grain) {

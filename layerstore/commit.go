@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -136,6 +137,17 @@ func sealFile(path string) error {
 	return errors.Join(seal(f), f.Close())
 }
 
+// serves tells whether a layer is in the store for an image that has those above: with a disk
+// of its own, or in the flattened disk of one of these.
+func (d Dir) serves(chain digest.Digest, above []planLayer) bool {
+	if d.isComplete(chain) {
+		return true
+	}
+	l, err := d.readLayer(chain)
+	return err == nil && l.In != "" &&
+		slices.ContainsFunc(above, func(p planLayer) bool { return p.chain == l.In }) && d.isComplete(l.In)
+}
+
 // isComplete tells whether a layer is in the store, so far as can be told without
 // reading disks. What is damaged, or made over another parent than is there now,
 // counts as missing: a pull then puts a new one in its place.
@@ -158,13 +170,23 @@ func (d Dir) isComplete(chain digest.Digest) bool {
 	if l.Empty() {
 		return true
 	}
-	fi, err := os.Stat(d.extent(chain))
-	if err != nil || fi.Size() != l.ExtentSize {
+	if l.In != "" {
 		return false
 	}
 	desc, err := d.readDescriptor(d.disk(chain))
 	if err != nil {
 		return false
+	}
+	path, err := d.extentInUse(chain, desc)
+	if err != nil {
+		return false
+	}
+	size, _ := l.extentRecord(desc)
+	if fi, err := os.Stat(path); err != nil || fi.Size() != size {
+		return false
+	}
+	if isFlat(desc) {
+		return desc.ParentCID == vmdk.NoParent
 	}
 	below, err := d.parentDisk(chain, desc)
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 // Child processes of tests are this test binary, told by the environment what to
 // do. They print a line when they begin.
 const (
-	childDo   = "LAYERSTORE_TEST_DO"   // pull, remove, hold
+	childDo   = "LAYERSTORE_TEST_DO"   // pull, remove, flatten, hold
 	childDir  = "LAYERSTORE_TEST_DIR"  // of the store
 	childKill = "LAYERSTORE_TEST_KILL" // after how many changes in the store to kill itself
 )
@@ -43,6 +43,10 @@ func TestChild(t *testing.T) {
 	switch do {
 	case "remove":
 		if _, err := s.Remove("web", RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	case "flatten":
+		if _, err := s.Flatten(t.Context(), "web", nil); err != nil {
 			t.Fatal(err)
 		}
 	case "hold":

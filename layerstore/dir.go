@@ -42,6 +42,14 @@ func (d Dir) extent(chain digest.Digest) string { return d.in("disks", diskName(
 // recipe returns the path of what a layer's tar is rebuilt by.
 func (d Dir) recipe(chain digest.Digest) string { return d.in("disks", diskName(chain)+recipeSuffix) }
 
+// flat returns the path of the extent file that Flatten makes for a layer's disk.
+func (d Dir) flat(chain digest.Digest) string { return d.in("disks", diskName(chain)+flatSuffix) }
+
+// layerFiles returns the paths of all files that a layer may have in the disks folder.
+func (d Dir) layerFiles(chain digest.Digest) []string {
+	return []string{d.disk(chain), d.extent(chain), d.flat(chain), d.recipe(chain)}
+}
+
 func (d Dir) image(id digest.Digest) string    { return d.in("images", id.Encoded()) }
 func (d Dir) name(name string) string          { return d.in("names", escapeName(name)) }
 func (d Dir) container(id string) string       { return d.in("containers", id) }
@@ -49,6 +57,7 @@ func (d Dir) pin(id string) string             { return d.in("containers", id, "
 func (d Dir) tmpDisk(c digest.Digest) string   { return d.in("tmp", diskName(c)+".vmdk") }
 func (d Dir) tmpLayer(c digest.Digest) string  { return d.in("tmp", diskName(c)+".json") }
 func (d Dir) tmpRecipe(c digest.Digest) string { return d.in("tmp", diskName(c)+recipeSuffix) }
+func (d Dir) tmpFlat(c digest.Digest) string   { return d.in("tmp", diskName(c)+flatSuffix) }
 func (d Dir) tmpExtent(c digest.Digest) string {
 	return d.in("tmp", diskName(c)+extentSuffix)
 }
@@ -56,6 +65,9 @@ func (d Dir) tmpExtent(c digest.Digest) string {
 // extentSuffix ends the names of extent files: vSphere knows the data of
 // NAME.vmdk by it.
 const extentSuffix = "-delta.vmdk"
+
+// flatSuffix ends the names of the extent files of disks that Flatten made.
+const flatSuffix = "-flattened.vmdk"
 
 // baseName is the file name, less its suffixes, of the empty disk under all
 // layers.

@@ -130,11 +130,11 @@ func (d Dir) readDescriptor(path string) (*vmdk.Descriptor, error) {
 
 // openExtent opens the extent file of a disk of the disks folder.
 func (d Dir) openExtent(disk digest.Digest, desc *vmdk.Descriptor) (*vmdk.Extent, *os.File, error) {
-	name := diskName(disk) + extentSuffix
-	if len(desc.Extents) != 1 || desc.Extents[0].File != name {
-		return nil, nil, formatErrorf(d.disk(disk), "extent", "is not the one file %s", name)
+	path, err := d.extentInUse(disk, desc)
+	if err != nil {
+		return nil, nil, err
 	}
-	f, err := os.Open(d.extent(disk))
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -144,10 +144,24 @@ func (d Dir) openExtent(disk digest.Digest, desc *vmdk.Descriptor) (*vmdk.Extent
 		if e, err = vmdk.OpenExtent(f, fi.Size()); err == nil {
 			return e, f, nil
 		}
-		err = fmt.Errorf("%s: %w", d.extent(disk), err)
+		err = fmt.Errorf("%s: %w", path, err)
 	}
 	f.Close()
 	return nil, nil, err
+}
+
+// extentInUse returns the path of the extent file of a disk: its own, or the one that
+// Flatten made.
+func (d Dir) extentInUse(disk digest.Digest, desc *vmdk.Descriptor) (string, error) {
+	if len(desc.Extents) == 1 {
+		switch desc.Extents[0].File {
+		case diskName(disk) + extentSuffix:
+			return d.extent(disk), nil
+		case diskName(disk) + flatSuffix:
+			return d.flat(disk), nil
+		}
+	}
+	return "", formatErrorf(d.disk(disk), "extent", "is not the one file %s%s", diskName(disk), extentSuffix)
 }
 
 // parentDisk returns the chain ID of a disk's parent.

@@ -41,6 +41,12 @@ type Layer struct {
 	Sum uint32 `json:"crc32c"`
 	// Recipe is how the tar can be rebuilt; nil if it cannot.
 	Recipe *Recipe `json:"recipe,omitempty"`
+	// Flat is the extent file that Flatten made; nil if there is none. Whether it or the
+	// layer's own is in use, the disk's descriptor tells.
+	Flat *Flat `json:"flat,omitempty"`
+	// In is the chain ID of the layer above whose flattened disk has this layer's data: its
+	// own disk is gone. "" if that is there.
+	In digest.Digest `json:"in,omitempty"`
 	// High is the first cluster of the disk that no layer up to here has used.
 	High int64 `json:"high"`
 }
@@ -90,7 +96,7 @@ func (d Dir) readLayer(chain digest.Digest) (*Layer, error) {
 		optional bool
 	}{
 		{"chain", l.Chain, false}, {"diffID", l.DiffID, false}, {"parent", l.Parent, true},
-		{"disk", l.Disk, true}, {"blob", l.Blob, true},
+		{"disk", l.Disk, true}, {"blob", l.Blob, true}, {"in", l.In, true},
 	} {
 		if f.d == "" && f.optional {
 			continue
@@ -108,7 +114,7 @@ func (d Dir) readLayer(chain digest.Digest) (*Layer, error) {
 		return nil, formatErrorf(path, "recipe", "a size is negative")
 	case l.Index > maxIndex:
 		return nil, formatErrorf(path, "index", "%d", l.Index)
-	case l.Index < 0 || l.High < 0 || l.TarSize < 0 || l.BlobSize < 0 || l.ExtentSize < 0:
+	case l.Index < 0 || l.High < 0 || l.TarSize < 0 || l.BlobSize < 0 || l.ExtentSize < 0 || l.Flat != nil && l.Flat.ExtentSize < 0:
 		return nil, formatErrorf(path, "layer record", "a size is negative")
 	}
 	return &l, nil
@@ -191,7 +197,11 @@ func (d Dir) chains() ([]digest.Digest, error) {
 
 // storedLayer returns the bytes that a layer's files occupy.
 func (d Dir) storedLayer(chain digest.Digest) int64 {
-	return storedSize(d.disk(chain)) + storedSize(d.extent(chain)) + storedSize(d.recipe(chain))
+	var n int64
+	for _, path := range d.layerFiles(chain) {
+		n += storedSize(path)
+	}
+	return n
 }
 
 // storedSize returns the bytes that a file occupies, 0 if it cannot be seen.

@@ -106,6 +106,9 @@ func (s *Store) findDonors(missing []planLayer) (*lease, error) {
 		if donor := found[l.diffID]; donor != nil {
 			missing[i].donor = donor
 			chains = append(chains, donor.Chain)
+			if donor.In != "" {
+				chains = append(chains, donor.In)
+			}
 		}
 	}
 	return s.dir.lease(chains)
@@ -114,7 +117,7 @@ func (s *Store) findDonors(missing []planLayer) (*lease, error) {
 // pullLayers brings the layers of an image that are missing.
 func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, plan *plan, progress func(ProgressEvent)) error {
 	missing := plan.layers
-	for len(missing) > 0 && s.dir.isComplete(missing[0].chain) {
+	for len(missing) > 0 && s.dir.serves(missing[0].chain, missing[1:]) {
 		missing = missing[1:]
 	}
 	lease, err := s.findDonors(missing)

@@ -2,6 +2,7 @@ package layerstore
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -141,7 +142,7 @@ func (d Dir) rebuildTar(ctx context.Context, l *Layer, w io.Writer) error {
 	if l.Recipe == nil {
 		return ErrNoRecipe
 	}
-	disk, err := d.openDisk(l.Disk)
+	disk, err := d.openDisk(cmp.Or(l.In, l.Disk))
 	if err != nil {
 		return err
 	}
@@ -237,7 +238,7 @@ func (d Dir) donors(missing []planLayer) (map[digest.Digest]*Layer, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err == nil && wanted[l.DiffID] && l.Recipe != nil && found[l.DiffID] == nil && d.isComplete(c) {
+		if err == nil && wanted[l.DiffID] && l.Recipe != nil && found[l.DiffID] == nil && (d.isComplete(c) || l.In != "" && d.isComplete(l.In)) {
 			found[l.DiffID] = l
 		}
 	}

@@ -75,7 +75,7 @@ func (st *stack) bind(l *Layer, cs *diskfs.Changeset, w *vmdk.LayerWriter, f *ex
 		return err
 	}
 	k := st.merged()
-	if err := st.open.merge(w, k); err != nil {
+	if err := st.open.merge(w, k, func() error { return nil }); err != nil {
 		return fmt.Errorf("merge %d disks: %w", k, err)
 	}
 	if err := w.Finish(); err != nil {

@@ -16,11 +16,11 @@ import (
 // Swept is what a sweep removed.
 type Swept struct {
 	Layers []digest.Digest // chain IDs, children before their parents
-	Bytes  int64           // that the layers occupied on the datastore
+	Bytes  int64           // that these, and other files of no use, occupied on the datastore
 }
 
 // Sweep removes every layer that no image, no container and no pull, of this
-// process or another, needs, and what crashes may have left in the disks folder.
+// process or another, needs, and what crashes and Flatten may have left in the disks folder.
 // Pulls go on meanwhile. If it cannot find out what is needed, because an image
 // or a container's pin is damaged, it removes nothing and returns why.
 func (s *Store) Sweep(ctx context.Context) (Swept, error) {
@@ -36,7 +36,40 @@ func (s *Store) Sweep(ctx context.Context) (Swept, error) {
 	}
 	lock.unlock()
 	swept, removeErr := s.dir.bury(doomed, "")
-	return swept, errors.Join(err, removeErr)
+	if err = errors.Join(err, removeErr); err == nil {
+		var n int64
+		n, err = s.dir.sweepStrays(ctx)
+		swept.Bytes += n
+	}
+	return swept, err
+}
+
+// sweepStrays removes the strays of all layers that nobody is at.
+func (d Dir) sweepStrays(ctx context.Context) (int64, error) {
+	chains, err := d.chains()
+	if err != nil {
+		return 0, err
+	}
+	var total int64
+	for _, chain := range chains {
+		if err := ctx.Err(); err != nil {
+			return total, err
+		}
+		lock, err := d.tryLockChain(chain)
+		if err != nil {
+			return total, err
+		}
+		if lock == nil {
+			continue
+		}
+		n, err := d.removeStrays(chain)
+		lock.unlock()
+		if err != nil {
+			return total, err
+		}
+		total += n
+	}
+	return total, nil
 }
 
 // A doomedLayer is a layer without a record, whose files are to go. Its lock is
@@ -144,7 +177,7 @@ func (d Dir) orphans(ctx context.Context) ([]doomedLayer, error) {
 
 // parseDiskName returns the chain ID that a file of the disks folder is of.
 func parseDiskName(name string) (digest.Digest, bool) {
-	for _, suffix := range []string{extentSuffix, recipeSuffix, ".vmdk"} {
+	for _, suffix := range []string{extentSuffix, flatSuffix, recipeSuffix, ".vmdk"} {
 		if hex, ok := strings.CutSuffix(name, suffix); ok {
 			return parseHex(hex)
 		}
@@ -164,7 +197,7 @@ func (d Dir) bury(doomed []doomedLayer, trash string) (Swept, error) {
 		n := d.storedLayer(l.chain)
 		there, err := exists(d.layer(l.chain))
 		if err == nil && !there {
-			err = removeAll(d.disk(l.chain), d.extent(l.chain), d.recipe(l.chain), d.tmpLayer(l.chain))
+			err = removeAll(append(d.layerFiles(l.chain), d.tmpLayer(l.chain))...)
 		}
 		l.lock.unlock()
 		if err != nil {
@@ -266,9 +299,9 @@ func (d Dir) cleanLayer(chain digest.Digest) error {
 		return err
 	}
 	if begun && !there {
-		if err := removeAll(d.disk(chain), d.extent(chain), d.recipe(chain)); err != nil {
+		if err := removeAll(d.layerFiles(chain)...); err != nil {
 			return err
 		}
 	}
-	return removeAll(d.tmpExtent(chain), d.tmpDisk(chain), d.tmpRecipe(chain), d.tmpLayer(chain))
+	return removeAll(d.tmpExtent(chain), d.tmpFlat(chain), d.tmpDisk(chain), d.tmpRecipe(chain), d.tmpLayer(chain))
 }
