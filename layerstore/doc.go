@@ -38,6 +38,7 @@
 //	    base-delta.vmdk         its extent file
 //	    <chain>.vmdk            descriptor of a layer's disk; its parent is in the same folder
 //	    <chain>-delta.vmdk      its extent file
+//	    <chain>-flattened.vmdk  the one in its place if the disk was flattened, see Flatten
 //	    <chain>.recipe          how the layer's tar is rebuilt from its disk, see Recipe
 //	  layers/
 //	    <chain>.json            Layer: the record, whose presence says that the layer is complete
@@ -67,7 +68,8 @@
 // The CID of a disk is made from its chain ID and a number that changes when this
 // program begins to make other disks of the same layers, so that one is never read
 // over a parent that it was not made for. Equal layers give equal disks, byte for
-// byte.
+// byte, unless one below was flattened. A flattened disk shows the same bytes as the
+// chain in whose place it is, and so has the CID of that chain's top disk.
 //
 // # Crashes
 //
@@ -86,6 +88,12 @@
 // to tmp, then the files in disks go, then the record. If power fails and the
 // datastore has kept the renames in another order than they were done in, a disk
 // without a record may be left, which Check reports and Sweep removes.
+//
+// A flattened extent is completed in tmp, synced and renamed into disks; then the
+// layer's record is replaced, which describes both extents from then on; then the
+// descriptor, which says which of them is in use; then the layer's own extent is
+// removed. Of each layer below the record is replaced before its disk is removed. What a
+// crash leaves in disks that is not in use, Check reports and Sweep removes.
 //
 // An image's folder is written in tmp, synced and renamed, and only then do names
 // point at it; a name is one file, renamed into place. Removal goes backwards:
@@ -110,7 +118,7 @@
 // # Order of locks
 //
 // Byte 0 before the locks of layers and leases, layers' locks children first, and
-// those never waited for while byte 0 is held. A pull holds its layers' locks
+// those never waited for while byte 0 is held (which may be waited for by who has one). A pull holds its layers' locks
 // while it waits for a lower layer only. Within a process, Store.mu and
 // committer.mu are held for no system call, and not at the same time.
 package layerstore

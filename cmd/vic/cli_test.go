@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "pull", "ls", "du", "disk", "rm", "save", "check", "gc", "iso", "version"} {
+	for _, command := range []string{"serve", "pull", "ls", "du", "disk", "rm", "save", "check", "gc", "flatten", "iso", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}
@@ -135,6 +135,17 @@ func TestStoreCommands(t *testing.T) {
 	}
 	if out := ok("du"); !strings.Contains(out, ref2) || !strings.Contains(out, "2 layers") {
 		t.Errorf("du: %s", out)
+	}
+	var flat struct {
+		Was            int
+		Written, Freed int64
+		Merged         []string
+	}
+	if err := json.Unmarshal([]byte(ok("flatten", "--json", ref2)), &flat); err != nil || flat.Was != 3 || flat.Written < 1<<20 || len(flat.Merged) != 0 {
+		t.Errorf("flatten: %+v, %v", flat, err) // the layer below is of another image
+	}
+	if out := ok("flatten", ref2); !strings.Contains(out, "one disk already") {
+		t.Errorf("flatten again: %s", out)
 	}
 	ok("rm", ref2)
 	if out := ok("gc"); out != "0 layers removed, 0B freed\n" {

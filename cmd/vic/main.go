@@ -42,7 +42,7 @@ without a daemon, and safely beside a running one.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), pullCommand(), lsCommand(), duCommand(), diskCommand(), rmCommand(), saveCommand(), checkCommand(), gcCommand(), isoCommand(), versionCommand())
+	root.AddCommand(serveCommand(), pullCommand(), lsCommand(), duCommand(), diskCommand(), rmCommand(), saveCommand(), checkCommand(), gcCommand(), flattenCommand(), isoCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

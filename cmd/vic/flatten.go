@@ -1,0 +1,86 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"vic/layerstore"
+)
+
+func flattenCommand() *cobra.Command {
+	var dir string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "flatten --store DIR [--json] REF",
+		Short: "Make an image's chain of disks one disk",
+		Long: `Make the chain of an image's disks one disk, which takes the place of the top one. A shorter chain is
+quicker to open and to read. The image stays what it is: its ID and its layers' diff IDs, images built on
+it, and containers, also while they run.
+
+Disks of its layers that no other image and no container stands on are removed; where an image that is
+pulled later has such a layer, its disk is made again from the one disk, without the network. While it
+works the store needs room for the image a second time.
+
+REF is a name as docker has it, or the beginning of an image's ID.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withStore(cmd, dir, func(s *layerstore.Store) error {
+				f, err := s.Flatten(cmd.Context(), args[0], writeProgress(cmd.ErrOrStderr(), args[0]))
+				if err != nil {
+					return err
+				}
+				return printFlattened(cmd.OutOrStdout(), f, asJSON)
+			})
+		},
+	}
+	storeFlag(cmd, &dir)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	return cmd
+}
+
+func printFlattened(w io.Writer, f *layerstore.Flattened, asJSON bool) error {
+	if asJSON {
+		merged := f.Merged
+		if merged == nil {
+			merged = []digest.Digest{}
+		}
+		return json.NewEncoder(w).Encode(struct {
+			Image   digest.Digest   `json:"image"`
+			Was     int             `json:"was"` // disks in the chain
+			Written int64           `json:"written"`
+			Freed   int64           `json:"freed"`
+			Merged  []digest.Digest `json:"merged"` // chain IDs
+		}{f.Image.ID, f.Was, f.Written, f.Freed, merged})
+	}
+	if f.Written == 0 {
+		fmt.Fprintf(w, "%s: one disk already\n", short(f.Image.ID))
+	} else {
+		fmt.Fprintf(w, "%s: %d disks are one, of %s\n", short(f.Image.ID), f.Was, units.HumanSize(float64(f.Written)))
+	}
+	_, err := fmt.Fprintf(w, "%d disks of layers removed, %s freed\n", len(f.Merged), units.HumanSize(float64(f.Freed)))
+	return err
+}
+
+// writeProgress returns what shows on a terminal how much of something is written, and nothing
+// elsewhere.
+func writeProgress(w io.Writer, what string) func(done, total int64) {
+	if !isTerminal(w) {
+		return nil
+	}
+	var drawn time.Time
+	return func(done, total int64) {
+		if now := time.Now(); now.Sub(drawn) >= 100*time.Millisecond || done >= total {
+			drawn = now
+			fmt.Fprintf(w, "%s%s: %s of %s", eraseLine, what, units.HumanSize(float64(done)), units.HumanSize(float64(total)))
+		}
+		if done >= total {
+			fmt.Fprint(w, eraseLine)
+		}
+	}
+}
