@@ -91,8 +91,7 @@ func (a *apply) run() (*Delta, error) {
 	if err := a.hide(); err != nil {
 		return nil, err
 	}
-	for i := range a.cs.entries {
-		e := &a.cs.entries[i]
+	for e := range a.cs.entries.all() {
 		if err := a.entry(e); err != nil {
 			return nil, fmt.Errorf("apply %q: %w", e.path, err)
 		}

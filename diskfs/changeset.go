@@ -3,18 +3,18 @@ package diskfs
 // A Changeset is a layer's tar taken apart: what it changes, in tar order, without the
 // data of its files, which ReadTar appended to a stream.
 type Changeset struct {
-	entries   []entry
+	entries   entryList
 	whiteouts []string // paths removed from the layers below
 	opaques   []string // directories emptied of what the layers below put there
 	dirs      map[string]struct{}
-	payloads  []payload
+	payloads  payloadList
 	blocks    int64 // of the stream
 	dead      []run // stream blocks that no entry has
 	warnings  []string
 }
 
 // Len returns the number of entries: 0 means the layer changes nothing.
-func (c *Changeset) Len() int { return len(c.entries) + len(c.whiteouts) + len(c.opaques) }
+func (c *Changeset) Len() int { return c.entries.n + len(c.whiteouts) + len(c.opaques) }
 
 // DataSize returns the length in bytes of the data stream.
 func (c *Changeset) DataSize() int64 { return c.blocks * BlockSize }

@@ -74,7 +74,7 @@ func FuzzReadTar(f *testing.F) {
 				}
 			}
 		}
-		for _, e := range cs.entries {
+		for e := range cs.entries.all() {
 			checkClean(t, e.path)
 			if e.kind == kindHardlink {
 				checkClean(t, e.link)

@@ -76,7 +76,7 @@ func (d *Delta) WriteSources(w io.Writer, stream io.ReaderAt) error {
 	out := bufio.NewWriter(w)
 	a := d.a
 	var b []byte
-	for i, p := range a.cs.payloads {
+	for i, p := range a.cs.payloads.all() {
 		runs, kept := a.kept[i]
 		if !kept {
 			if a.lost(p) {
@@ -90,14 +90,7 @@ func (d *Delta) WriteSources(w io.Writer, stream io.ReaderAt) error {
 				runs = a.place.runs(runs, r.at, r.where, r.n)
 			}
 		}
-		b = binary.AppendUvarint(b[:0], uint64(len(runs))+1)
-		var at, where int64
-		for _, r := range runs {
-			b = binary.AppendUvarint(b, uint64(r.at-at))
-			b = binary.AppendVarint(b, r.where-where)
-			b = binary.AppendUvarint(b, uint64(r.n))
-			at, where = r.at+r.n, r.where+r.n
-		}
+		b = appendRuns(binary.AppendUvarint(b[:0], uint64(len(runs))+1), runs)
 		out.Write(b)
 	}
 	if err := out.Flush(); err != nil {

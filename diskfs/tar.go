@@ -159,7 +159,7 @@ func (t *tarReader) entry(h *tar.Header) error {
 	case e.kind == kindDir:
 		t.cs.dirs[e.path] = struct{}{}
 	}
-	t.cs.entries = append(t.cs.entries, e)
+	t.cs.entries.add(&e)
 	return nil
 }
 
@@ -321,8 +321,8 @@ func (t *tarReader) file(e *entry, h *tar.Header) error {
 		return fmt.Errorf("%d bytes of the tar for a file of %d", n, e.size)
 	}
 	t.in.header = true
-	t.cs.payloads = append(t.cs.payloads, payload{e.size, e.runs})
-	e.payload = len(t.cs.payloads)
+	t.cs.payloads.add(payload{e.size, e.runs})
+	e.payload = t.cs.payloads.n
 	return nil
 }
 
