@@ -1,6 +1,7 @@
 package diskfs
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -60,8 +61,8 @@ type apply struct {
 
 	kept map[int][]run // disk runs of the layers below, by the payload that equals them
 
-	shared  map[string]int64   // new xattr blocks by content, with one reference
-	xattred map[int64]struct{} // xattr blocks changed
+	shared  map[[sha256.Size]byte]int64 // new xattr blocks by the hash of their content, with one reference
+	xattred map[int64]struct{}          // xattr blocks changed
 
 	lastPath string // the directory resolved last, nil if there is none
 	lastDir  *dir
@@ -95,6 +96,7 @@ func (a *apply) run() (*Delta, error) {
 		if err := a.entry(e); err != nil {
 			return nil, fmt.Errorf("apply %q: %w", e.path, err)
 		}
+		a.cool()
 	}
 	for _, p := range a.cs.opaques { // a directory that only an opaque whiteout names
 		if _, err := a.walk(p, true, nil); err != nil && !errors.Is(err, errNotDir) {
@@ -385,8 +387,9 @@ func (a *apply) setXattrs(ino uint32, in rawInode, list []Xattr) error {
 
 // putXattrBlock returns the address of a block with the content, shared if there is one.
 func (a *apply) putXattrBlock(content []byte) int64 {
-	if at, ok := a.shared[string(content)]; ok {
-		p := a.blocks[at].data[:]
+	key := sha256.Sum256(content)
+	if at, ok := a.shared[key]; ok {
+		p := a.cached(at).data[:]
 		if n := le.Uint32(p[4:]); n < maxXattrRefs {
 			le.PutUint32(p[4:], n+1)
 			return at
@@ -395,9 +398,9 @@ func (a *apply) putXattrBlock(content []byte) int64 {
 	at, p := a.newMeta()
 	copy(p, content)
 	if a.shared == nil {
-		a.shared = make(map[string]int64)
+		a.shared = make(map[[sha256.Size]byte]int64)
 	}
-	a.shared[string(content)] = at
+	a.shared[key] = at
 	a.markXattr(at)
 	return at
 }
@@ -420,7 +423,7 @@ func (a *apply) dropXattrBlock(ino uint32, at int64) error {
 		return badInode(ino, "extended attribute block %d without references", at)
 	case 1:
 		delete(a.xattred, at)
-		if key := string(b.data[:]); a.shared[key] == at {
+		if key := sha256.Sum256(b.data[:]); a.shared[key] == at {
 			delete(a.shared, key)
 		}
 		return a.freeMeta(at)

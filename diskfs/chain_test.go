@@ -23,7 +23,8 @@ type chain struct {
 	disk *os.File
 	high int64
 	last *Delta
-	// forgetful reopens the file system from the disk before every layer.
+	// forgetful reopens the file system from the disk before every layer, and packs what it
+	// has in memory as often as it can.
 	forgetful bool
 	// warnings are the last layer's.
 	warnings []string
@@ -147,6 +148,7 @@ func (c *chain) try(tar io.Reader) (*Delta, error) {
 	c.t.Helper()
 	if c.forgetful {
 		c.reopen()
+		c.fs.hot = 1
 	}
 	stream := c.stream()
 	defer stream.Close()

@@ -50,8 +50,9 @@ func (a *apply) finish() (*Delta, error) {
 		return nil, err
 	}
 	for at := range a.xattred {
-		p := a.blocks[at].data[:]
+		p := a.cached(at).data[:]
 		le.PutUint32(p[16:], xattrChecksum(a.seed, at, p))
+		a.cool()
 	}
 	a.finishInodes()
 	if err := a.finishGroups(); err != nil {
@@ -120,6 +121,7 @@ func (a *apply) putDirs() error {
 			return err
 		}
 		d.changed = false
+		a.cool()
 	}
 	return nil
 }
@@ -167,12 +169,13 @@ func (d *Delta) WriteMeta(w io.Writer) error {
 	for _, m := range a.meta {
 		if m.dir == nil {
 			p := zeroBlock[:]
-			if b := a.blocks[m.block]; b != nil { // nil: given up again
-				p = b.data[:]
+			if b := a.cached(m.block); b != nil { // nil: given up again
+				p, b.dirty = b.data[:], false
 			}
 			if _, err := w.Write(p); err != nil {
 				return fmt.Errorf("write metadata: %w", err)
 			}
+			a.cool()
 			continue
 		}
 		in, err := a.inode(m.dir.ino)
@@ -205,6 +208,7 @@ func (d *Delta) Fixed(fn func(cluster int64, p []byte) error) error {
 		if err := fn(c, p); err != nil {
 			return err
 		}
+		a.cool()
 	}
 	return nil
 }

@@ -249,10 +249,10 @@ func (f *FS) finishGroups() error {
 			continue
 		}
 		g.changed = false
-		if b := f.blocks[g.blockBitmap]; b != nil && g.flags&groupBlockUninit == 0 {
+		if b := f.cached(g.blockBitmap); b != nil && g.flags&groupBlockUninit == 0 {
 			g.bbCsum = crc32c(f.seed, b.data[:blocksPerGroup/8])
 		}
-		if b := f.blocks[g.inodeBitmap]; b != nil && g.flags&groupInodeUninit == 0 {
+		if b := f.cached(g.inodeBitmap); b != nil && g.flags&groupInodeUninit == 0 {
 			g.ibCsum = crc32c(f.seed, b.data[:inodesPerGroup/8])
 		}
 		b, err := f.touch(1 + int64(n/descsPerBlock))

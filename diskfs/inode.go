@@ -1,6 +1,8 @@
 package diskfs
 
 import (
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -222,8 +224,8 @@ func (f *FS) changeInode(ino uint32) (rawInode, error) {
 
 // finishInodes writes the checksums of all inodes in changed table blocks.
 func (f *FS) finishInodes() {
-	for n, first := range f.tables {
-		b := f.blocks[n]
+	for _, n := range slices.Sorted(maps.Keys(f.tables)) {
+		first, b := f.tables[n], f.cached(n)
 		for i := range uint32(inodesPerBlock) {
 			in := rawInode(b.data[i*inodeSize : (i+1)*inodeSize])
 			if !in.inUse() {
@@ -233,6 +235,7 @@ func (f *FS) finishInodes() {
 			le.PutUint16(in[inoChecksumLo:], uint16(sum))
 			le.PutUint16(in[inoChecksumHi:], uint16(sum>>16))
 		}
+		f.cool()
 	}
 	clear(f.tables)
 }

@@ -19,6 +19,8 @@ type FS struct {
 	seed     uint32 // of metadata checksums
 	groups   []group
 	blocks   map[int64]*block // metadata blocks by address
+	cold     map[int64][]byte // packed ones, all of them dirty: see cool
+	hot      int              // bounds blocks while a changeset is applied
 	dirs     map[uint32]*dir  // by inode
 	dirEnts  int              // names in dirs
 	tables   map[int64]uint32 // changed inode table blocks and their first inode
@@ -55,7 +57,7 @@ func Open(disk io.ReaderAt, capacity int64) (*FS, error) {
 }
 
 func newFS(disk io.ReaderAt) *FS {
-	return &FS{disk: disk, blocks: make(map[int64]*block), dirs: make(map[uint32]*dir), tables: make(map[int64]uint32)}
+	return &FS{disk: disk, blocks: make(map[int64]*block), cold: make(map[int64][]byte), hot: hotBlocks, dirs: make(map[uint32]*dir), tables: make(map[int64]uint32)}
 }
 
 func (f *FS) readGroups() error {

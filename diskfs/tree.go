@@ -171,6 +171,7 @@ func (a *apply) removeAt(d *dir, i int) error {
 				if err := a.dropLink(e.ino); err != nil {
 					return err
 				}
+				a.cool()
 			}
 		}
 		d.ents, d.index, d.removed, d.changed = nil, nil, 0, false
@@ -228,7 +229,7 @@ func (a *apply) releaseContents(ino uint32, in rawInode) error {
 	return a.extents(ino, in,
 		func(r run, _ bool) error {
 			if in.kind() == modeLink {
-				delete(a.blocks, r.where) // see freeMeta
+				a.drop(r.where) // see freeMeta
 			}
 			return a.freeBlocks(r.where, r.n)
 		},
@@ -248,7 +249,7 @@ func (a *apply) freeBlocks(at, n int64) error {
 // freeMeta is freeBlocks for one block that may be in the cache. What the cache holds of
 // it must not reach the disk: it would depend on what was read before.
 func (a *apply) freeMeta(at int64) error {
-	delete(a.blocks, at)
+	a.drop(at)
 	return a.freeBlocks(at, 1)
 }
 
