@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "pull", "ls", "du", "disk", "rm", "save", "check", "gc", "flatten", "iso", "version"} {
+	for _, command := range []string{"serve", "init", "pull", "ls", "du", "disk", "rm", "save", "check", "gc", "flatten", "iso", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}
@@ -48,6 +48,9 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{[]string{"nope"}, "unknown command"},
+		{[]string{"init", "--store", store + "-1", "--depth", "3"}, "from 4 to 500"},
+		{[]string{"init", "--store", store + "-2", "--capacity", "1000"}, "not a multiple of 65536"},
+		{[]string{"init", "--store", store + "-3", "--capacity", "-1G"}, "--capacity"},
 		{[]string{"ls"}, `required flag(s) "store" not set`},
 		{[]string{"disk", "--store", store, "busybox"}, "vic pull gets it"},
 		{[]string{"pull", "--store", store, "Bad"}, "invalid reference format"},
@@ -96,6 +99,9 @@ func TestStoreCommands(t *testing.T) {
 			t.Fatalf("vic %s: %v\n%s%s", strings.Join(args, " "), err, out, errOut)
 		}
 		return out
+	}
+	if out := ok("init", "--capacity", "1G"); !strings.Contains(out, "disks of 1GiB, chains of 30") {
+		t.Errorf("init: %s", out)
 	}
 	out, progress, err := vic(t, "pull", "--store", store, ref)
 	if err != nil || !strings.HasPrefix(out, ref+" pulled: image ") || !strings.Contains(progress, ": pulled ") {

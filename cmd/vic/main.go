@@ -49,7 +49,7 @@ without a daemon, and safely beside a running one.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), pullCommand(), lsCommand(), duCommand(), diskCommand(), rmCommand(), saveCommand(), checkCommand(), gcCommand(), flattenCommand(), isoCommand(), versionCommand())
+	root.AddCommand(serveCommand(), initCommand(), pullCommand(), lsCommand(), duCommand(), diskCommand(), rmCommand(), saveCommand(), checkCommand(), gcCommand(), flattenCommand(), isoCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
