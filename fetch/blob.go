@@ -22,13 +22,19 @@ const worthwhile = 1 << 20
 type blobReader struct {
 	desc   ocispec.Descriptor
 	policy retryPolicy
+	piece  int64 // see pieceSize
 
-	open   func(off int64) (io.ReadCloser, error) // the blob from off on
+	open   func(off int64) (body io.ReadCloser, ranges bool, err error) // the blob from off on; may ranges of it be asked for?
+	widen  func(off int64) io.ReadCloser                                // the same, over several connections
 	sleep  func(d time.Duration, cause error) error
 	ended  func() error // why the download shall end, or nil
 	report func(received int64)
 
 	body   io.ReadCloser // nil: not connected
+	ranges bool          // body may be exchanged for a wide one
+	pace   pace          // of a body that may
+	wideAt int64         // off when body became wide; -1: it is not
+	narrow bool          // wide bodies bring nothing
 	hash   hash.Hash
 	off    int64 // bytes received, hashed and delivered
 	mark   int64 // off at the last failure
@@ -45,8 +51,11 @@ func (s *session) blob(ctx context.Context, d ocispec.Descriptor, policy retryPo
 	r := &blobReader{
 		desc:   d,
 		policy: policy,
+		piece:  s.client.piece(),
 		hash:   d.Digest.Algorithm().Hash(),
-		open:   func(off int64) (io.ReadCloser, error) { return s.openBlob(ctx, d, off) },
+		open:   func(off int64) (io.ReadCloser, bool, error) { return s.openBlob(ctx, d, off) },
+		widen:  func(off int64) io.ReadCloser { return s.widen(ctx, d, off) },
+		wideAt: -1,
 		ended:  func() error { return context.Cause(ctx) },
 		report: func(received int64) {
 			if s.progress != nil {
@@ -78,17 +87,26 @@ func (r *blobReader) Read(p []byte) (int, error) {
 			r.err = r.connect()
 			continue
 		}
+		begin := time.Now()
 		n, err := r.body.Read(p[:min(int64(len(p)), r.desc.Size-r.off)])
+		waited := time.Since(begin)
 		if n > 0 {
 			r.hash.Write(p[:n])
 			r.off += int64(n)
 			r.report(r.off)
+		}
+		if r.ranges && err == nil && r.pace.starved(n, waited, r.piece) && r.desc.Size-r.off >= wideConns*r.piece {
+			r.disconnect()
+			r.body, r.wideAt = r.widen(r.off), r.off
 		}
 		if err != nil && r.off < r.desc.Size {
 			if err == io.EOF {
 				// Whether the blob is too short or a connection without a
 				// length broke cannot be told.
 				err = verificationError("blob ended after %d bytes, its descriptor says %d", r.off, r.desc.Size)
+			}
+			if r.wideAt >= 0 && r.off-r.wideAt < wideConns*r.piece {
+				r.narrow = true
 			}
 			r.disconnect()
 			r.lost = &brokenError{err}
@@ -116,9 +134,9 @@ func (r *blobReader) Close() error {
 // point in going on.
 func (r *blobReader) connect() error {
 	for {
-		body, err := r.open(r.off)
+		body, ranges, err := r.open(r.off)
 		if err == nil {
-			r.body = body
+			r.body, r.ranges, r.pace = body, ranges && !r.narrow, pace{}
 			return nil
 		}
 		if err := r.fail(err); err != nil {
@@ -132,7 +150,7 @@ func (r *blobReader) connect() error {
 func (r *blobReader) disconnect() {
 	if r.body != nil {
 		r.body.Close()
-		r.body = nil
+		r.body, r.ranges, r.wideAt = nil, false, -1
 	}
 }
 
@@ -176,24 +194,47 @@ func (r *blobReader) finish() error {
 	return io.EOF
 }
 
-// openBlob requests a blob from off on.
-func (s *session) openBlob(ctx context.Context, d ocispec.Descriptor, off int64) (io.ReadCloser, error) {
-	req := request{url: s.base.JoinPath("v2", s.name, "blobs", d.Digest.String()), off: off, pinned: true}
+// openBlob requests a blob from off on. It tells whether the registry has ranges of it.
+func (s *session) openBlob(ctx context.Context, d ocispec.Descriptor, off int64) (_ io.ReadCloser, ranges bool, _ error) {
+	req := s.blobRequest(d, off)
 	for {
 		resp, err := s.get(ctx, req)
 		if err != nil {
-			return nil, blobError(err, d)
+			return nil, false, blobError(err, d)
 		}
 		body, err := position(resp, d.Size, off)
 		if err == nil {
-			return body, nil
+			return body, resp.StatusCode == http.StatusPartialContent || resp.Header.Get("Accept-Ranges") == "bytes", nil
 		}
 		resp.Body.Close()
 		if req.off == 0 || !errors.Is(err, errNoRange) {
-			return nil, err
+			return nil, false, err
 		}
 		req.off = 0
 	}
+}
+
+// openRange requests n bytes of a blob, from off on. What comes may be longer.
+func (s *session) openRange(ctx context.Context, d ocispec.Descriptor, off, n int64) (io.ReadCloser, error) {
+	req := s.blobRequest(d, off)
+	req.n = n
+	resp, err := s.get(ctx, req)
+	if err != nil {
+		return nil, blobError(err, d)
+	}
+	if resp.StatusCode != http.StatusPartialContent {
+		resp.Body.Close()
+		return nil, errNoRange
+	}
+	body, err := position(resp, d.Size, off)
+	if err != nil {
+		resp.Body.Close()
+	}
+	return body, err
+}
+
+func (s *session) blobRequest(d ocispec.Descriptor, off int64) request {
+	return request{url: s.base.JoinPath("v2", s.name, "blobs", d.Digest.String()), off: off, pinned: true}
 }
 
 // errNoRange: the whole blob must be asked for.

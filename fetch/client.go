@@ -9,7 +9,8 @@
 //	          GET /v2/NAME/manifests/REFERENCE  an index, or a manifest
 //	          GET /v2/NAME/manifests/DIGEST     the manifest for the platform, if it was an index
 //	          GET /v2/NAME/blobs/DIGEST         the image configuration
-//	Blob      GET /v2/NAME/blobs/DIGEST         one layer, resumed with Range where the connection breaks
+//	Blob      GET /v2/NAME/blobs/DIGEST         one layer, resumed with Range where the connection breaks,
+//	                                            in ranges at once where one connection is too slow
 //
 // # What is verified
 //
@@ -47,7 +48,8 @@
 //
 // A Client and an Image may be used by any number of goroutines, a blob's
 // reader by one at a time. The package starts no goroutine that outlives a
-// call, save those of net/http for idle connections. There are two locks, never held together: Client.mu guards the
+// call, save those of net/http for idle connections, and those that fetch pieces of
+// a blob (see wide.go) until its reader is closed. There are two locks, never held together: Client.mu guards the
 // transports, authorizer.lock the token (a channel, so that a cancelled pull
 // does not wait for somebody else's token).
 package fetch
@@ -108,6 +110,8 @@ type Client struct {
 	// IdleTimeout is how long to wait for a reply to begin, or for more bytes
 	// of it, before the connection counts as broken. 0 means 60 seconds.
 	IdleTimeout time.Duration
+
+	pieces int64 // length of the pieces of wide blobs; 0 means pieceSize
 
 	mu         sync.Mutex
 	transports map[string]*hostTransport // by host:port, guarded by mu
@@ -266,6 +270,8 @@ const (
 	hubHost   = "registry-1.docker.io"
 	hubKey    = "https://index.docker.io/v1/"
 )
+
+func (c *Client) piece() int64 { return cmp.Or(c.pieces, pieceSize) }
 
 func (c *Client) attempts() int                { return cmp.Or(c.Attempts, 5) }
 func (c *Client) backoff() time.Duration       { return max(cmp.Or(c.Backoff, 5*time.Second), 0) }

@@ -335,9 +335,9 @@ func TestRegistryRange(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, off := range []int64{0, 1, d.Size / 2, d.Size - 1} {
-		r, err := img.session.openBlob(t.Context(), d, off)
-		if err != nil {
-			t.Fatalf("from %d: %v", off, err)
+		r, ranges, err := img.session.openBlob(t.Context(), d, off)
+		if err != nil || !ranges {
+			t.Fatalf("from %d: ranges %v, %v", off, ranges, err)
 		}
 		got, err := io.ReadAll(r)
 		if err != nil || !bytes.Equal(got, whole[off:]) {
@@ -345,8 +345,16 @@ func TestRegistryRange(t *testing.T) {
 		}
 		r.Close()
 	}
+	r, err := img.session.openRange(t.Context(), d, 1, d.Size-2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, whole[1:d.Size-1]) {
+		t.Errorf("a range: %d bytes of %d, %v", len(got), d.Size-2, err)
+	}
 	// Beyond the end it answers 416, and we start over.
-	if _, err := img.session.openBlob(t.Context(), d, d.Size+5); err == nil {
+	if _, _, err := img.session.openBlob(t.Context(), d, d.Size+5); err == nil {
 		t.Error("a range beyond the end was served")
 	}
 }

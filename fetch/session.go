@@ -29,6 +29,7 @@ type request struct {
 	url    *url.URL
 	accept string
 	off    int64 // first byte wanted
+	n      int64 // bytes wanted, if off is not 0; 0 means all that follow
 	pinned bool  // the digest of the reply is known
 }
 
@@ -108,7 +109,11 @@ func (s *session) get(ctx context.Context, r request) (*http.Response, error) {
 			req.Header.Set("Accept", r.accept)
 		}
 		if r.off > 0 {
-			req.Header.Set("Range", "bytes="+strconv.FormatInt(r.off, 10)+"-")
+			last := ""
+			if r.n > 0 {
+				last = strconv.FormatInt(r.off+r.n-1, 10)
+			}
+			req.Header.Set("Range", "bytes="+strconv.FormatInt(r.off, 10)+"-"+last)
 		}
 		resp, err := s.client.do(req, redirectPolicy(r.pinned))
 		if err != nil {
