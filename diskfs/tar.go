@@ -418,7 +418,8 @@ func leadingData(p []byte) int {
 	return n
 }
 
-// cleanPath makes a name from a tar relative to the root, which it cannot leave.
+// cleanPath makes a name from a tar relative to the root, which it cannot leave. A whiteout
+// may be longer than a name on the disk, since what it hides may be as long as that.
 func cleanPath(name string) (string, error) {
 	if strings.Contains(name, "\x00") {
 		return "", fmt.Errorf("name holds a zero byte")
@@ -426,7 +427,11 @@ func cleanPath(name string) (string, error) {
 	p := path.Clean("/" + name)[1:]
 	for rest := p; rest != ""; {
 		var part string
-		if part, rest, _ = strings.Cut(rest, "/"); len(part) > maxNameLen {
+		part, rest, _ = strings.Cut(rest, "/")
+		if rest == "" {
+			part = strings.TrimPrefix(part, whiteoutPrefix)
+		}
+		if len(part) > maxNameLen {
 			return "", fmt.Errorf("name component of %d bytes, the limit is %d", len(part), maxNameLen)
 		}
 	}
