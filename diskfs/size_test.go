@@ -300,7 +300,7 @@ func TestSparseFile(t *testing.T) {
 func TestDeepTree(t *testing.T) {
 	t.Parallel()
 	c := newChain(t, FormatOptions{Capacity: 256 << 20})
-	const depth = 2000
+	const depth = 5000
 	path := strings.TrimSuffix(strings.Repeat("d/", depth), "/")
 	c.apply(bytes.NewReader(layer{folder(path), file(path+"/f", "bottom")}.tar(t)))
 	c.check()

@@ -49,6 +49,7 @@ func TestStream(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), tc.refused) {
 					t.Errorf("error %v, want one with %q", err, tc.refused)
 				}
+				layerCase{refused: tc.refused}.judge(t, nil, [][]byte{tc.tar})
 				return
 			}
 			if err != nil {
@@ -57,10 +58,12 @@ func TestStream(t *testing.T) {
 			if r.Len() != 0 {
 				t.Errorf("%d bytes left unread: a digest over the stream would be wrong", r.Len())
 			}
-			if got := c.checkReader(); got.describe() != tidy(tc.want) {
+			got := c.checkReader()
+			if got.describe() != tidy(tc.want) {
 				t.Errorf("got:\n%swant:\n%s", got.describe(), tidy(tc.want))
 			}
 			c.check()
+			layerCase{}.judge(t, got, [][]byte{tc.tar})
 		})
 	}
 }
