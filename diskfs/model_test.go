@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -357,52 +356,4 @@ func (m *model) file(path string) *modelNode {
 		return n
 	}
 	return nil
-}
-
-// TestModel applies random layers and compares with the model after each.
-func TestModel(t *testing.T) {
-	r, chains := random(t), 200
-	if testing.Short() {
-		chains = 10
-	}
-	for n := range chains {
-		carried, reopened := newChain(t, smallDisk), newChain(t, smallDisk)
-		reopened.forgetful = true
-		m := newModel()
-		for k := range 1 + r.IntN(6) {
-			l := randomLayer(r, m)
-			for { // leave out what must be refused
-				next := m.clone()
-				bad, err := next.apply(l)
-				if err == nil {
-					m = next
-					break
-				}
-				l = slices.Delete(slices.Clone(l), bad, bad+1)
-			}
-			tar := l.tar(t)
-			carried.apply(bytes.NewReader(tar))
-			reopened.apply(bytes.NewReader(tar))
-			if digest(t, carried.disk) != digest(t, reopened.disk) {
-				t.Errorf("the disk depends on whether the file system was kept in memory")
-			}
-			checkFS(t, carried.fs)
-			compareTrees(t, "diskfs", fsTree(t, carried.fs), "model", m.tree())
-			if t.Failed() {
-				t.Fatalf("chain %d, layer %d:\n%s", n, k, l.list())
-			}
-		}
-		fsck(t, carried.path)
-		carried.disk.Close()
-		reopened.disk.Close()
-	}
-}
-
-// list names a layer's entries, a line each.
-func (l layer) list() string {
-	var b strings.Builder
-	for _, i := range l {
-		fmt.Fprintf(&b, "%c %q %q mode %o, %d bytes %v\n", i.h.Typeflag, i.h.Name, i.h.Linkname, i.h.Mode, i.h.Size, i.h.PAXRecords)
-	}
-	return b.String()
 }
