@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestNames: how the names in a tar become places in the file system. Specification:
@@ -123,6 +125,10 @@ func TestNames(t *testing.T) {
 		layers: []layer{{file("\xff\xfe", "1"), file("caf\u00e9", "2"), file("cafe\u0301", "3"), file("Cafe", "4"), file("a b\tc\n\\d", "5"), file(" ", "6"), file("-rf", "7"), file("...", "8")}},
 		want:   `"\xff\xfe" "1" | café "2" | cafe` + "\u0301" + ` "3" | Cafe "4" | "a b\tc\n\\d" "5" | " " "6" | -rf "7" | ... "8"`,
 	}, {
+		name:   "names of all byte values, in a directory with an index",
+		layers: []layer{allBytes(1), allBytes(200)},
+		want:   "d/ | " + allBytes(1).names() + " | " + allBytes(200).names(),
+	}, {
 		name:    "zero byte in a name",
 		layers:  []layer{{file("a", "")}, {rawHeader("././@PaxHeader", 'x', "00000000020\x00", nil), rawBytes("13 path=a\x00bc\n"), rawHeader("y", '0', "00000000000\x00", nil)}},
 		want:    `a ""`,
@@ -209,4 +215,24 @@ func (l layer) describe() string {
 		lines = append(lines, i.h.Name+" -> "+i.h.Linkname)
 	}
 	return strings.Join(lines, " | ")
+}
+
+// allBytes has a file for each byte that a name may hold, whose name is that byte n times.
+func allBytes(n int) layer {
+	l := layer{folder("d")}
+	for b := 1; b < 256; b++ {
+		if name := strings.Repeat(string([]byte{byte(b)}), n); b != '/' && name != "." {
+			l = append(l, file("d/"+name, fmt.Sprint(b)))
+		}
+	}
+	return l
+}
+
+// names lists a layer's files as tree.describe would.
+func (l layer) names() string {
+	var lines []string
+	for _, i := range l[1:] {
+		lines = append(lines, node{mode: unix.S_IFREG | 0644, size: i.h.Size, head: i.body, sec: entryTime.Unix()}.describe(i.h.Name))
+	}
+	return strings.Join(lines, "\n")
 }

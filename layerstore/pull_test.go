@@ -50,6 +50,8 @@ func bigImage(t testing.TB) *memImage {
 			file("opt/kept/.wh.c", ""), file("swap/.wh.dir", ""), folder("swap/dir2")), packing: packZstd},
 		memLayer{tar: makeTar(t, folder("swap/dir"), file("swap/dir/inside", "now a folder"), symlink("etc/alias", "hosts"),
 			hardlink("etc/hosts2", "etc/hosts")), packing: packPlain},
+		// Past the page cache, see smallBlob.
+		memLayer{tar: makeTar(t, file("large", string(randomBytes(8, 5_000_000))), file("random", string(randomBytes(7, 900_000))))},
 		memLayer{tar: makeTar(t, tarEntry{Header: tar.Header{Name: "etc/suid", Typeflag: tar.TypeReg, Mode: 0o755, ModTime: at}, data: []byte("#!/bin/sh\n")})},
 	)
 }
@@ -472,7 +474,7 @@ func TestPullDeterministic(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	for _, run := range []struct{ procs, parallel int }{{1, 1}, {1, 8}, {4, 1}, {4, 8}, {4, 8}, {4, 8}} {
+	for _, run := range []struct{ procs, parallel int }{{1, 1}, {1, 8}, {8, 1}, {8, 8}, {8, 8}, {8, 8}} {
 		old := runtime.GOMAXPROCS(run.procs)
 		s := openStore(t, Options{Parallel: run.parallel})
 		if run.parallel > 1 {
