@@ -30,6 +30,9 @@ func (s *session) config(ctx context.Context, d ocispec.Descriptor) (b []byte, e
 // and returns the platform.
 func parseConfig(b []byte, layers int) (ocispec.Platform, error) {
 	var c ocispec.Image
+	if n := values(b); n > maxValues {
+		return ocispec.Platform{}, verificationError("image configuration has %d values, more than %d", n, maxValues)
+	}
 	if err := json.Unmarshal(b, &c); err != nil {
 		return ocispec.Platform{}, fmt.Errorf("parse image configuration: %w", err)
 	}

@@ -31,6 +31,26 @@ const (
 // distribution specification has registries accept manifests up to this size.
 const maxDocument = 4 << 20
 
+// maxValues limits what is in such a document: a value of three bytes, {}, takes
+// more than a hundred in memory.
+const maxValues = 100_000
+
+// values counts the values in a JSON document, or a few more.
+func values(doc []byte) int {
+	n, inString := 1, false
+	for i := 0; i < len(doc); i++ {
+		switch c := doc[i]; {
+		case c == '"':
+			inString = !inString
+		case inString && c == '\\':
+			i++
+		case !inString && (c == ',' || c == '{' || c == '['):
+			n++
+		}
+	}
+	return n
+}
+
 // acceptManifests is what a manifest may be. A registry may answer 404 for
 // what is not listed, or convert: schema 1 must not be here.
 var acceptManifests = strings.Join([]string{
@@ -125,6 +145,9 @@ func parseManifest(contentType string, body []byte) (*document, error) {
 		Layers        json.RawMessage `json:"layers"`
 		Manifests     json.RawMessage `json:"manifests"`
 		FSLayers      json.RawMessage `json:"fsLayers"`
+	}
+	if n := values(body); n > maxValues {
+		return nil, verificationError("manifest has %d values, more than %d", n, maxValues)
 	}
 	if err := json.Unmarshal(body, &shape); err != nil {
 		return nil, fmt.Errorf("parse manifest: %w", err)

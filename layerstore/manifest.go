@@ -81,6 +81,9 @@ func makePlan(src Source, lim Limits) (*plan, error) {
 		return nil, formatErrorf("", "manifest", "digest is %s, not %s", d, p.desc.Digest)
 	}
 	var m ocispec.Manifest
+	if n := values(p.manifest); n > maxValues {
+		return nil, formatErrorf("", "manifest", "%d values, %d are allowed", n, maxValues)
+	}
 	if err := json.Unmarshal(p.manifest, &m); err != nil {
 		return nil, formatErrorf("", "manifest", "%v", err)
 	}
@@ -113,6 +116,26 @@ func makePlan(src Source, lim Limits) (*plan, error) {
 	return p, nil
 }
 
+// maxValues bounds what is in a manifest or a config: a value of three bytes, {},
+// takes more than a hundred in memory.
+const maxValues = 100_000
+
+// values counts the values in a JSON document, or a few more.
+func values(doc []byte) int {
+	n, inString := 1, false
+	for i := 0; i < len(doc); i++ {
+		switch c := doc[i]; {
+		case c == '"':
+			inString = !inString
+		case inString && c == '\\':
+			i++
+		case !inString && (c == ',' || c == '{' || c == '['):
+			n++
+		}
+	}
+	return n
+}
+
 // chainIDs returns the chain ID of each layer.
 func chainIDs(diffIDs []digest.Digest) []digest.Digest {
 	return identity.ChainIDs(append([]digest.Digest(nil), diffIDs...))
@@ -137,6 +160,9 @@ func checkBlob(d ocispec.Descriptor) error {
 // it. Path says where it was read.
 func parseConfig(path string, b []byte) (*ocispec.Image, error) {
 	var cfg ocispec.Image
+	if n := values(b); n > maxValues {
+		return nil, formatErrorf(path, "config", "%d values, %d are allowed", n, maxValues)
+	}
 	if err := json.Unmarshal(b, &cfg); err != nil {
 		return nil, formatErrorf(path, "config", "%v", err)
 	}

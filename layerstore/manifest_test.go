@@ -47,6 +47,12 @@ func TestMakePlan(t *testing.T) {
 		{name: "another config", want: "the manifest names", edit: func(_ *testing.T, m *memImage) { m.config = append(m.config, ' ') }},
 		{name: "another manifest", want: "digest is", edit: func(_ *testing.T, m *memImage) { m.manifest = append(m.manifest, ' ') }},
 		{name: "no digest", want: "digest", edit: func(_ *testing.T, m *memImage) { m.top = "latest" }},
+		{name: "as many values as there may be", edit: change(func(c *ocispec.Image, _ *ocispec.Manifest) { c.History = make([]ocispec.History, 40_000) })},
+		{name: "too many values in the config", want: "values, 100000 are allowed", edit: change(func(c *ocispec.Image, _ *ocispec.Manifest) { c.History = make([]ocispec.History, 100_000) })},
+		{name: "too many values in the manifest", want: "values, 100000 are allowed", edit: change(func(_ *ocispec.Image, m *ocispec.Manifest) {
+			m.Annotations = map[string]string{"{[,\"": strings.Repeat(`,[{\\"`, 100_000)} // not these
+			m.Layers = make([]ocispec.Descriptor, 30_000)
+		})},
 		{name: "no JSON", want: "manifest", edit: func(_ *testing.T, m *memImage) {
 			m.manifest = []byte("<html>")
 			m.desc.Digest = digest.FromBytes(m.manifest)
