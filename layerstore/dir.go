@@ -90,6 +90,31 @@ func parseHex(name string) (digest.Digest, bool) {
 // subfolders are made when the store is, in this order.
 var subfolders = []string{"disks", "layers", "images", "names", "tmp", "containers"}
 
+// makeFolder makes a folder and those above it that are not there, and their names
+// durable: else all that is in them is lost with their names.
+func makeFolder(path string) error {
+	err := os.Mkdir(path, 0o700)
+	above := filepath.Dir(path)
+	if errors.Is(err, fs.ErrNotExist) && above != path {
+		if err := makeFolder(above); err != nil {
+			return err
+		}
+		err = os.Mkdir(path, 0o700)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		if fi, statErr := os.Stat(path); statErr == nil && fi.IsDir() {
+			return nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := syncDir(above); !errors.Is(err, fs.ErrPermission) { // we may not be allowed to read it
+		return err
+	}
+	return nil
+}
+
 // syncDir makes the names in a folder durable.
 func syncDir(path string) error {
 	f, err := os.Open(path)

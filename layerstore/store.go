@@ -190,7 +190,7 @@ func (s *Store) Capacity() int64 { return s.info.Capacity }
 // checkFolder makes the store's folder if it is not there, and refuses one that
 // has other things in it than a store or the beginnings of one.
 func (d Dir) checkFolder() error {
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
+	if err := makeFolder(string(d)); err != nil {
 		return err
 	}
 	if there, err := exists(d.version()); there || err != nil {
