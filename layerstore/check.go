@@ -293,9 +293,15 @@ func (c *checker) checkAbsorbed(l *Layer) {
 	for above != nil && above.Parent != l.Chain {
 		above = c.records[above.Parent]
 	}
-	if above == nil || in.Flat == nil {
-		c.find(c.d.layer(l.Chain), c.again(l.Chain), "its data is said to be in layer %s, which is no flattened one above", l.In)
+	if above != nil && in.Flat != nil {
+		return
 	}
+	const problem = "its data is said to be in layer %s, which is no flattened one above"
+	if c.users[l.Chain] == "" { // the one above was removed first
+		c.report(Finding{Path: c.d.layer(l.Chain), Problem: fmt.Sprintf(problem, l.In), Advice: "vic gc", Harmless: true})
+		return
+	}
+	c.find(c.d.layer(l.Chain), c.again(l.Chain), problem, l.In)
 }
 
 // isBelow tells whether a disk is the base disk or that of a layer below l.

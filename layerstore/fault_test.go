@@ -19,7 +19,7 @@ import (
 // same Store makes the disks that it would have made, and so does one opened anew.
 func TestFaults(t *testing.T) {
 	first, second, third := crashImages(t)
-	want := disksOf(t, first, second, third)
+	want := goodDisks(t, first, second, third)
 	takesRoom := func(op string) bool { return op == "create" || op == "mkdir" || op == "write" || op == "allocate" }
 	for _, kind := range []struct {
 		name string

@@ -246,6 +246,9 @@ func (d Dir) create(o Options) (versionRecord, error) {
 			return v, err
 		}
 	}
+	if err := syncDir(string(d)); err != nil {
+		return v, err
+	}
 	if err := d.createBase(&v); err != nil {
 		return v, fmt.Errorf("make base disk: %w", err)
 	}
