@@ -288,12 +288,7 @@ func (c *checker) checkStrays(chain digest.Digest) error {
 
 // checkAbsorbed checks a layer whose data is in the flattened disk of another above.
 func (c *checker) checkAbsorbed(l *Layer) {
-	in := c.records[l.In]
-	above := in
-	for above != nil && above.Parent != l.Chain {
-		above = c.records[above.Parent]
-	}
-	if above != nil && in.Flat != nil {
+	if c.isAbsorbed(l) {
 		return
 	}
 	const problem = "its data is said to be in layer %s, which is no flattened one above"
@@ -302,6 +297,16 @@ func (c *checker) checkAbsorbed(l *Layer) {
 		return
 	}
 	c.find(c.d.layer(l.Chain), c.again(l.Chain), problem, l.In)
+}
+
+// isAbsorbed tells whether the layer that has l's data is a flattened one above it.
+func (c *checker) isAbsorbed(l *Layer) bool {
+	in := c.records[l.In]
+	above := in
+	for above != nil && above.Parent != l.Chain {
+		above = c.records[above.Parent]
+	}
+	return above != nil && in.Flat != nil
 }
 
 // isBelow tells whether a disk is the base disk or that of a layer below l.
@@ -348,6 +353,9 @@ func (c *checker) checkRecipe(ctx context.Context, l *Layer) error {
 func (c *checker) rebuild(ctx context.Context, l *Layer) error {
 	if l == nil || l.Recipe == nil {
 		return nil
+	}
+	if d := c.records[l.Disk]; d != nil && d.In != "" && !c.isAbsorbed(d) {
+		return nil // checkAbsorbed reports it
 	}
 	if err := c.d.writeTar(ctx, l, io.Discard); err != nil && ctx.Err() == nil {
 		if there, _ := exists(c.d.layer(l.Chain)); there {
