@@ -18,8 +18,8 @@
 // for by digest has that digest and the size its descriptor gives, or it is an
 // error. A tag is resolved over TLS only (except on loopback and on registries
 // named in [Client.Insecure]), and its document must agree with the registry's
-// Docker-Content-Digest. Manifests and configurations are limited to 4 MiB,
-// error bodies and tokens to 1 MiB. A layer is hashed as it passes: the Read
+// Docker-Content-Digest. Manifests and configurations are limited to 4 MiB and
+// 100,000 values, error bodies and tokens to 1 MiB. A layer is hashed as it passes: the Read
 // that would have returned io.EOF returns an error instead if a byte is wrong,
 // missing or too many. A document which names itself another type than the
 // Content-Type does, or which is both index and manifest, is refused: two
