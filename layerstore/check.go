@@ -215,7 +215,7 @@ func (c *checker) checkLayer(ctx context.Context, l *Layer) error {
 			p, _ = c.d.readLayer(l.Parent) // a pull may have brought both while the folder was read
 		}
 		if p == nil {
-			c.find(path, c.again(l.Parent), "layer %s below is missing or damaged", l.Parent)
+			c.findLost(l, c.again(l.Parent), fmt.Sprintf("layer %s below is missing or damaged", l.Parent))
 			return nil
 		}
 		below, index = p.Disk, p.Index
@@ -291,12 +291,31 @@ func (c *checker) checkAbsorbed(l *Layer) {
 	if c.isAbsorbed(l) {
 		return
 	}
-	const problem = "its data is said to be in layer %s, which is no flattened one above"
-	if c.users[l.Chain] == "" { // the one above was removed first
-		c.report(Finding{Path: c.d.layer(l.Chain), Problem: fmt.Sprintf(problem, l.In), Advice: "vic gc", Harmless: true})
+	c.findLost(l, c.again(l.Chain), fmt.Sprintf("its data is said to be in layer %s, which is no flattened one above", l.In))
+}
+
+// findLost reports a layer of which another one, that it cannot be without, is gone. If
+// nothing needs it, that is what a crash leaves of a removal.
+func (c *checker) findLost(l *Layer, advice, problem string) {
+	path := c.d.layer(l.Chain)
+	if c.users[l.Chain] == "" {
+		c.report(Finding{Path: path, Problem: problem, Advice: "vic gc", Harmless: true})
 		return
 	}
-	c.find(c.d.layer(l.Chain), c.again(l.Chain), problem, l.In)
+	c.find(path, advice, "%s", problem)
+}
+
+// isLost tells whether a layer is one of those that findLost reports, or above one.
+func (c *checker) isLost(l *Layer) bool {
+	for ; l != nil; l = c.records[l.Parent] {
+		if l.In != "" && !c.isAbsorbed(l) {
+			return true
+		}
+		if l.Parent == "" {
+			return false
+		}
+	}
+	return true
 }
 
 // isAbsorbed tells whether the layer that has l's data is a flattened one above it.
@@ -354,8 +373,8 @@ func (c *checker) rebuild(ctx context.Context, l *Layer) error {
 	if l == nil || l.Recipe == nil {
 		return nil
 	}
-	if d := c.records[l.Disk]; d != nil && d.In != "" && !c.isAbsorbed(d) {
-		return nil // checkAbsorbed reports it
+	if c.isLost(l) {
+		return nil // and reported
 	}
 	if err := c.d.writeTar(ctx, l, io.Discard); err != nil && ctx.Err() == nil {
 		if there, _ := exists(c.d.layer(l.Chain)); there {
