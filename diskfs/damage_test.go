@@ -173,6 +173,13 @@ func (s *specimen) use(t testing.TB, disk *memDisk, tar []byte) {
 		return
 	}
 	touchAll(f)
+	if whole, err := Open(s.disk, s.disk.size); err != nil {
+		t.Fatal(err)
+	} else {
+		nothing := func(Change) error { return nil }
+		Diff(whole, f, DiffOptions{}, nothing)
+		Diff(f, whole, DiffOptions{Shared: disk.size}, nothing)
+	}
 	f.Check(func(error) error {
 		if reports++; reports > 100 {
 			return fs.ErrInvalid

@@ -120,10 +120,11 @@ func applyMem(t testing.TB, f *FS, disk *memDisk, tar []byte, high int64, lim Li
 }
 
 // touchAll reads everything that can be reached on a file system that may be damaged:
-// all names, attributes and symlinks, and the first data of each file. It reports how
-// much it met, and every error but those of single files.
+// all names, attributes and symlinks, and the first data of each file, and as a tar as much
+// as is worth it. It reports how much it met.
 func touchAll(f *FS) (paths int) {
 	buf := make([]byte, 16<<10)
+	f.WriteTar(&boundedWriter{32 << 20}) // a damaged file may have any size
 	fs.WalkDir(f, ".", func(p string, e fs.DirEntry, err error) error {
 		if paths++; err != nil {
 			return nil
@@ -131,6 +132,7 @@ func touchAll(f *FS) (paths int) {
 		f.Lstat(p)
 		f.Xattrs(p)
 		f.ReadLink(p)
+		f.Find(p+"/..", true)
 		file, err := f.Open(p)
 		if err != nil {
 			return nil

@@ -255,12 +255,17 @@ func (f *FS) Xattrs(name string) ([]Xattr, error) {
 	if err != nil {
 		return nil, pathError("xattrs", name, err)
 	}
-	list, err := f.xattrs(ino, in)
+	list, err := f.sortedXattrs(ino, in)
 	if err != nil {
 		return nil, pathError("xattrs", name, err)
 	}
-	slices.SortFunc(list, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
+}
+
+func (f *FS) sortedXattrs(ino uint32, in rawInode) ([]Xattr, error) {
+	list, err := f.xattrs(ino, in)
+	slices.SortFunc(list, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return list, err
 }
 
 // ReadDir lists a directory, sorted by name.
