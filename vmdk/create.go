@@ -11,22 +11,33 @@ import (
 // is lost. Table space is left sparse: f takes a few kilobytes, whatever the
 // capacity. After an error f is not a disk.
 func CreateExtent(f File, capacity int64) error {
+	_, err := createExtent(f, capacity, nil)
+	return err
+}
+
+// createExtent is CreateExtent with an embedded descriptor, whole sectors, between the
+// header and the tables. It returns the size of the file.
+func createExtent(f File, capacity int64, descriptor []byte) (int64, error) {
 	h, err := newHeader(capacity)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	n := h.numTables()
 	dir := directorySectors(n)
-	rgd := int64(1)
+	rgd := 1 + int64(len(descriptor))/SectorSize
 	gd := rgd + dir + n*tableSectors
 	h.rgdOffset, h.gdOffset = uint64(rgd), uint64(gd)
 	h.overHead = uint64(roundUp(gd+dir+n*tableSectors, int64(h.grainSize)))
+	if descriptor != nil {
+		h.descriptorOffset, h.descriptorSize = 1, uint64(rgd-1)
+	}
+	size := int64(h.overHead) * SectorSize
 
 	if err := f.Truncate(0); err != nil {
-		return fmt.Errorf("empty extent file: %w", err)
+		return 0, fmt.Errorf("empty extent file: %w", err)
 	}
-	if err := f.Truncate(int64(h.overHead) * SectorSize); err != nil {
-		return fmt.Errorf("reserve %d grain tables: %w", 2*n, err)
+	if err := f.Truncate(size); err != nil {
+		return 0, fmt.Errorf("reserve %d grain tables: %w", 2*n, err)
 	}
 	b := make([]byte, dir*SectorSize)
 	for _, at := range []int64{rgd, gd} {
@@ -34,11 +45,11 @@ func CreateExtent(f File, capacity int64) error {
 			binary.LittleEndian.PutUint32(b[4*i:], uint32(at+dir+i*tableSectors))
 		}
 		if _, err := f.WriteAt(b, at*SectorSize); err != nil {
-			return fmt.Errorf("write grain directory: %w", err)
+			return 0, fmt.Errorf("write grain directory: %w", err)
 		}
 	}
-	if _, err := f.WriteAt(h.marshal(), 0); err != nil {
-		return fmt.Errorf("write header: %w", err)
+	if _, err := f.WriteAt(append(h.marshal(), descriptor...), 0); err != nil {
+		return 0, fmt.Errorf("write header: %w", err)
 	}
-	return nil
+	return size, nil
 }

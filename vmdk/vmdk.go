@@ -54,11 +54,15 @@
 //
 // # Stream-optimized extent file
 //
-// Read, not written. Each table entry points at a grain marker: the grain's
-// first disk sector (8 bytes), the number of compressed bytes (4), and those
-// bytes as a zlib stream, padded to a sector. The directory may come after the
-// grains; then the last three sectors are a footer marker, a copy of the header
-// with the directory's place, and an end marker of zeros.
+// Each table entry points at a grain marker: the grain's first disk sector (8
+// bytes), the number of compressed bytes (4), and those bytes as a zlib stream,
+// padded to a sector. The directory may come after the grains; then the last
+// three sectors are a footer marker, a copy of the header with the directory's
+// place, and an end marker of zeros. Other metadata has a sector before it, a
+// marker: how many sectors it has (8 bytes), 0 (4), and what it is (4): 1 a grain
+// table, 2 the directory, 3 the footer. WriteStream writes this form, front to back:
+//
+//	| header | descriptor | pad to 64 KiB | grains, table | grains, table ... | GD | footer |
 //
 // # Chain
 //
