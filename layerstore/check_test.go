@@ -11,8 +11,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Everything that may be damaged is found, the advice says what helps, and it does.
-func TestCheckFinds(t *testing.T) {
+// How damage can be undone without Repair.
+const removeRecord, pullAgain, sweep, nothing = "remove record, pull", "pull", "gc", ""
+
+// A damage is something that may happen to a store with webImage in it, named web, and a
+// container of it, web-1.
+type damage struct {
+	name   string
+	damage func(d Dir, img *Image) error
+	want   string // in a finding
+	remedy string
+	deep   bool   // found by a deep check only
+	left   string // in a finding that Repair leaves
+}
+
+func damages() []damage {
 	write := func(path, content string) error { return os.WriteFile(path, []byte(content), 0o600) }
 	edit := func(path, old, new string) error {
 		b, err := os.ReadFile(path)
@@ -24,28 +37,7 @@ func TestCheckFinds(t *testing.T) {
 		}
 		return write(path, strings.Replace(string(b), old, new, 1))
 	}
-	flip := func(path string, off int64) error {
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		b := make([]byte, 1)
-		if _, err := f.ReadAt(b, off); err != nil {
-			return err
-		}
-		b[0] ^= 0x41
-		_, err = f.WriteAt(b, off)
-		return err
-	}
-	const removeRecord, pullAgain, sweep, nothing = "remove record, pull", "pull", "gc", ""
-	for _, test := range []struct {
-		name   string
-		damage func(d Dir, img *Image) error
-		want   string // in a finding
-		remedy string
-		deep   bool // found by a deep check only
-	}{
+	return []damage{
 		{name: "extent file gone", want: "no such file", remedy: pullAgain,
 			damage: func(d Dir, img *Image) error { return os.Remove(d.extent(img.Layers[2].Chain)) }},
 		{name: "descriptor gone", want: "no such file", remedy: pullAgain,
@@ -53,9 +45,9 @@ func TestCheckFinds(t *testing.T) {
 		{name: "extent file cut", want: "in the record", remedy: pullAgain,
 			damage: func(d Dir, img *Image) error { return os.Truncate(d.extent(img.Layers[2].Chain), 100_000) }},
 		{name: "header damaged", want: "header", remedy: removeRecord,
-			damage: func(d Dir, img *Image) error { return flip(d.extent(img.Layers[2].Chain), 1) }},
+			damage: func(d Dir, img *Image) error { return damageAt(d.extent(img.Layers[2].Chain), 1) }},
 		{name: "data damaged", want: "checksum", remedy: removeRecord, deep: true,
-			damage: func(d Dir, img *Image) error { return flip(d.extent(img.Layers[0].Chain), 70_000) }},
+			damage: func(d Dir, img *Image) error { return damageAt(d.extent(img.Layers[0].Chain), 70_000) }},
 		{name: "descriptor damaged", want: "CID", remedy: pullAgain,
 			damage: func(d Dir, img *Image) error { return edit(d.disk(img.Layers[0].Chain), "\nCID=", "\nCID=1") }},
 		{name: "CID changed", want: "CID", remedy: pullAgain,
@@ -85,7 +77,7 @@ func TestCheckFinds(t *testing.T) {
 				return edit(d.layer(img.Layers[1].Chain), `"index": 1`, `"index": 7`)
 			}},
 		{name: "config damaged", want: "digest", remedy: pullAgain,
-			damage: func(d Dir, img *Image) error { return flip(d.image(img.ID)+"/"+configFile, 5) }},
+			damage: func(d Dir, img *Image) error { return damageAt(d.image(img.ID)+"/"+configFile, 5) }},
 		{name: "image.json gone", want: "image", remedy: pullAgain,
 			damage: func(d Dir, img *Image) error { return os.Remove(d.image(img.ID) + "/" + imageFile) }},
 		{name: "image gone", want: "is not there", remedy: pullAgain,
@@ -94,19 +86,24 @@ func TestCheckFinds(t *testing.T) {
 			damage: func(d Dir, img *Image) error { return write(d.name(img.Names[0].String()), "{}") }},
 		{name: "disk without record", want: "no record", remedy: sweep,
 			damage: func(d Dir, img *Image) error { return write(d.extent(digest.FromString("x")), "x") }},
-		{name: "foreign file", want: "no disk of a layer", remedy: nothing,
+		{name: "foreign file", left: "no disk of a layer", want: "no disk of a layer", remedy: nothing,
 			damage: func(d Dir, img *Image) error { return write(d.in("disks", "notes.txt"), "x") }},
 		{name: "dead file in tmp", want: "died", remedy: nothing,
 			damage: func(d Dir, img *Image) error { return write(d.in("tmp", "file-1"), "x") }},
 		{name: "base disk damaged", want: "magic", remedy: nothing,
-			damage: func(d Dir, img *Image) error { return flip(d.extent(""), 1) }},
-		{name: "pin damaged", want: "pin", remedy: nothing,
+			damage: func(d Dir, img *Image) error { return damageAt(d.extent(""), 1) }},
+		{name: "pin damaged", left: "pin", want: "pin", remedy: nothing,
 			damage: func(d Dir, img *Image) error { return write(d.pin("web-1"), "{") }},
-		{name: "container's disk damaged", want: "descriptor", remedy: nothing,
+		{name: "container's disk damaged", left: "descriptor", want: "descriptor", remedy: nothing,
 			damage: func(d Dir, img *Image) error { return write(d.in("containers", "web-1", containerDisk), "x") }},
-		{name: "container's disk not made", want: "interrupted", remedy: nothing,
+		{name: "container's disk not made", left: "interrupted", want: "interrupted", remedy: nothing,
 			damage: func(d Dir, img *Image) error { return os.Remove(d.in("containers", "web-1", containerDisk)) }},
-	} {
+	}
+}
+
+// Everything that may be damaged is found, the advice says what helps, and it does.
+func TestCheckFinds(t *testing.T) {
+	for _, test := range damages() {
 		t.Run(test.name, func(t *testing.T) {
 			s := openStore(t, Options{})
 			src := webImage(t)

@@ -22,7 +22,7 @@ import (
 // Child processes of tests are this test binary, told by the environment what to
 // do. They print a line when they begin.
 const (
-	childDo   = "LAYERSTORE_TEST_DO"   // pull, remove, flatten, hold
+	childDo   = "LAYERSTORE_TEST_DO"   // pull, remove, flatten, repair, hold
 	childDir  = "LAYERSTORE_TEST_DIR"  // of the store
 	childKill = "LAYERSTORE_TEST_KILL" // after how many changes in the store to kill itself
 )
@@ -48,6 +48,10 @@ func TestChild(t *testing.T) {
 	case "flatten":
 		if _, err := s.Flatten(t.Context(), "web", nil); err != nil {
 			t.Fatal(err)
+		}
+	case "repair":
+		if _, left := repair(t, s, RepairOptions{CheckOptions: CheckOptions{Deep: true}, Fetch: registryOf(src)}); left != "" {
+			t.Fatal(left)
 		}
 	case "hold":
 		// The last layer comes when the parent says so.

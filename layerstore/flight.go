@@ -258,6 +258,12 @@ func (f *flight) attempt(ctx context.Context, r *rider) error {
 		return err
 	}
 	st.note(l)
+	if r.layer.again {
+		if err := f.s.dir.sameAsBefore(ctx, l); err != nil {
+			st.close()
+			return err
+		}
+	}
 	var desc *vmdk.Descriptor
 	if !l.Empty() {
 		desc = st.open.descriptor()
@@ -271,7 +277,7 @@ func (f *flight) attempt(ctx context.Context, r *rider) error {
 // without them it is not complete.
 func (f *flight) isThere(ctx context.Context) (bool, error) {
 	d := f.s.dir
-	if !d.isComplete(f.layer.chain) {
+	if f.layer.again || !d.isComplete(f.layer.chain) {
 		return false, nil
 	}
 	if b := f.below; b != nil {

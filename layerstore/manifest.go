@@ -46,6 +46,9 @@ type planLayer struct {
 	chain, parent, diffID digest.Digest
 	blob                  ocispec.Descriptor
 	donor                 *Layer // of the store, made from the same tar; nil if there is none
+	// again is set for a layer that is to be made although it seems to be there, and only
+	// if it becomes the same.
+	again bool
 }
 
 // Diff IDs of tars without entries: the digests of no bytes, of the two zero

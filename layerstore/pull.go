@@ -58,7 +58,7 @@ func (s *Store) Pull(ctx context.Context, src Source, name reference.Named, o Pu
 		return nil, fmt.Errorf("pull image: %w", err)
 	}
 	defer lease.release()
-	if err := s.pullLayers(ctx, p, src, plan, o.Progress); err != nil {
+	if err := s.pullLayers(ctx, p, src, plan.layers, o.Progress); err != nil {
 		return nil, fmt.Errorf("pull image: %w", err)
 	}
 	updated, err := s.commitImage(plan, names)
@@ -114,10 +114,10 @@ func (s *Store) findDonors(missing []planLayer) (*lease, error) {
 	return s.dir.lease(chains)
 }
 
-// pullLayers brings the layers of an image that are missing.
-func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, plan *plan, progress func(ProgressEvent)) error {
-	missing := plan.layers
-	for len(missing) > 0 && s.dir.serves(missing[0].chain, missing[1:]) {
+// pullLayers brings those layers of an image, bottom first, that are missing.
+func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, layers []planLayer, progress func(ProgressEvent)) error {
+	missing := layers
+	for len(missing) > 0 && !missing[0].again && s.dir.serves(missing[0].chain, missing[1:]) {
 		missing = missing[1:]
 	}
 	lease, err := s.findDonors(missing)
@@ -127,7 +127,7 @@ func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, plan *plan,
 	if lease != nil {
 		defer lease.release()
 	}
-	rep := newReporter(progress, plan.layers, missing)
+	rep := newReporter(progress, layers, missing)
 	s.board(ctx, p, src, missing)
 	defer s.leave(p)
 	var tick <-chan time.Time

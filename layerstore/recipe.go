@@ -217,13 +217,15 @@ func (b *rebuiltBlob) Close() error {
 }
 
 // donors finds layers of the store that were made from the same tars as some that are
-// missing, over other parents.
+// missing, over other parents. If there is no other, one that is to be made again may be its
+// own: what is damaged of it need not be what its tar is made of.
 func (d Dir) donors(missing []planLayer) (map[digest.Digest]*Layer, error) {
-	wanted := make(map[digest.Digest]bool)
+	wanted, again := make(map[digest.Digest]bool), make(map[digest.Digest]bool)
 	for _, l := range missing {
 		if _, empty := emptyDiffIDs[l.diffID]; !empty {
 			wanted[l.diffID] = true
 		}
+		again[l.chain] = l.again
 	}
 	if len(wanted) == 0 {
 		return nil, nil
@@ -238,7 +240,10 @@ func (d Dir) donors(missing []planLayer) (map[digest.Digest]*Layer, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err == nil && wanted[l.DiffID] && l.Recipe != nil && found[l.DiffID] == nil && (d.isComplete(c) || l.In != "" && d.isComplete(l.In)) {
+		if err != nil || !wanted[l.DiffID] || l.Recipe == nil || !d.isComplete(c) && (l.In == "" || !d.isComplete(l.In)) {
+			continue
+		}
+		if other := found[l.DiffID]; other == nil || again[other.Chain] && !again[c] {
 			found[l.DiffID] = l
 		}
 	}

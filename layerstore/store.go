@@ -257,6 +257,14 @@ func (d Dir) create(o Options) (versionRecord, error) {
 
 // createBase makes the disk under all layers: an empty file system.
 func (d Dir) createBase(v *versionRecord) error {
+	if err := d.makeBase(v); err != nil {
+		return err
+	}
+	return d.placeBase()
+}
+
+// makeBase makes the base disk in tmp, and notes what is known of it.
+func (d Dir) makeBase(v *versionRecord) error {
 	if v.Capacity < 0 || v.Capacity%vmdk.DefaultGrainSize != 0 {
 		return fmt.Errorf("capacity of %d bytes is not a multiple of %d", v.Capacity, vmdk.DefaultGrainSize)
 	}
@@ -286,13 +294,15 @@ func (d Dir) createBase(v *versionRecord) error {
 	if err := seal(f.File); err != nil {
 		return err
 	}
-	text, err := vmdk.NewDescriptor(baseName+extentSuffix, v.Capacity, diskCID(fmt.Sprintf("base %d", v.Capacity))).Marshal()
+	text, err := vmdk.NewDescriptor(baseName+extentSuffix, v.Capacity, v.cidOf("")).Marshal()
 	if err != nil {
 		return err
 	}
-	if err := writeSynced(d.tmpDisk(""), text, diskMode); err != nil {
-		return err
-	}
+	return writeSynced(d.tmpDisk(""), text, diskMode)
+}
+
+// placeBase moves the base disk from tmp to where it belongs.
+func (d Dir) placeBase() error {
 	if err := os.Rename(d.tmpExtent(""), d.extent("")); err != nil {
 		return err
 	}
@@ -306,6 +316,14 @@ func (d Dir) createBase(v *versionRecord) error {
 // changed, because diskfs or vmdk write them otherwise. It goes into every CID,
 // so that a disk is never read over another parent than it was made for.
 const generation = 2
+
+// cidOf returns the CID of a layer's disk, or of the base disk.
+func (v *versionRecord) cidOf(disk digest.Digest) uint32 {
+	if disk == "" {
+		return diskCID(fmt.Sprintf("base %d", v.Capacity))
+	}
+	return diskCID(disk.String())
+}
 
 // diskCID returns the CID of a disk of this store.
 func diskCID(name string) uint32 { return vmdk.CIDFor(fmt.Sprintf("%d %s", generation, name)) }
