@@ -206,16 +206,24 @@ func (d Dir) depth(disk digest.Digest, known map[digest.Digest]int) int {
 // DiskPath returns the path of the descriptor of the image's top disk, which
 // QEMU opens with the whole chain. Nobody may write it.
 func (s *Store) DiskPath(img *Image) (string, error) {
-	chain := img.Chain()
-	if chain == "" {
-		return s.dir.disk(""), nil
-	}
-	l, err := s.dir.readLayer(chain)
+	path, err := s.LayerDisk(img.Chain())
 	if errors.Is(err, fs.ErrNotExist) {
 		err = ErrNotFound
 	}
 	if err != nil {
 		return "", fmt.Errorf("disk of image %s: %w", img.ID, err)
+	}
+	return path, nil
+}
+
+// LayerDisk is DiskPath for a layer; "" is the empty base disk.
+func (s *Store) LayerDisk(chain digest.Digest) (string, error) {
+	if chain == "" {
+		return s.dir.disk(""), nil
+	}
+	l, err := s.dir.readLayer(chain)
+	if err != nil {
+		return "", err
 	}
 	return s.dir.disk(l.Disk), nil
 }

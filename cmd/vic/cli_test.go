@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "init", "pull", "ls", "du", "disk", "rm", "save", "check", "gc", "flatten", "iso", "version"} {
+	for _, command := range []string{"serve", "init", "pull", "ls", "du", "disk", "rm", "save", "check", "gc", "flatten", "cat", "diff", "export", "convert", "iso", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"text/tabwriter"
 
@@ -45,16 +44,14 @@ of no image: vic gc removes them, unless a container or a pull in flight needs t
 					return err
 				}
 				if asJSON {
-					e := json.NewEncoder(cmd.OutOrStdout())
-					e.SetIndent("", "  ")
-					return e.Encode(u)
+					return printJSON(cmd, u)
 				}
 				return u.print(cmd)
 			})
 		},
 	}
 	storeFlag(cmd, &dir)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, sizes in bytes")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 

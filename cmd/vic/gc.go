@@ -1,16 +1,25 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/docker/go-units"
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"vic/layerstore"
 )
 
+// sweep is what vic gc tells as JSON.
+type sweep struct {
+	Layers []digest.Digest `json:"layers"` // chain IDs of those that were removed
+	Bytes  int64           `json:"bytes"`  // that they took
+}
+
 func gcCommand() *cobra.Command {
 	var dir string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "gc --store DIR",
 		Short: "Remove the layers that nothing needs",
@@ -22,6 +31,9 @@ Images stay, with or without a name. A vic serve on the same store may be runnin
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withStore(cmd, dir, func(s *layerstore.Store) error {
 				swept, err := s.Sweep(cmd.Context())
+				if asJSON {
+					return errors.Join(err, printJSON(cmd, sweep{append([]digest.Digest{}, swept.Layers...), swept.Bytes}))
+				}
 				for _, chain := range swept.Layers {
 					fmt.Fprintln(cmd.OutOrStdout(), "deleted ", chain)
 				}
@@ -34,5 +46,6 @@ Images stay, with or without a name. A vic serve on the same store may be runnin
 		},
 	}
 	storeFlag(cmd, &dir)
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }

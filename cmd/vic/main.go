@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -33,8 +34,16 @@ func main() {
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "vic:", err)
 		stop()
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
+}
+
+// exitCode is 2 for a mistake in the command line, 1 for all else that goes wrong.
+func exitCode(err error) int {
+	if _, usage := errors.AsType[*usageError](err); usage {
+		return 2
+	}
+	return 1
 }
 
 // run carries out one command line. It ends early, with whatever it does tidied up, when ctx does.
@@ -45,16 +54,33 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Long: `vic runs every container as a virtual machine and keeps every image layer as a virtual disk (VMDK).
 
 vic serve is the daemon: point a docker client at it. The other commands work on the same store
-without a daemon, and safely beside a running one.`,
+without a daemon, and safely beside a running one.
+
+The exit status is 0 if all went well, 2 for a mistake in the command line, and 1 if something failed
+or is damaged.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), initCommand(), pullCommand(), lsCommand(), duCommand(), diskCommand(), rmCommand(), saveCommand(), checkCommand(), gcCommand(), flattenCommand(), isoCommand(), versionCommand())
+	root.AddCommand(serveCommand(), initCommand(), pullCommand(), lsCommand(), duCommand(), diskCommand(), rmCommand(), saveCommand(), checkCommand(), gcCommand(), flattenCommand(),
+		catCommand(), diffCommand(), exportCommand(), convertCommand(), isoCommand(), versionCommand())
+	// What goes wrong before a command begins is a mistake in how it was called.
+	begun := false
+	for _, c := range root.Commands() {
+		do := c.RunE
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			begun = true
+			return do(cmd, args)
+		}
+	}
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	return root.ExecuteContext(ctx)
+	err := root.ExecuteContext(ctx)
+	if err != nil && !begun {
+		err = &usageError{err}
+	}
+	return err
 }
 
 // build is what this program knows of its own making.

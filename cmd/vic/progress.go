@@ -98,6 +98,15 @@ func (p *progress) draw(now time.Time) {
 		units.HumanSize(float64(current)), units.HumanSize(float64(total)))
 }
 
+// clear leaves the terminal's line empty, for others to write in.
+func (p *progress) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.terminal && !p.ended {
+		fmt.Fprint(p.w, eraseLine)
+	}
+}
+
 // end leaves the terminal's line empty. It may be called more than once.
 func (p *progress) end() {
 	p.mu.Lock()

@@ -53,7 +53,7 @@ func newRegistry(insecure []string) *fetch.Client {
 func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, registry *fetch.Client, text, platform string) error {
 	ref, err := reference.ParseDockerRef(text)
 	if err != nil {
-		return fmt.Errorf("image name %q: %w", text, err)
+		return usageErrorf("image name %q: %w", text, err)
 	}
 	creds, err := storedCredentials(ctx, ref)
 	if err != nil {
@@ -69,7 +69,7 @@ func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, registry
 	if platform != "" {
 		p, err := platforms.Parse(platform)
 		if err != nil {
-			return fmt.Errorf("--platform: %w", err)
+			return usageErrorf("--platform: %w", err)
 		}
 		o.Platform = &p
 	}

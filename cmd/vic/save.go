@@ -1,11 +1,7 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -33,42 +29,11 @@ output. A file appears whole or not at all.`,
 					return err
 				}
 				defer sv.Close()
-				if output != "" {
-					return saveTo(cmd.Context(), sv, output)
-				}
-				if isTerminal(cmd.OutOrStdout()) {
-					return errors.New("standard output is a terminal: name a file with --output, or redirect it")
-				}
-				return sv.Write(cmd.Context(), cmd.OutOrStdout())
+				return writeOutput(cmd, output, func(w io.Writer) error { return sv.Write(cmd.Context(), w) })
 			})
 		},
 	}
 	storeFlag(cmd, &dir)
-	cmd.Flags().StringVarP(&output, "output", "o", "", "`FILE` to write instead of standard output")
+	outputFlag(cmd, &output)
 	return cmd
-}
-
-// saveTo writes a new file, which gets its name once it is complete and durable.
-func saveTo(ctx context.Context, sv *layerstore.Saving, path string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	err = sv.Write(ctx, f)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }

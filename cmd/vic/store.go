@@ -1,14 +1,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"text/tabwriter"
-	"time"
 
-	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -36,51 +32,6 @@ func withStore(cmd *cobra.Command, dir string, f func(*layerstore.Store) error) 
 // logger writes what is told to nobody else to standard error.
 func logger(cmd *cobra.Command, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
-}
-
-func lsCommand() *cobra.Command {
-	var dir string
-	cmd := &cobra.Command{
-		Use:   "ls --store DIR",
-		Short: "List images and layers",
-		Long: `List the images of a store and the layers that they are made of.
-
-SIZE is what the disks take on the datastore; images share layers, so the sizes of images add up to
-more than the store takes. A layer with no images is left over from a pull that did not end.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withStore(cmd, dir, func(s *layerstore.Store) error { return list(cmd, s) })
-		},
-	}
-	storeFlag(cmd, &dir)
-	return cmd
-}
-
-func list(cmd *cobra.Command, s *layerstore.Store) error {
-	images, err := s.Images()
-	if err != nil {
-		return err
-	}
-	layers, err := s.Layers()
-	if err != nil {
-		return err
-	}
-	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "IMAGE\tID\tLAYERS\tSIZE\tPULLED")
-	for _, img := range images {
-		for _, name := range orNone(namesOf(img)) {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", name, short(img.ID), len(img.Layers), units.HumanSize(float64(img.Size())), img.Pulled.Format(time.RFC3339))
-		}
-	}
-	fmt.Fprintln(w, "\nLAYER\tPARENT\tDEPTH\tSIZE\tIMAGES")
-	for _, l := range layers {
-		parent := "-"
-		if l.Parent != "" {
-			parent = short(l.Parent)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d\n", short(l.Chain), parent, l.Depth, units.HumanSize(float64(l.Stored)), len(l.Images))
-	}
-	return w.Flush()
 }
 
 // short is how IDs are shown to people.
@@ -123,6 +74,15 @@ func findImage(s *layerstore.Store, dir, ref string) (*layerstore.Image, error) 
 	return img, err
 }
 
+// findChain returns the chain ID of an image's top layer or of a layer.
+func findChain(s *layerstore.Store, dir, ref string) (digest.Digest, error) {
+	chain, err := s.Chain(ref)
+	if errors.Is(err, layerstore.ErrNotFound) {
+		return "", fmt.Errorf("%w: vic ls --store %s lists what is there, vic pull gets it", err, dir)
+	}
+	return chain, err
+}
+
 func rmCommand() *cobra.Command {
 	var dir string
 	var force bool
@@ -153,47 +113,4 @@ no container needs. An ID instead of a name removes the image with all its names
 	storeFlag(cmd, &dir)
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also an image that a container uses, or that has names in several repositories;\nlayers that containers need stay")
 	return cmd
-}
-
-func checkCommand() *cobra.Command {
-	var dir string
-	var deep bool
-	cmd := &cobra.Command{
-		Use:   "check --store DIR",
-		Short: "Say what is damaged in a store and what to do about it",
-		Long: `Check the disks, records and names of a store. Nothing is changed, and pulls and containers may go on.
-The exit status is 1 if anything is damaged.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withStore(cmd, dir, func(s *layerstore.Store) error { return check(cmd.Context(), cmd, s, deep) })
-		},
-	}
-	storeFlag(cmd, &dir)
-	cmd.Flags().BoolVar(&deep, "deep", false, "also read every byte of every disk and compare checksums")
-	return cmd
-}
-
-func check(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, deep bool) error {
-	damaged := 0
-	out := cmd.OutOrStdout()
-	err := s.Check(ctx, layerstore.CheckOptions{Deep: deep}, func(f layerstore.Finding) {
-		kind := "damaged"
-		if f.Harmless {
-			kind = "left over"
-		} else {
-			damaged++
-		}
-		fmt.Fprintf(out, "%s: %s: %s\n", kind, f.Path, f.Problem)
-		if f.Advice != "" {
-			fmt.Fprintf(out, "  %s\n", f.Advice)
-		}
-	})
-	if err != nil {
-		return err
-	}
-	if damaged > 0 {
-		return fmt.Errorf("%d things are damaged: do as it says below each", damaged)
-	}
-	_, err = fmt.Fprintln(out, "the store is sound")
-	return err
 }

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"vic/layerstore"
+)
+
+func exportCommand() *cobra.Command {
+	var dir, output string
+	cmd := &cobra.Command{
+		Use:   "export --store DIR [-o FILE] REF",
+		Short: "Write an image's root file system as one tar",
+		Long: `Write the root file system of an image, all layers in one, as a tar that docker import and GNU tar read.
+It begins with the root; names are in ascending order, and equal images give equal bytes. Hard links,
+devices, extended attributes and nanoseconds are kept; sockets are not, since a tar cannot hold them.
+Holes of sparse files are written as zeros.
+
+REF is a name as docker has it, or the beginning of an image's ID or of a layer's chain ID. Without
+--output the tar goes to standard output. A file appears whole or not at all.`,
+		Example: `  vic export --store /var/lib/vic -o rootfs.tar debian:12
+  vic export --store /var/lib/vic debian:12 | tar -C /srv/chroot --xattrs --xattrs-include='*' --numeric-owner -xpf -`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withStore(cmd, dir, func(s *layerstore.Store) error {
+				chain, err := findChain(s, dir, args[0])
+				if err != nil {
+					return err
+				}
+				m := newMeter(cmd.ErrOrStderr(), "export")
+				defer m.clear()
+				return writeOutput(cmd, output, func(w io.Writer) error {
+					return s.Export(cmd.Context(), chain, io.MultiWriter(w, m))
+				})
+			})
+		},
+	}
+	storeFlag(cmd, &dir)
+	outputFlag(cmd, &output)
+	return cmd
+}
