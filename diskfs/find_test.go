@@ -78,3 +78,34 @@ func TestFind(t *testing.T) {
 		}
 	}
 }
+
+// FuzzFind: whatever the path, what is found has a name, which is no symlink if they are
+// followed.
+func FuzzFind(f *testing.F) {
+	fsys, disk, high := formatMem(f, smallDisk)
+	if _, err := applyMem(f, fsys, disk, layer{
+		folder("a"), folder("a/b"), file("a/b/f", "f"), symlink("l", "a/b"), symlink("a/u", "../../a/./b/.."), symlink("o", "o/x"), symlink("r", "/"), symlink("s", "a/b/f/"),
+	}.tar(f), high, Limits{}); err != nil {
+		f.Fatal(err)
+	}
+	for _, p := range []string{"", "/", "a/b/../u/f", "l/f/", "o", "r/r/r/a", "s", "..//a/./", "a\xff/\x00"} {
+		f.Add(p, true)
+		f.Add(p, false)
+	}
+	f.Fuzz(func(t *testing.T, p string, follow bool) {
+		name, err := fsys.Find(p, follow)
+		if err != nil {
+			return
+		}
+		info, err := fsys.Lstat(name)
+		if err != nil || !validPath(name) {
+			t.Fatalf("%q: found %q: %v", p, name, err)
+		}
+		if isLink := info.Mode()&fs.ModeSymlink != 0; isLink && (follow || strings.HasSuffix(p, "/")) {
+			t.Errorf("%q: %q is a symlink", p, name)
+		}
+		if again, err := fsys.Find(name, follow); err != nil || again != name {
+			t.Errorf("%q: %q, found again %q, %v", p, name, again, err)
+		}
+	})
+}

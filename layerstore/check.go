@@ -52,10 +52,10 @@ type checker struct {
 	o CheckOptions
 	*census
 	tell     func(Finding)
-	found    int                      // findings that are not harmless
 	only     map[digest.Digest]bool   // if not nil, the layers that are read in full
 	records  map[digest.Digest]*Layer // readable ones
 	bad      map[digest.Digest]bool   // layers about which there are findings
+	baseBad  bool
 	progress CheckProgress
 }
 
@@ -199,6 +199,9 @@ func (c *checker) Write(p []byte) (int, error) {
 
 // isTainted tells whether there are findings about a layer or one below.
 func (c *checker) isTainted(chain digest.Digest) bool {
+	if c.baseBad {
+		return true
+	}
 	for chain != "" {
 		l := c.records[chain]
 		if l == nil || c.bad[chain] {

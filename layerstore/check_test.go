@@ -44,7 +44,7 @@ func damages() []damage {
 			damage: func(d Dir, img *Image) error { return os.Remove(d.disk(img.Layers[0].Chain)) }},
 		{name: "extent file cut", want: "in the record", remedy: pullAgain,
 			damage: func(d Dir, img *Image) error { return os.Truncate(d.extent(img.Layers[2].Chain), 100_000) }},
-		{name: "header damaged", want: "header", remedy: removeRecord,
+		{name: "header damaged", want: "magic", remedy: removeRecord,
 			damage: func(d Dir, img *Image) error { return damageAt(d.extent(img.Layers[2].Chain), 1) }},
 		{name: "data damaged", want: "checksum", remedy: removeRecord, deep: true,
 			damage: func(d Dir, img *Image) error { return damageAt(d.extent(img.Layers[0].Chain), 70_000) }},

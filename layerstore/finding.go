@@ -110,16 +110,15 @@ func (c *census) containersOf(chain digest.Digest) []string {
 	return ids
 }
 
-// report hands a finding on, and counts it.
+// report hands a finding on.
 func (c *checker) report(f Finding) {
-	if !f.Harmless {
-		c.found++
-	}
+	f.Problem = strings.TrimPrefix(f.Problem, f.Path+": ") // many errors begin so
 	c.tell(f)
 }
 
 // base reports damage to the disk under all layers, and so to everything.
 func (c *checker) base(path, format string, args ...any) {
+	c.baseBad = true
 	f := Finding{About: AboutBase, Path: path, Problem: fmt.Sprintf(format, args...),
 		Advice: "vic check --repair makes it again; else restore it from a backup, or make a new store"}
 	for id := range c.images {

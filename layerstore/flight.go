@@ -328,6 +328,9 @@ func (f *flight) make(ctx context.Context, r *rider, l *Layer) (*stack, error) {
 		if !errors.As(err, &se) || ctx.Err() != nil {
 			return st, err
 		}
+		if donor.Chain == l.Chain {
+			return f.fetchAndBind(ctx, r, l) // it was worth a try
+		}
 		f.s.log.Warn("layer cannot be made from one of the store, and is fetched", "chain", l.Chain, "from", donor.Chain, "error", err)
 	}
 	return f.fetchAndBind(ctx, r, l)

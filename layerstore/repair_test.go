@@ -337,6 +337,20 @@ func TestRepairOther(t *testing.T) {
 	emptyTmp(t, s)
 }
 
+// TestRepairNothingElse: layers on a damaged base disk are sound.
+func TestRepairNothingElse(t *testing.T) {
+	s := openStore(t, Options{})
+	pullImage(t, s, webImage(t), "web")
+	before := storeFiles(t, s)
+	if err := damageAt(s.dir.extent(""), 70_000); err != nil {
+		t.Fatal(err)
+	}
+	if did, left := repair(t, s, RepairOptions{CheckOptions: CheckOptions{Deep: true}}); did != "made the base disk again\n" || left != "" {
+		t.Errorf("did:\n%sleft:\n%s", did, left)
+	}
+	sameFiles(t, storeFiles(t, s), before)
+}
+
 // hurt damages much of a store at once.
 func hurt(t testing.TB, s *Store, img *Image) {
 	t.Helper()

@@ -25,10 +25,10 @@ kind already.`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			o := layerstore.Options{Depth: depth, Log: logger(cmd, slog.LevelWarn)}
 			if o.Capacity, err = units.RAMInBytes(capacity); err != nil {
-				return fmt.Errorf("--capacity %s: %w", capacity, err)
+				return usageErrorf("--capacity %s: %w", capacity, err)
 			}
 			if o.Capacity <= 0 || o.Depth <= 0 {
-				return errors.New("--capacity and --depth must be more than 0")
+				return usageErrorf("--capacity and --depth must be more than 0")
 			}
 			s, err := layerstore.Open(dir, o)
 			if err != nil {

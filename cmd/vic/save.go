@@ -29,7 +29,9 @@ output. A file appears whole or not at all.`,
 					return err
 				}
 				defer sv.Close()
-				return writeOutput(cmd, output, func(w io.Writer) error { return sv.Write(cmd.Context(), w) })
+				m := newMeter(cmd.ErrOrStderr(), "save")
+				defer m.clear()
+				return writeOutput(cmd, output, func(w io.Writer) error { return sv.Write(cmd.Context(), io.MultiWriter(w, m)) })
 			})
 		},
 	}

@@ -69,6 +69,7 @@ func openShop(t *testing.T) *toolShop {
 	if s.ref, err = registry.Push(t.Context(), "lib/tools:1", img); err != nil {
 		t.Fatal(err)
 	}
+	s.ok("init", "--capacity", "1G")
 	s.ok("pull", s.ref)
 	return s
 }
