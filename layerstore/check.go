@@ -197,14 +197,15 @@ func (c *checker) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// isTainted tells whether there are findings about a layer or one below.
+// isTainted tells whether there are findings about a layer, one below, or the flattened one
+// that has its data.
 func (c *checker) isTainted(chain digest.Digest) bool {
 	if c.baseBad {
 		return true
 	}
 	for chain != "" {
 		l := c.records[chain]
-		if l == nil || c.bad[chain] {
+		if l == nil || c.bad[chain] || c.bad[l.In] {
 			return true
 		}
 		chain = l.Parent

@@ -71,6 +71,11 @@ func (s *Store) OpenDisk(chain digest.Digest) (*Disk, error) {
 		}
 		disk = l.Disk
 	}
+	if disk != "" {
+		if l, err := s.dir.readLayer(disk); err == nil && l.In != "" {
+			return nil, fmt.Errorf("open disk of layer %s: it was flattened into that of layer %s", chain, l.In)
+		}
+	}
 	d, err := s.dir.openDisk(disk)
 	if err != nil {
 		return nil, fmt.Errorf("open disk of layer %s: %w", chain, err)

@@ -351,6 +351,62 @@ func TestRepairNothingElse(t *testing.T) {
 	sameFiles(t, storeFiles(t, s), before)
 }
 
+// TestRepairFlattened: an image that was flattened is mended too; if the one disk is lost, it
+// gets its layers' disks back.
+func TestRepairFlattened(t *testing.T) {
+	needTool(t, "qemu-img")
+	for _, test := range []struct {
+		name   string
+		damage func(d Dir, img *Image) error
+		disks  string // as of disksOf, after the repair
+	}{
+		{"data", func(d Dir, img *Image) error { return damageAt(d.flat(img.Chain()), 70_000) }, "d-ddd"},
+		{"extent file lost", func(d Dir, img *Image) error { return os.Remove(d.flat(img.Chain())) }, "d-ddd"},
+		{"descriptor", func(d Dir, img *Image) error { return damageAt(d.disk(img.Chain()), 30) }, "----d"},
+		{"recipe below", func(d Dir, img *Image) error { return os.Remove(d.recipe(img.Layers[2].Chain)) }, "d-d-d"},
+		{"record below", func(d Dir, img *Image) error { return os.Remove(d.layer(img.Layers[2].Chain)) }, "d-d-d"},
+		{"record", func(d Dir, img *Image) error { return os.WriteFile(d.layer(img.Chain()), nil, 0o600) }, "d-ddd"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := openStore(t, Options{})
+			src := webImage(t)
+			img := pullImage(t, s, src, "web")
+			path, err := s.CreateContainerDisk("c1", img.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw := rawContainer(t, path)
+			if _, err := s.Flatten(t.Context(), "web", nil); err != nil {
+				t.Fatal(err)
+			}
+			checkClean(t, s)
+			if err := test.damage(s.dir, img); err != nil {
+				t.Fatal(err)
+			}
+			did, left := repair(t, s, RepairOptions{CheckOptions: CheckOptions{Deep: true}, Fetch: registryOf(src)})
+			t.Log(did)
+			if left != "" {
+				t.Errorf("left:\n%s", left)
+			}
+			checkClean(t, s)
+			emptyTmp(t, s)
+			if got := disksOf(t, s, img); got != test.disks {
+				t.Errorf("layers with disks: %s, want %s", got, test.disks)
+			}
+			command(t, "qemu-img", "compare", raw, path)
+			for _, l := range img.Layers {
+				rec, err := s.Layer(l.Chain)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := rebuild(t, s, l.Chain); rec.Recipe != nil && got != rec.DiffID {
+					t.Errorf("tar of layer %s is %s", l.Chain, got)
+				}
+			}
+		})
+	}
+}
+
 // hurt damages much of a store at once.
 func hurt(t testing.TB, s *Store, img *Image) {
 	t.Helper()

@@ -57,6 +57,16 @@ func TestDiff(t *testing.T) {
 			}
 		}
 	}
+	if _, err := s.Flatten(t.Context(), "web", nil); err != nil {
+		t.Fatal(err)
+	}
+	nothing := func(diskfs.Change) error { return nil }
+	if err := s.Diff(t.Context(), one.Chain(), web.Chain(), nothing); err != nil {
+		t.Error(err)
+	}
+	if err := s.Diff(t.Context(), one.Chain(), web.Layers[2].Chain, nothing); err == nil || !strings.Contains(err.Error(), "was flattened into") {
+		t.Errorf("of a flattened layer: %v", err)
+	}
 	if _, err := s.Chain("sha256:" + chains[1].Encoded()[:9]); err != nil {
 		t.Error(err)
 	}
