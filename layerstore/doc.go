@@ -95,6 +95,9 @@
 // removed. Of each layer below the record is replaced before its disk is removed. What a
 // crash leaves in disks that is not in use, Check reports and Sweep removes.
 //
+// A layer that Repair makes again is committed as any other, over files that have the same
+// bytes or are damaged, while its record stays in place.
+//
 // An image's folder is written in tmp, synced and renamed, and only then do names
 // point at it; a name is one file, renamed into place. Removal goes backwards:
 // names, image, layers. So at any moment a name has its image, an image its layers,

@@ -323,6 +323,13 @@ func (d Dir) strays(chain digest.Digest) ([]string, error) {
 	if err != nil {
 		return nil, nil
 	}
+	if l.In != "" {
+		// A layer above that is being made again stands on this one's disk before their
+		// records say so.
+		if desc, err := d.readDescriptor(d.disk(l.In)); err != nil || !isFlat(desc) {
+			return nil, nil
+		}
+	}
 	used := map[string]bool{d.recipe(chain): l.Recipe != nil}
 	if !l.Empty() && l.In == "" {
 		desc, err := d.readDescriptor(d.disk(chain))

@@ -42,6 +42,9 @@ The exit status is 1 if anything is damaged, after a repair if anything still is
 			if f.drop && !f.repair {
 				return usageErrorf("--drop removes what --repair cannot mend: give both")
 			}
+			if len(f.insecure) > 0 && !f.repair {
+				return usageErrorf("--insecure-registry is about --repair, which is not given")
+			}
 			return withStore(cmd, dir, func(s *layerstore.Store) error { return check(cmd.Context(), cmd, s, f) })
 		},
 	}
