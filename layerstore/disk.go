@@ -33,6 +33,9 @@ func (d *Disk) Close() error {
 	return errors.Join(errs...)
 }
 
+// CopyCID returns the content ID for a copy of what the chain shows, in one disk.
+func (d *Disk) CopyCID() uint32 { return vmdk.CIDFor(fmt.Sprintf("copy %08x", d.descriptor().CID)) }
+
 // descriptor returns the descriptor of the top disk.
 func (d *Disk) descriptor() *vmdk.Descriptor { return d.links[0].Descriptor }
 

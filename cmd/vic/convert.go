@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"vic/layerstore"
-	"vic/vmdk"
 )
 
 // Formats of vic convert.
@@ -82,7 +81,7 @@ func convert(cmd *cobra.Command, s *layerstore.Store, chain digest.Digest, forma
 	defer disk.Close() // read only
 	m := newMeter(cmd.ErrOrStderr(), "convert")
 	defer m.clear()
-	name, cid := filepath.Base(output), vmdk.CIDFor("flat "+chain.String())
+	name, cid := filepath.Base(output), disk.CopyCID()
 	if output == "-" {
 		name = "disk.vmdk"
 	}
