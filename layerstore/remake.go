@@ -293,10 +293,13 @@ func (d Dir) cidWanted(disk digest.Digest, usual uint32) (uint32, error) {
 }
 
 // A repairSource is an image of the store as a Source: what it lacks are the blobs, which it
-// looks for where the image's names say, once one is asked for.
+// looks for where the image's names say, once one is asked for. Or it is an image that has
+// been fetched.
 type repairSource struct {
-	r   *repairer
-	img *Image // nil: none is known that has the layers
+	r    *repairer
+	img  *Image          // of the store; nil: see src
+	src  Source          // that has been fetched; nil too: no image is known that has the layers
+	repo reference.Named // where src is
 
 	mu    sync.Mutex
 	repos map[string]repository    // guarded by mu: those that were asked, by name
@@ -309,16 +312,36 @@ type repository struct {
 	err error
 }
 
-func (s *repairSource) Digest() digest.Digest { return s.img.Digest }
+func (s *repairSource) Digest() digest.Digest {
+	if s.src != nil {
+		return s.src.Digest()
+	}
+	return s.img.Digest
+}
 
 func (s *repairSource) Manifest() ([]byte, ocispec.Descriptor) {
+	if s.src != nil {
+		return s.src.Manifest()
+	}
 	return s.img.RawManifest, s.img.Manifest
 }
 
-func (s *repairSource) Config() []byte { return s.img.RawConfig }
+func (s *repairSource) Config() []byte {
+	if s.src != nil {
+		return s.src.Config()
+	}
+	return s.img.RawConfig
+}
 
 // Blob asks one repository after the other.
 func (s *repairSource) Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	if s.src != nil {
+		blob, err := s.src.Blob(ctx, d)
+		if err == nil {
+			s.gave(s.repo, d.Digest)
+		}
+		return blob, err
+	}
 	if s.img == nil {
 		return nil, errors.New("no image of the store has the layer, so no registry is known to have it")
 	}

@@ -140,7 +140,11 @@ func (r *repairer) mend(ctx context.Context, findings []Finding) (err error) {
 	if err := each(AboutBase, func(string) error { return r.mendBase() }); err != nil {
 		return err
 	}
-	if err := each(AboutImage, func(id string) error { return r.mendImage(ctx, digest.Digest(id)) }); err != nil {
+	if r.failed[AboutBase] != nil {
+		return nil // nothing can be made over it
+	}
+	bad := layersOf(findings)
+	if err := each(AboutImage, func(id string) error { return r.mendImage(ctx, digest.Digest(id), bad) }); err != nil {
 		return err
 	}
 	if r.census, err = r.d.censusOf(); err != nil { // images may have come back
@@ -152,7 +156,6 @@ func (r *repairer) mend(ctx context.Context, findings []Finding) (err error) {
 	if r.census, err = r.d.censusOf(); err != nil { // and names
 		return err
 	}
-	bad := layersOf(findings)
 	if err := r.mendLayers(ctx, bad); err != nil {
 		return err
 	}
@@ -240,8 +243,9 @@ func (r *repairer) fetch(ctx context.Context, ref reference.Named) (Source, erro
 	return r.o.Fetch(ctx, ref)
 }
 
-// mendImage fetches an image again whose record is damaged or missing: exactly that one.
-func (r *repairer) mendImage(ctx context.Context, id digest.Digest) error {
+// mendImage fetches an image again whose record is damaged or missing: exactly that one. Of its
+// layers it makes those again that are damaged or missing, and takes them out of bad.
+func (r *repairer) mendImage(ctx context.Context, id digest.Digest, bad map[digest.Digest]bool) error {
 	refs := slices.Clone(r.names[id])
 	if len(refs) == 0 {
 		return errors.New("it has no name, so no registry is known to have it")
@@ -254,10 +258,7 @@ func (r *repairer) mendImage(ctx context.Context, id digest.Digest) error {
 			err = fmt.Errorf("the registry calls another image %s now", reference.FamiliarString(ref))
 		}
 		if err == nil {
-			err = r.mayReplace(src)
-		}
-		if err == nil {
-			_, err = r.s.Pull(ctx, src, nil, PullOptions{Progress: r.o.Pulled})
+			err = r.restore(ctx, &repairSource{r: r, src: src, repo: ref}, bad)
 		}
 		if err == nil {
 			r.did(AboutImage, id.String(), "fetched the image again as %s", reference.FamiliarString(ref))
@@ -271,23 +272,34 @@ func (r *repairer) mendImage(ctx context.Context, id digest.Digest) error {
 	return errors.Join(errs...)
 }
 
-// mayReplace refuses to pull an image if that would make layers again that a container runs on.
-func (r *repairer) mayReplace(src Source) error {
+// restore brings a fetched image into the store.
+func (r *repairer) restore(ctx context.Context, src *repairSource, bad map[digest.Digest]bool) error {
 	plan, err := makePlan(src, r.s.lim)
 	if err != nil {
 		return err
 	}
-	for _, l := range plan.layers {
-		if r.d.isComplete(l.chain) {
-			continue
-		}
-		if id, err := r.running(l.chain); err != nil {
-			return err
-		} else if id != "" {
-			return &runningError{id}
+	var chains []digest.Digest
+	for i, l := range plan.layers {
+		chains = append(chains, l.chain)
+		if !r.d.serves(l.chain, plan.layers[i+1:]) {
+			bad[l.chain] = true
 		}
 	}
-	return nil
+	lease, err := r.d.lease(chains)
+	if err != nil {
+		return err
+	}
+	defer lease.release()
+	if err := r.mendChain(ctx, src, plan.layers, bad); err != nil {
+		return err
+	}
+	for _, l := range plan.layers {
+		if bad[l.chain] {
+			return fmt.Errorf("layer %s: %w", shortID(l.chain.Encoded()), r.failed[AboutLayer+l.chain.String()])
+		}
+	}
+	_, err = r.s.commitImage(plan, nil)
+	return err
 }
 
 // running returns a container that runs on a layer, or on the base disk: a hypervisor holds
