@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
@@ -31,7 +30,9 @@ REF is a name as docker has it, or the beginning of an image's ID.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withStore(cmd, dir, func(s *layerstore.Store) error {
-				f, err := s.Flatten(cmd.Context(), args[0], writeProgress(cmd.ErrOrStderr(), args[0]))
+				m := newMeter(cmd.ErrOrStderr(), args[0])
+				f, err := s.Flatten(cmd.Context(), args[0], m.set)
+				m.clear()
 				if err != nil {
 					return err
 				}
@@ -65,22 +66,4 @@ func printFlattened(w io.Writer, f *layerstore.Flattened, asJSON bool) error {
 	}
 	_, err := fmt.Fprintf(w, "%d disks of layers removed, %s freed\n", len(f.Merged), units.HumanSize(float64(f.Freed)))
 	return err
-}
-
-// writeProgress returns what shows on a terminal how much of something is written, and nothing
-// elsewhere.
-func writeProgress(w io.Writer, what string) func(done, total int64) {
-	if !isTerminal(w) {
-		return nil
-	}
-	var drawn time.Time
-	return func(done, total int64) {
-		if now := time.Now(); now.Sub(drawn) >= 100*time.Millisecond || done >= total {
-			drawn = now
-			fmt.Fprintf(w, "%s%s: %s of %s", eraseLine, what, units.HumanSize(float64(done)), units.HumanSize(float64(total)))
-		}
-		if done >= total {
-			fmt.Fprint(w, eraseLine)
-		}
-	}
 }
