@@ -509,8 +509,8 @@ func TestKilledRepairing(t *testing.T) {
 					t.Fatalf("killed after %d changes", n)
 				}
 			}
-			if kills < 2 {
-				t.Errorf("only %d kills", kills)
+			if kills == 0 {
+				t.Error("no repair was killed")
 			}
 			t.Logf("%d kills", kills)
 		})
