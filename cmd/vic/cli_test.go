@@ -46,26 +46,27 @@ func TestUsageErrors(t *testing.T) {
 	for _, tt := range []struct {
 		args []string
 		want string
+		exit int
 	}{
-		{[]string{"nope"}, "unknown command"},
-		{[]string{"init", "--store", store + "-1", "--depth", "3"}, "from 4 to 500"},
-		{[]string{"init", "--store", store + "-2", "--capacity", "1000"}, "not a multiple of 65536"},
-		{[]string{"init", "--store", store + "-3", "--capacity", "-1G"}, "--capacity"},
-		{[]string{"ls"}, `required flag(s) "store" not set`},
-		{[]string{"disk", "--store", store, "busybox"}, "vic pull gets it"},
-		{[]string{"pull", "--store", store, "Bad"}, "invalid reference format"},
-		{[]string{"pull", "--store", store, "--platform", "a/b/c/d", "127.0.0.1:1/x"}, "--platform"},
-		{[]string{"rm", "--store", store, "busybox"}, "no such image"},
-		{[]string{"save", "--store", store, "busybox"}, "no such image"},
-		{[]string{"save", "--store", store}, "requires at least 1 arg"},
-		{[]string{"serve", "--store", store, "--listen", "tcp://0.0.0.0:2375"}, "--no-tls"},
-		{[]string{"serve", "--store", store, "--tether", "/nope"}, "name it with --tether"},
-		{[]string{"serve", "--store", store, "--accel", "magic"}, "use kvm or tcg"},
-		{[]string{"iso"}, `required flag(s) "output" not set`},
+		{[]string{"nope"}, "unknown command", 2},
+		{[]string{"init", "--store", store + "-1", "--depth", "3"}, "from 4 to 500", 1},
+		{[]string{"init", "--store", store + "-2", "--capacity", "1000"}, "not a multiple of 65536", 1},
+		{[]string{"init", "--store", store + "-3", "--capacity", "-1G"}, "--capacity", 2},
+		{[]string{"ls"}, `required flag(s) "store" not set`, 2},
+		{[]string{"disk", "--store", store, "busybox"}, "vic pull gets it", 1},
+		{[]string{"pull", "--store", store, "Bad"}, "invalid reference format", 2},
+		{[]string{"pull", "--store", store, "--platform", "a/b/c/d", "127.0.0.1:1/x"}, "--platform", 2},
+		{[]string{"rm", "--store", store, "busybox"}, "no such image", 1},
+		{[]string{"save", "--store", store, "busybox"}, "no such image", 1},
+		{[]string{"save", "--store", store}, "requires at least 1 arg", 2},
+		{[]string{"serve", "--store", store, "--listen", "tcp://0.0.0.0:2375"}, "--no-tls", 2},
+		{[]string{"serve", "--store", store, "--tether", "/nope"}, "name it with --tether", 1},
+		{[]string{"serve", "--store", store, "--accel", "magic"}, "use kvm or tcg", 2},
+		{[]string{"iso"}, `required flag(s) "output" not set`, 2},
 	} {
 		_, _, err := vic(t, tt.args...)
-		if err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("vic %s: %v, want %q", strings.Join(tt.args, " "), err, tt.want)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || exitCode(err) != tt.exit {
+			t.Errorf("vic %s: %v, exit status %d, want %q, %d", strings.Join(tt.args, " "), err, exitCode(err), tt.want, tt.exit)
 		}
 	}
 }

@@ -30,13 +30,13 @@ type address struct {
 // check takes the addresses apart and refuses what would be open to everybody.
 func (p listenPlan) check() ([]address, error) {
 	if (p.cert == "") != (p.key == "") || (p.cert == "") != (p.ca == "") {
-		return nil, errors.New("--tls-cert, --tls-key and --tls-ca go together: the last says whose certificates clients may show")
+		return nil, usageErrorf("--tls-cert, --tls-key and --tls-ca go together: the last says whose certificates clients may show")
 	}
 	if p.cert != "" && p.noTLS {
-		return nil, errors.New("--no-tls contradicts --tls-cert")
+		return nil, usageErrorf("--no-tls contradicts --tls-cert")
 	}
 	if len(p.addresses) == 0 {
-		return nil, errors.New("no --listen address")
+		return nil, usageErrorf("no --listen address")
 	}
 	var out []address
 	for _, text := range p.addresses {
@@ -45,7 +45,7 @@ func (p listenPlan) check() ([]address, error) {
 			return nil, err
 		}
 		if a.network == "tcp" && p.cert == "" && !p.noTLS && !a.loopback() {
-			return nil, fmt.Errorf("--listen %s: anybody who reaches this address could run anything: give --tls-cert, --tls-key and --tls-ca, or say --no-tls", text)
+			return nil, usageErrorf("--listen %s: anybody who reaches this address could run anything: give --tls-cert, --tls-key and --tls-ca, or say --no-tls", text)
 		}
 		out = append(out, a)
 	}
@@ -62,7 +62,7 @@ func parseAddress(text string) (address, error) {
 			return address{network, addr}, nil
 		}
 	}
-	return address{}, fmt.Errorf("--listen %s: use unix:///PATH or tcp://HOST:PORT", text)
+	return address{}, usageErrorf("--listen %s: use unix:///PATH or tcp://HOST:PORT", text)
 }
 
 // loopback says whether a TCP address can only be reached from this machine.

@@ -180,12 +180,12 @@ type host struct {
 // openHost puts the parts together, bottom first.
 func openHost(ctx context.Context, f serveFlags, log *slog.Logger) (_ *host, err error) {
 	if f.accel != "" && f.accel != qemu.KVM && f.accel != qemu.TCG {
-		return nil, fmt.Errorf("--accel %s: use %s or %s", f.accel, qemu.KVM, qemu.TCG)
+		return nil, usageErrorf("--accel %s: use %s or %s", f.accel, qemu.KVM, qemu.TCG)
 	}
 	var gateway netip.Addr
 	if f.hostGateway != "" {
 		if gateway, err = netip.ParseAddr(f.hostGateway); err != nil {
-			return nil, fmt.Errorf("--host-gateway: %w", err)
+			return nil, usageErrorf("--host-gateway: %w", err)
 		}
 	}
 	guest, err := f.guest.options()
