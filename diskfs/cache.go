@@ -33,7 +33,7 @@ func (f *FS) load(n int64) (*block, error) {
 	if n < 0 || n >= f.sb.blocksCount {
 		return nil, &FormatError{Off: -1, Field: fmt.Sprintf("block %d", n), Msg: "outside the file system"}
 	}
-	if !f.applying && len(f.blocks) >= cacheBlocks {
+	if !f.applying && len(f.blocks) >= f.maxBlocks {
 		f.blocks = make(map[int64]*block)
 	}
 	b := newBlock(false)
@@ -135,7 +135,7 @@ func (f *FS) readCluster(cluster int64, p []byte) error {
 // clean forgets what was dirty, after it has been written, and keeps the cache small.
 func (f *FS) clean() {
 	clear(f.cold)
-	if len(f.blocks) > cacheBlocks {
+	if len(f.blocks) > f.maxBlocks {
 		f.blocks = make(map[int64]*block)
 		return
 	}

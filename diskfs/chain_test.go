@@ -32,6 +32,9 @@ type chain struct {
 	mapped map[int64]bool
 }
 
+// walkedTwice is up to how many paths a tree is read in a second way as well.
+const walkedTwice = 5000
+
 // smallDisk is the shape of the disk of tests whose subject is not the disk.
 var smallDisk = FormatOptions{Capacity: 64 << 20}
 
@@ -174,6 +177,14 @@ func (c *chain) try(tar io.Reader) (*Delta, error) {
 		c.t.Fatal(err)
 	}
 	recipe.check(c.disk, st.Size())
+	skeleton, _ := recipe.rewind()
+	o, err := c.fs.ReadOutline(skeleton)
+	if err == nil && cs.Len() <= walkedTwice {
+		_, err = outlineLines(o)
+	}
+	if err != nil {
+		c.t.Errorf("outline: %v", err)
+	}
 	return d, nil
 }
 
@@ -228,6 +239,13 @@ func (c *chain) kernelTree() tree {
 func (c *chain) checkReader() tree {
 	c.t.Helper()
 	ours := fsTree(c.t, c.fs)
+	if len(ours) <= walkedTwice {
+		byNumber, err := nodeTree(c.fs)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		compareTrees(c.t, "our reader by inode", byNumber, "our reader", ours)
+	}
 	if os.Geteuid() == 0 || os.Getenv("ORACLES") == "1" {
 		compareTrees(c.t, "our reader", ours, "kernel", c.kernelTree())
 	}

@@ -137,7 +137,7 @@ func (f *FS) dir(ino uint32) (*dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read directory %d: %w", ino, err)
 	}
-	if f.dirEnts += len(d.ents) + 1; f.dirEnts > maxCachedNames && !f.applying {
+	if f.dirEnts += len(d.ents) + 1; f.dirEnts > f.maxNames && !f.applying {
 		f.dirs, f.dirEnts = make(map[uint32]*dir), len(d.ents)+1
 	}
 	f.dirs[ino] = d

@@ -80,6 +80,24 @@ func (r *fileReader) data(off int64) (start, n int64) {
 	return start, end - start
 }
 
+// place tells where the file's bytes from off on stand on the disk, as many as follow each
+// other, at most limit; disk is -1 for those that read as zeros. n is 0 at the file's end.
+func (r *fileReader) place(off, limit int64) (disk, n int64) {
+	limit = min(limit, r.size-off)
+	if off < 0 || limit <= 0 {
+		return -1, 0
+	}
+	start, n := r.data(off)
+	switch {
+	case n == 0:
+		return -1, limit
+	case start > off:
+		return -1, min(limit, start-off)
+	}
+	i := sort.Search(len(r.runs), func(i int) bool { return (r.runs[i].at+r.runs[i].n)*BlockSize > off })
+	return (r.runs[i].where-r.runs[i].at)*BlockSize + off, min(limit, n)
+}
+
 // A File is an open file or directory. It implements fs.ReadDirFile, io.ReaderAt and
 // io.Seeker. ReadAt may run concurrently with itself.
 type File struct {
@@ -141,6 +159,16 @@ func (f *File) Data(off int64) (start, n int64) {
 		return 0, 0
 	}
 	return f.data.data(off)
+}
+
+// Place tells where on the disk the bytes of a regular file from off on stand, as many as
+// follow each other, at most limit; disk is -1 for those that read as zeros. n is 0 at the
+// file's end.
+func (f *File) Place(off, limit int64) (disk, n int64) {
+	if f.data == nil {
+		return -1, 0
+	}
+	return f.data.place(off, limit)
 }
 
 // Seek implements io.Seeker.

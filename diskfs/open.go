@@ -28,6 +28,8 @@ type FS struct {
 	fileZone zone
 	applying bool
 	err      error // of an Apply: what is in memory matches no disk any more
+
+	maxBlocks, maxNames int // kept in blocks and dirs while nothing changes
 }
 
 // Open reads the file system on a disk of capacity bytes. It reads what it needs when
@@ -57,7 +59,21 @@ func Open(disk io.ReaderAt, capacity int64) (*FS, error) {
 }
 
 func newFS(disk io.ReaderAt) *FS {
-	return &FS{disk: disk, blocks: make(map[int64]*block), cold: make(map[int64][]byte), hot: hotBlocks, dirs: make(map[uint32]*dir), tables: make(map[int64]uint32)}
+	return &FS{disk: disk, blocks: make(map[int64]*block), cold: make(map[int64][]byte), hot: hotBlocks,
+		dirs: make(map[uint32]*dir), tables: make(map[int64]uint32), maxBlocks: cacheBlocks, maxNames: maxCachedNames}
+}
+
+// LimitCache bounds what is kept in memory of what was read: bytes of metadata, and names
+// of directories. It is for who keeps many file systems open; the defaults, 64 MiB and a
+// million names, are for who goes through one.
+func (f *FS) LimitCache(bytes int64, names int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.maxBlocks, f.maxNames = int(bytes/BlockSize), names
+	if !f.applying {
+		f.clean()
+		f.trimDirs()
+	}
 }
 
 func (f *FS) readGroups() error {
@@ -117,7 +133,7 @@ func (f *FS) trimDirs() {
 		n += len(d.ents) + 1
 	}
 	f.dirEnts = n
-	if n > maxCachedNames {
+	if n > f.maxNames {
 		f.dirs, f.dirEnts = make(map[uint32]*dir), 0
 	}
 }

@@ -190,18 +190,27 @@ func (f *FS) Open(name string) (fs.File, error) {
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
-	info, err := f.info(name, ino)
+	file, err := f.openInode(name, ino)
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
+	return file, nil
+}
+
+// openInode opens a file by its number. The caller holds f.mu.
+func (f *FS) openInode(name string, ino uint32) (*File, error) {
+	info, err := f.info(name, ino)
+	if err != nil {
+		return nil, err
+	}
 	file := &File{info: info, fs: f}
-	if info.Mode().IsRegular() {
+	if info.stat.Mode&modeType == modeFile {
 		in, err := f.inode(ino)
 		if err != nil {
-			return nil, pathError("open", name, err)
+			return nil, err
 		}
 		if file.data, err = f.newFileReader(ino, in); err != nil {
-			return nil, pathError("open", name, err)
+			return nil, err
 		}
 	}
 	return file, nil
@@ -316,22 +325,28 @@ func (d dirEntry) Name() string { return d.e.name }
 func (d dirEntry) IsDir() bool  { return d.e.typ == fileTypeDir }
 
 func (d dirEntry) Type() fs.FileMode {
-	var mode uint16
-	switch d.e.typ {
+	return FileInfo{stat: Stat{Mode: modeOf(d.e.typ)}}.Mode().Type()
+}
+
+// modeOf translates the file type of a directory entry to that of an inode's mode.
+func modeOf(typ byte) uint16 {
+	switch typ {
+	case fileTypeFile:
+		return modeFile
 	case fileTypeDir:
-		mode = modeDir
+		return modeDir
 	case fileTypeLink:
-		mode = modeLink
+		return modeLink
 	case fileTypeChar:
-		mode = modeChar
+		return modeChar
 	case fileTypeBlk:
-		mode = modeBlock
+		return modeBlock
 	case fileTypeFIFO:
-		mode = modeFIFO
+		return modeFIFO
 	case fileTypeSock:
-		mode = modeSocket
+		return modeSocket
 	}
-	return FileInfo{stat: Stat{Mode: mode}}.Mode().Type()
+	return 0
 }
 
 func (d dirEntry) Info() (fs.FileInfo, error) {
