@@ -217,6 +217,19 @@ func (s *Store) Images() ([]*Image, error) {
 	return images, nil
 }
 
+// ImageIDs returns the IDs of all images, ascending, without looking into them: some may
+// be damaged.
+func (s *Store) ImageIDs() ([]digest.Digest, error) { return s.dir.imageIDs() }
+
+// ImageByID returns an image by its whole ID, without its names. The error is
+// fs.ErrNotExist, a *FormatError if the image is damaged, or that of the datastore.
+func (s *Store) ImageByID(id digest.Digest) (*Image, error) {
+	if err := id.Validate(); err != nil {
+		return nil, fmt.Errorf("image %q: %w", id, err)
+	}
+	return s.dir.readImage(id)
+}
+
 func (s *Store) logDamage(err error) { s.log.Warn("damaged file of the store", "error", err) }
 
 // Image returns the image that ref refers to: a name as docker reads it (no tag

@@ -78,6 +78,10 @@ func (s *Store) Layer(chain digest.Digest) (*Layer, error) {
 	return s.dir.readLayer(chain)
 }
 
+// Chains returns the chain IDs of all layers, ascending, without looking into their
+// records.
+func (s *Store) Chains() ([]digest.Digest, error) { return s.dir.chains() }
+
 // readLayer reads and validates a record by itself; what it says about other
 // files is Check's concern.
 func (d Dir) readLayer(chain digest.Digest) (*Layer, error) {

@@ -97,6 +97,12 @@ func (d Dir) allNames(bad func(error)) (map[digest.Digest][]reference.Named, err
 	return names, nil
 }
 
+// Names returns every name of the store by the ID of the image that it names: tags,
+// ascending, then digests. A name that is damaged is left out and logged.
+func (s *Store) Names() (map[digest.Digest][]reference.Named, error) {
+	return s.dir.allNames(s.logDamage)
+}
+
 // sortNames puts tags before digests, each ascending.
 func sortNames(refs []reference.Named) {
 	slices.SortFunc(refs, func(a, b reference.Named) int {

@@ -165,6 +165,34 @@ func (d Dir) rebuildTar(ctx context.Context, l *Layer, w io.Writer) error {
 	return diskfs.RebuildTar(w, skeleton, sources, disk, disk.Capacity())
 }
 
+// Skeleton opens the part of a layer's recipe that diskfs.FS.ReadOutline reads. It stays
+// readable if the layer is removed meanwhile. A layer without a recipe gives ErrNoRecipe.
+func (s *Store) Skeleton(l *Layer) (io.ReadCloser, error) {
+	if l.Recipe == nil {
+		return nil, fmt.Errorf("layer %s: %w", l.Chain, ErrNoRecipe)
+	}
+	f, err := os.Open(s.dir.recipe(l.Chain))
+	if err != nil {
+		return nil, err
+	}
+	z, err := newFrame(f, 0, l.Recipe.Skeleton)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &skeletonReader{z, f}, nil
+}
+
+type skeletonReader struct {
+	*zstd.Decoder
+	f *os.File
+}
+
+func (r *skeletonReader) Close() error {
+	r.Decoder.Close()
+	return r.f.Close()
+}
+
 func newFrame(f *os.File, off, n int64) (*zstd.Decoder, error) {
 	return zstd.NewReader(io.NewSectionReader(f, off, n), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(1<<20))
 }
