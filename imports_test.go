@@ -22,6 +22,7 @@ var allowed = map[string][]string{
 	"tether":              {"tether/wire"},
 	"layerstore":          {"diskfs", "layerstore/inflate", "vmdk"},
 	"layerstore/inflate":  {},
+	"layerstore/mount":    {"diskfs", "layerstore"},
 	"containervm":         {"layerstore", "tether/wire"},
 	"containervm/boot":    {},
 	"containervm/network": {"containervm"},
