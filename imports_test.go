@@ -29,7 +29,7 @@ var allowed = map[string][]string{
 	"containervm/qemu":    {"containervm", "tether/wire"},
 	"api":                 {"containervm", "fetch", "layerstore"},
 	"cmd/tether":          {"tether"},
-	"cmd/vic":             {"api", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "diskfs", "fetch", "layerstore"},
+	"cmd/vic":             {"api", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "diskfs", "fetch", "layerstore", "layerstore/mount"},
 	"cmd/vic/acceptance":  {},
 	"cmd/demo":            {"bench/testimage"},
 	"bench/testimage":     {},

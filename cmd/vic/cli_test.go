@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "init", "pull", "ls", "du", "disk", "rm", "save", "check", "gc", "flatten", "cat", "diff", "export", "convert", "iso", "version"} {
+	for _, command := range []string{"serve", "init", "pull", "ls", "du", "disk", "rm", "save", "mount", "check", "gc", "flatten", "cat", "diff", "export", "convert", "iso", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}
@@ -59,6 +59,9 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"rm", "--store", store, "busybox"}, "no such image", 1},
 		{[]string{"save", "--store", store, "busybox"}, "no such image", 1},
 		{[]string{"save", "--store", store}, "requires at least 1 arg", 2},
+		{[]string{"mount", "--store", store}, "accepts 1 arg", 2},
+		{[]string{"mount", "--store", filepath.Join(store, "nope"), store}, "no such file", 1},
+		{[]string{"mount", "--store", store, "/etc"}, "/etc is not empty", 1},
 		{[]string{"serve", "--store", store, "--listen", "tcp://0.0.0.0:2375"}, "--no-tls", 2},
 		{[]string{"serve", "--store", store, "--tether", "/nope"}, "name it with --tether", 1},
 		{[]string{"serve", "--store", store, "--accel", "magic"}, "use kvm or tcg", 2},

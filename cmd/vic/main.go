@@ -61,8 +61,13 @@ or is damaged.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), initCommand(), pullCommand(), lsCommand(), duCommand(), diskCommand(), rmCommand(), saveCommand(), checkCommand(), gcCommand(), flattenCommand(),
-		catCommand(), diffCommand(), exportCommand(), convertCommand(), isoCommand(), versionCommand())
+	root.AddCommand(
+		serveCommand(), initCommand(),
+		pullCommand(), saveCommand(), rmCommand(),
+		lsCommand(), duCommand(), diskCommand(), catCommand(), diffCommand(), exportCommand(), convertCommand(), mountCommand(),
+		checkCommand(), gcCommand(), flattenCommand(),
+		isoCommand(), versionCommand(),
+	)
 	// What goes wrong before a command begins is a mistake in how it was called.
 	begun := false
 	for _, c := range root.Commands() {
