@@ -33,6 +33,7 @@ var allowed = map[string][]string{
 	"cmd/vic/acceptance":  {},
 	"cmd/demo":            {"bench/testimage"},
 	"bench/testimage":     {},
+	"bench/mount":         {},
 	"bench/pull":          {"bench/testimage"},
 }
 
