@@ -30,11 +30,11 @@ const minTokenLife = 60 * time.Second
 // errNoBasic is what dockerd says when a registry wants a password.
 var errNoBasic = &classError{class: ErrUnauthorized, msg: "no basic auth credentials"}
 
-// An authorizer makes Authorization headers for one repository.
+// An authorizer makes Authorization headers for the same rights.
 type authorizer struct {
 	client *Client
 	base   *url.URL // of the registry
-	name   string   // repository, or "" to log in
+	scopes []string // the rights, as token services have them; none to log in
 	creds  Credentials
 
 	lock chan struct{} // holds one element while somebody uses what follows
@@ -45,8 +45,8 @@ type authorizer struct {
 	refresh string    // identity token that the service issued
 }
 
-func newAuthorizer(c *Client, base *url.URL, name string, creds Credentials, offers []challenge) *authorizer {
-	return &authorizer{client: c, base: base, name: name, creds: creds, offers: offers, lock: make(chan struct{}, 1)}
+func newAuthorizer(c *Client, base *url.URL, scopes []string, creds Credentials, offers []challenge) *authorizer {
+	return &authorizer{client: c, base: base, scopes: scopes, creds: creds, offers: offers, lock: make(chan struct{}, 1)}
 }
 
 func (a *authorizer) acquire(ctx context.Context) error {
@@ -202,19 +202,15 @@ func (a *authorizer) realm(ctx context.Context, s string) (*url.URL, error) {
 	return u, nil
 }
 
-// tokenRequest asks for the right to pull, and to nothing else.
+// tokenRequest asks for the authorizer's rights, and to nothing else.
 func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, service string) (*http.Request, error) {
-	scope := ""
-	if a.name != "" {
-		scope = "repository:" + a.name + ":pull"
-	}
 	if a.creds.IdentityToken != "" {
 		form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {a.creds.IdentityToken}, "client_id": {clientID}}
 		if service != "" {
 			form.Set("service", service)
 		}
-		if scope != "" {
-			form.Set("scope", scope)
+		if len(a.scopes) > 0 {
+			form["scope"] = []string{strings.Join(a.scopes, " ")}
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, realm.String(), strings.NewReader(form.Encode()))
 		if err != nil {
@@ -228,8 +224,8 @@ func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, service s
 	if service != "" {
 		q.Set("service", service)
 	}
-	if scope != "" {
-		q.Set("scope", scope)
+	if len(a.scopes) > 0 {
+		q["scope"] = a.scopes
 	} else {
 		q.Set("offline_token", "true")
 		q.Set("client_id", clientID)

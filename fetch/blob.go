@@ -198,7 +198,7 @@ func (r *blobReader) finish() error {
 func (s *session) openBlob(ctx context.Context, d ocispec.Descriptor, off int64) (_ io.ReadCloser, ranges bool, _ error) {
 	req := s.blobRequest(d, off)
 	for {
-		resp, err := s.get(ctx, req)
+		resp, err := s.send(ctx, req)
 		if err != nil {
 			return nil, false, blobError(err, d)
 		}
@@ -218,7 +218,7 @@ func (s *session) openBlob(ctx context.Context, d ocispec.Descriptor, off int64)
 func (s *session) openRange(ctx context.Context, d ocispec.Descriptor, off, n int64) (io.ReadCloser, error) {
 	req := s.blobRequest(d, off)
 	req.n = n
-	resp, err := s.get(ctx, req)
+	resp, err := s.send(ctx, req)
 	if err != nil {
 		return nil, blobError(err, d)
 	}

@@ -1,6 +1,6 @@
 // Package fetch pulls images from registries that speak the OCI distribution
-// specification (docker registry HTTP API V2). It delivers bytes that are
-// proven to be what was asked for, and keeps nothing.
+// specification (docker registry HTTP API V2), and pushes to them. It delivers
+// bytes that are proven to be what was asked for, and keeps nothing.
 //
 //	reference ──► Resolve ──► *Image ──► Blob ──► compressed bytes of one layer
 //
@@ -11,6 +11,8 @@
 //	          GET /v2/NAME/blobs/DIGEST         the image configuration
 //	Blob      GET /v2/NAME/blobs/DIGEST         one layer, resumed with Range where the connection breaks,
 //	                                            in ranges at once where one connection is too slow
+//
+// A [Repository] is what is pushed to; [Client.Repository] lists its requests.
 //
 // # What is verified
 //
@@ -30,9 +32,11 @@
 // The registry, and the token service that it names in WWW-Authenticate, which
 // must be HTTPS if the registry is. A redirect to another scheme, host or port
 // loses the Authorization header and never gets it back. From HTTPS to HTTP
-// only documents whose digest is known are followed. Client certificates go to
-// the host whose folder they lie in. Nothing is logged; errors leave out what
-// follows a question mark in the address of a redirect.
+// only documents whose digest is known are followed. An upload goes to where the
+// registry says, without the header if that is elsewhere, and follows no redirect.
+// Client certificates go to the host whose folder they lie in. Nothing is logged;
+// errors leave out what follows a question mark in the address of a redirect, or of
+// an upload.
 //
 // # Retries
 //
@@ -42,16 +46,18 @@
 // bring less than 1 MiB, so a long download on a bad line ends when it gets
 // nowhere, not when it was unlucky often. What was received is kept: the next
 // attempt asks for the rest (206), or skips what it has (200), or asks for
-// everything again (416).
+// everything again (416). An upload begins anew; an error of what it reads from ends
+// it.
 //
 // # Concurrency
 //
 // A Client and an Image may be used by any number of goroutines, a blob's
 // reader by one at a time. The package starts no goroutine that outlives a
 // call, save those of net/http for idle connections, and those that fetch pieces of
-// a blob (see wide.go) until its reader is closed. There are two locks, never held together: Client.mu guards the
-// transports, authorizer.lock the token (a channel, so that a cancelled pull
-// does not wait for somebody else's token).
+// a blob (see wide.go) until its reader is closed. There are three locks, never held
+// together: Client.mu guards the transports, authorizer.lock the token (a channel, so
+// that a cancelled pull does not wait for somebody else's token), uploadBody.mu what
+// has become of an upload.
 package fetch
 
 import (
@@ -71,7 +77,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A Client pulls from any number of registries. The zero value is ready for
+// A Client pulls from any number of registries, and pushes to them. The zero value is ready for
 // use. It must not be copied or have its fields changed after the first use.
 type Client struct {
 	// Insecure lists registries, as HOST, HOST:PORT or CIDR, that are tried
@@ -133,10 +139,10 @@ type ResolveOptions struct {
 	Progress func(Event)
 }
 
-// An Event tells how a download goes on.
+// An Event tells how a download goes on, or an upload.
 type Event struct {
 	Digest   digest.Digest // of the blob or manifest; "" if not yet known
-	Received int64         // bytes of the blob received and delivered so far
+	Received int64         // bytes of the blob received and delivered so far, or sent
 	Total    int64         // its size in bytes
 	Retry    time.Duration // if not 0, an attempt failed and the next is so far off; told once a second
 	Err      error         // why it failed, if Retry is not 0
@@ -151,11 +157,7 @@ type Event struct {
 // ErrVerification. Its text is what dockerd would have said.
 func (c *Client) Resolve(ctx context.Context, ref reference.Named, o ResolveOptions) (*Image, error) {
 	ref = reference.TagNameOnly(ref)
-	host := reference.Domain(ref)
-	if host == hubDomain {
-		host = hubHost
-	}
-	s, err := c.open(ctx, host, reference.Path(ref), o.Credentials, o.Progress)
+	s, err := c.open(ctx, apiHost(reference.Domain(ref)), reference.Path(ref), []string{pullScope(reference.Path(ref))}, o.Credentials, o.Progress)
 	if err != nil {
 		return nil, err
 	}
@@ -168,12 +170,12 @@ func (c *Client) Resolve(ctx context.Context, ref reference.Named, o ResolveOpti
 // issued one, which the client should keep in place of the password. Wrong
 // credentials give ErrUnauthorized.
 func (c *Client) Login(ctx context.Context, host string, creds Credentials) (string, error) {
-	s, err := c.open(ctx, apiHost(host), "", creds, nil)
+	s, err := c.open(ctx, apiHost(host), "", nil, creds, nil)
 	if err != nil {
 		return "", err
 	}
 	u := s.base.JoinPath("v2/")
-	resp, err := s.get(ctx, request{url: u})
+	resp, err := s.send(ctx, request{url: u})
 	if err != nil {
 		if re, ok := errors.AsType[*RegistryError](err); ok && !errors.As(err, new(*url.Error)) {
 			return "", &classError{
@@ -202,28 +204,17 @@ func (s *session) resolve(ctx context.Context, ref reference.Named, want ocispec
 	if err != nil {
 		return nil, pullError(err, ref)
 	}
-	img := &Image{session: s, ref: ref, digest: doc.desc.Digest}
-	if doc.index != nil {
-		d, err := chooseManifest(doc.index, want)
-		if err != nil {
-			return nil, err
-		}
-		if doc, err = s.manifest(ctx, d.Digest.String(), d); err != nil {
-			return nil, pullError(err, ref)
-		}
-		if doc.index != nil {
-			return nil, &classError{class: ErrMediaType, msg: fmt.Sprintf("index %s holds another index, %s", img.digest, d.Digest)}
-		}
-		img.indexed = true
-	}
-	if err := checkMediaTypes(doc.manifest); err != nil {
-		return nil, err
-	}
-	img.manifest, img.desc, img.layers = doc.body, doc.desc, doc.manifest.Layers
-	if img.config, err = s.config(ctx, doc.manifest.Config); err != nil {
-		return nil, fmt.Errorf("error pulling image configuration: %w", err)
-	}
-	if img.platform, err = parseConfig(img.config, len(img.layers)); err != nil {
+	img := &Image{session: s, ref: ref, digest: doc.desc.Digest, indexed: doc.index != nil}
+	img.docs, err = completeImage(doc, want,
+		func(d ocispec.Descriptor) (*document, error) {
+			doc, err := s.manifest(ctx, d.Digest.String(), d)
+			if err != nil {
+				return nil, pullError(err, ref)
+			}
+			return doc, nil
+		},
+		func(d ocispec.Descriptor) ([]byte, error) { return s.config(ctx, d) })
+	if err != nil {
 		return nil, err
 	}
 	return img, nil

@@ -13,15 +13,11 @@ import (
 // An Image is what a reference was resolved to. Its methods may be called
 // concurrently. The slices that they return must not be changed.
 type Image struct {
-	session  *session
-	ref      reference.Named
-	digest   digest.Digest
-	indexed  bool
-	manifest []byte
-	desc     ocispec.Descriptor
-	layers   []ocispec.Descriptor
-	config   []byte
-	platform ocispec.Platform
+	session *session
+	ref     reference.Named
+	digest  digest.Digest
+	indexed bool
+	docs    Documents
 }
 
 // Digest is what the reference resolved to: that of an index if it was one,
@@ -39,19 +35,19 @@ func (i *Image) Index() digest.Digest {
 
 // Manifest returns the bytes of the image's manifest as the registry has them,
 // verified, and their descriptor.
-func (i *Image) Manifest() ([]byte, ocispec.Descriptor) { return i.manifest, i.desc }
+func (i *Image) Manifest() ([]byte, ocispec.Descriptor) { return i.docs.Manifest, i.docs.Descriptor }
 
 // Config returns the bytes of the image configuration, verified. Their digest
 // is the image's ID.
-func (i *Image) Config() []byte { return i.config }
+func (i *Image) Config() []byte { return i.docs.Config }
 
 // Layers lists the layers, lowest first. There are as many as the
 // configuration has diff IDs.
-func (i *Image) Layers() []ocispec.Descriptor { return i.layers }
+func (i *Image) Layers() []ocispec.Descriptor { return i.docs.Layers }
 
 // Platform is what the configuration says the image is for. It may differ from
 // the wanted one if the reference did not name an index.
-func (i *Image) Platform() ocispec.Platform { return i.platform }
+func (i *Image) Platform() ocispec.Platform { return i.docs.Platform }
 
 // Reference is what was resolved, with a tag or a digest.
 func (i *Image) Reference() reference.Named { return i.ref }

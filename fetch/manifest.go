@@ -83,7 +83,7 @@ func (s *session) manifest(ctx context.Context, name string, want ocispec.Descri
 	}
 	var doc *document
 	err := retry(ctx, s.client.smallPolicy(), s.notifyRetry(want, noBytes), func() error {
-		resp, err := s.get(ctx, req)
+		resp, err := s.send(ctx, req)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -24,17 +26,19 @@ type session struct {
 	progress func(Event) // or nil
 }
 
-// A request is a GET.
+// A request is a GET, unless it says otherwise.
 type request struct {
+	method string // "" means GET
 	url    *url.URL
 	accept string
-	off    int64 // first byte wanted
-	n      int64 // bytes wanted, if off is not 0; 0 means all that follow
-	pinned bool  // the digest of the reply is known
+	off    int64   // first byte wanted
+	n      int64   // bytes wanted, if off is not 0; 0 means all that follow
+	pinned bool    // the digest of the reply is known
+	upload *upload // what is sent; nil if nothing is
 }
 
-// open finds out how a registry is spoken to.
-func (c *Client) open(ctx context.Context, host, name string, creds Credentials, progress func(Event)) (*session, error) {
+// open finds out how a registry is spoken to. The scopes are the rights that are needed.
+func (c *Client) open(ctx context.Context, host, name string, scopes []string, creds Credentials, progress func(Event)) (*session, error) {
 	base, challenges, err := c.ping(ctx, host)
 	if err != nil {
 		return nil, err
@@ -43,7 +47,7 @@ func (c *Client) open(ctx context.Context, host, name string, creds Credentials,
 		client:   c,
 		base:     base,
 		name:     name,
-		auth:     newAuthorizer(c, base, name, creds, challenges),
+		auth:     newAuthorizer(c, base, scopes, creds, challenges),
 		progress: progress,
 	}, nil
 }
@@ -86,23 +90,29 @@ func (c *Client) ping(ctx context.Context, host string) (*url.URL, []challenge, 
 	return nil, nil, err
 }
 
-// get sends a request with the authorization that it needs. The reply has
-// status 200 or, if r.off is not 0, perhaps 206 or 416; any other is a
-// *RegistryError. A token that the registry does not take is renewed once.
-func (s *session) get(ctx context.Context, r request) (*http.Response, error) {
+// send sends a request with the authorization that it needs. The reply to a GET has
+// status 200 or, if r.off is not 0, perhaps 206 or 416, and that to another request
+// 200, 201, 202 or 204; any other is a *RegistryError. A token that the registry does
+// not take is renewed once.
+func (s *session) send(ctx context.Context, r request) (*http.Response, error) {
+	method := cmp.Or(r.method, http.MethodGet)
 	for try := 0; ; try++ {
 		grant, err := s.auth.authorize(ctx)
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {
 				return nil, cause
 			}
-			return nil, &url.Error{Op: "Get", URL: r.url.String(), Err: err}
+			return nil, &url.Error{Op: method[:1] + strings.ToLower(method[1:]), URL: r.url.String(), Err: err}
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url.String(), nil)
+		req, err := http.NewRequestWithContext(ctx, method, r.url.String(), nil)
 		if err != nil {
 			return nil, err
 		}
-		if grant != "" {
+		if err := r.upload.attach(req); err != nil {
+			return nil, err
+		}
+		// An upload may be sent to where the registry says, but its token is for the registry.
+		if grant != "" && sameOrigin(r.url, s.base) {
 			req.Header.Set("Authorization", grant)
 		}
 		if r.accept != "" {
@@ -115,13 +125,21 @@ func (s *session) get(ctx context.Context, r request) (*http.Response, error) {
 			}
 			req.Header.Set("Range", "bytes="+strconv.FormatInt(r.off, 10)+"-"+last)
 		}
-		resp, err := s.client.do(req, redirectPolicy(r.pinned))
+		redirect := redirectPolicy(r.pinned)
+		if method != http.MethodGet && method != http.MethodHead {
+			redirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		}
+		resp, err := s.client.do(req, redirect)
 		if err != nil {
 			return nil, err
 		}
 		switch resp.StatusCode {
 		case http.StatusOK:
 			return resp, nil
+		case http.StatusCreated, http.StatusAccepted, http.StatusNoContent:
+			if method != http.MethodGet {
+				return resp, nil
+			}
 		case http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable:
 			if r.off > 0 {
 				return resp, nil
@@ -157,12 +175,24 @@ func (c *Client) do(req *http.Request, redirect func(*http.Request, []*http.Requ
 
 	guard, ctx := newIdleGuard(req.Context(), c.idleTimeout())
 	hc := http.Client{Transport: router{c}, CheckRedirect: redirect}
-	resp, err := hc.Do(req.WithContext(ctx))
+	req = req.WithContext(ctx)
+	sent, uploads := req.Body.(*uploadBody)
+	if uploads {
+		sent.guard = guard
+	}
+	resp, err := hc.Do(req)
+	if failed := sent.end(); failed != nil {
+		if err == nil {
+			resp.Body.Close()
+		}
+		guard.release()
+		return nil, failed
+	}
 	guard.timer.Stop()
 	if err != nil {
 		err = guard.explain(err)
 		guard.release()
-		return nil, hideQuery(err, req.URL)
+		return nil, hideQuery(err, req)
 	}
 	resp.Body = &guardedBody{ReadCloser: resp.Body, guard: guard}
 	return resp, nil
@@ -204,14 +234,15 @@ func sameOrigin(a, b *url.URL) bool {
 }
 
 // hideQuery removes the query from the address in an error if a redirect led
-// there: signatures in it are good for downloading.
-func hideQuery(err error, asked *url.URL) error {
+// there, or what a registry said of an upload: signatures in it are good for
+// downloading, or for uploading.
+func hideQuery(err error, asked *http.Request) error {
 	ue, ok := errors.AsType[*url.Error](err)
 	if !ok {
 		return err
 	}
 	u, perr := url.Parse(ue.URL)
-	if perr != nil || sameOrigin(u, asked) || u.RawQuery == "" {
+	if perr != nil || u.RawQuery == "" || asked.Method == http.MethodGet && sameOrigin(u, asked.URL) {
 		return err
 	}
 	u.RawQuery = ""
