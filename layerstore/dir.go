@@ -170,6 +170,22 @@ func (d Dir) replaceFile(path string, data []byte) error {
 	return syncDir(filepath.Dir(path))
 }
 
+// TempFile makes a file on the store's datastore that has no name: it is gone when it is closed, or
+// when the process ends, however.
+func (s *Store) TempFile() (*os.File, error) { return s.dir.tempFile() }
+
+func (d Dir) tempFile() (*os.File, error) {
+	f, err := os.CreateTemp(d.tmp(), "spool-")
+	if err != nil {
+		return nil, err
+	}
+	if err := removeAll(f.Name()); err != nil { // an Open may have been faster
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // readBounded reads a file of the store that a program wrote and a person may
 // have changed: what is longer than limit bytes is a *FormatError.
 func readBounded(path string, limit int64) ([]byte, error) {

@@ -64,6 +64,8 @@
 //	    lease-*                 JSON: chain IDs of the layers that a pull or a check wants to keep
 //	    file-*, image-*         files and image folders that are about to be renamed
 //	    removed-*               folders that are about to be removed
+//	    spool-*                 an archive that is being read, a blob that is being pushed; loses its
+//	                            name at once, see TempFile
 //
 // The CID of a disk is made from its chain ID and a number that changes when this
 // program begins to make other disks of the same layers, so that one is never read

@@ -142,6 +142,14 @@ func storedName(ref reference.Named) (reference.Named, error) {
 	return ref, nil
 }
 
+// tagName is storedName for a name that an image is given here: a digest is the registry's to give.
+func tagName(ref reference.Named) (reference.Named, error) {
+	if isDigest(ref) {
+		return nil, errors.New("refusing to create a tag with a digest reference")
+	}
+	return storedName(ref)
+}
+
 // setName makes ref name an image and tells whether it did not before. The
 // caller holds the store's lock and knows that the image is there.
 func (d Dir) setName(ref reference.Named, id digest.Digest) (changed bool, err error) {
@@ -159,10 +167,7 @@ func (d Dir) setName(ref reference.Named, id digest.Digest) (changed bool, err e
 // name dst, which loses the image that it had. A dst without tag gets latest;
 // one with a digest is an error.
 func (s *Store) Tag(src string, dst reference.Named) error {
-	if isDigest(dst) {
-		return errors.New("refusing to create a tag with a digest reference")
-	}
-	dst, err := storedName(dst)
+	dst, err := tagName(dst)
 	if err != nil {
 		return err
 	}

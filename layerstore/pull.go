@@ -15,6 +15,8 @@ type PullOptions struct {
 	// one event at a time. A slow one misses intermediate events and delays its
 	// own pull only. nil is silent.
 	Progress func(ProgressEvent)
+	// Tags are further names for the image, which appear with it. They have tags, or get latest.
+	Tags []reference.Named
 }
 
 // A pull is one call of Pull.
@@ -48,6 +50,13 @@ func (s *Store) Pull(ctx context.Context, src Source, name reference.Named, o Pu
 	names, err := plan.names(name)
 	if err != nil {
 		return nil, fmt.Errorf("pull image: %w", err)
+	}
+	for _, tag := range o.Tags {
+		tag, err := tagName(tag)
+		if err != nil {
+			return nil, fmt.Errorf("pull image: %w", err)
+		}
+		names = append(names, tag)
 	}
 	chains := make([]digest.Digest, len(plan.layers))
 	for i, l := range plan.layers {

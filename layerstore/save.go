@@ -111,6 +111,15 @@ func (s *Store) Save(refs []string) (_ *Saving, err error) {
 	return sv, nil
 }
 
+// Images returns the images that are saved.
+func (sv *Saving) Images() []*Image {
+	var images []*Image
+	for _, si := range sv.images {
+		images = append(images, si.Image)
+	}
+	return images
+}
+
 // Close lets go of the layers.
 func (sv *Saving) Close() { sv.lease.release() }
 

@@ -311,3 +311,24 @@ func TestAtRandom(t *testing.T) {
 		t.Errorf("left in disks: %q, %v", left, err)
 	}
 }
+
+// A temporary file has no name, so a process that dies leaves none.
+func TestTempFile(t *testing.T) {
+	s := openStore(t, Options{})
+	f, err := s.TempFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	names, err := listDir(s.dir.tmp())
+	if err != nil || len(names) > 0 {
+		t.Errorf("there is %q, %v", names, err)
+	}
+	if _, err := f.WriteString("spooled"); err != nil {
+		t.Error(err)
+	}
+	b := make([]byte, 7)
+	if _, err := f.ReadAt(b, 0); err != nil || string(b) != "spooled" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
