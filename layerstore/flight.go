@@ -3,6 +3,7 @@ package layerstore
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -324,6 +325,9 @@ func (f *flight) make(ctx context.Context, r *rider, l *Layer) (*stack, error) {
 		own := &rider{src: rebuilt{r.src, f.s.dir, donor}, layer: r.layer}
 		own.layer.blob.Size = donor.TarSize
 		st, err := f.fetchAndBind(ctx, own, l)
+		if donor.Blob == l.Blob {
+			l.BlobHead = donor.BlobHead
+		}
 		var se *sourceError
 		if !errors.As(err, &se) || ctx.Err() != nil {
 			return st, err
@@ -401,7 +405,7 @@ func (f *flight) fetch(ctx context.Context, r *rider, l *Layer, w *vmdk.LayerWri
 	f.setStage(StageFetching)
 	u := unpacking{src: r.src, layer: r.layer, lim: f.s.lim, fetched: &f.fetched}
 	cs, err := u.run(ctx, w, recipe)
-	l.TarSize = u.tarSize
+	l.TarSize, l.BlobHead = u.tarSize, hex.EncodeToString(u.head)
 	if err == nil {
 		for _, warning := range cs.Warnings() {
 			f.s.log.Warn("layer does not fit ext4 in full", "chain", l.Chain, "warning", warning)

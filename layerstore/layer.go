@@ -32,6 +32,9 @@ type Layer struct {
 	// bytes of the compressed tar. Another registry may have it as another blob.
 	Blob     digest.Digest `json:"blob,omitempty"`
 	BlobSize int64         `json:"blobSize,omitempty"`
+	// BlobHead is how that began, in hex: a gzip header tells what program may have made it. "" if
+	// it was not compressed, or was not read.
+	BlobHead string `json:"blobHead,omitempty"`
 	// TarSize is the length of the tar in bytes, 0 if it was known to be empty
 	// without being fetched.
 	TarSize int64 `json:"tarSize"`

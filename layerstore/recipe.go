@@ -221,23 +221,29 @@ type rebuilt struct {
 // Blob returns the tar, whatever blob is asked for. Its digest is for the pull to verify,
 // as that of every tar.
 func (r rebuilt) Blob(ctx context.Context, _ ocispec.Descriptor) (io.ReadCloser, error) {
+	return pipe(ctx, func(ctx context.Context, w io.Writer) error { return r.dir.rebuildTar(ctx, r.layer, w) }), nil
+}
+
+// pipe returns what write writes, while it does. Closing it early ends the context of write.
+func pipe(ctx context.Context, write func(context.Context, io.Writer) error) io.ReadCloser {
 	in, out := io.Pipe()
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		out.CloseWithError(r.dir.rebuildTar(ctx, r.layer, out))
+		out.CloseWithError(write(ctx, out))
 	}()
-	return &rebuiltBlob{in, cancel, done}, nil
+	return &pipeReader{in, cancel, done}
 }
 
-type rebuiltBlob struct {
+type pipeReader struct {
 	*io.PipeReader
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-func (b *rebuiltBlob) Close() error {
+// Close waits for write.
+func (b *pipeReader) Close() error {
 	b.cancel()
 	err := b.PipeReader.Close()
 	<-b.done

@@ -2,6 +2,7 @@ package layerstore
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -23,6 +24,7 @@ type unpacking struct {
 	lim     Limits
 	fetched *atomic.Int64 // bytes of the blob that have come so far
 	tarSize int64
+	head    []byte // of the blob, if it is compressed
 }
 
 // A sourceError is the fault of one Source: another may do better.
@@ -59,7 +61,11 @@ func (u *unpacking) unpack(ctx context.Context, out, skeleton io.Writer) (*diskf
 	raw := newPump(&countReader{blob, u.fetched}, nil)
 	defer raw.close()
 	defer cancel() // or raw might wait for the network
-	dec, err := decompress(raw)
+	b := bufio.NewReaderSize(raw, blobBuffer)
+	if head, _ := b.Peek(headSize); isGzip(head) || isZstd(head) {
+		u.head = bytes.Clone(head)
+	}
+	dec, err := decompress(b)
 	if err != nil {
 		return nil, u.blame(ctx, raw, err)
 	}
@@ -99,11 +105,14 @@ func (u *unpacking) blame(ctx context.Context, raw io.Reader, err error) error {
 	return err
 }
 
+// blobBuffer is how much of a blob is held to look at its beginning.
+const blobBuffer = 64 << 10
+
 // decompress returns the content of a blob, whatever it is compressed with;
 // without a known magic number it is what it is. Several gzip members or zstd
 // frames are the concatenation of their contents.
 func decompress(r io.Reader) (io.ReadCloser, error) {
-	b := bufio.NewReaderSize(r, 64<<10)
+	b := bufio.NewReaderSize(r, blobBuffer) // r itself, if it is one
 	magic, err := b.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, err
