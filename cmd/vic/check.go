@@ -68,7 +68,7 @@ type checked struct {
 func check(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, f checkFlags) error {
 	out := cmd.OutOrStdout()
 	m := newMeter(cmd.ErrOrStderr(), "check")
-	bar := newProgress(cmd.ErrOrStderr(), "repair")
+	bar := newProgress(cmd.ErrOrStderr(), "repair", "fetched")
 	clear := func() {
 		m.clear()
 		bar.clear()

@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "init", "pull", "ls", "du", "disk", "rm", "save", "mount", "check", "gc", "flatten", "cat", "diff", "export", "convert", "iso", "version"} {
+	for _, command := range []string{"serve", "init", "pull", "seed", "push", "ls", "du", "disk", "rm", "save", "mount", "check", "gc", "flatten", "cat", "diff", "export", "convert", "iso", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}
@@ -59,6 +59,14 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"rm", "--store", store, "busybox"}, "no such image", 1},
 		{[]string{"save", "--store", store, "busybox"}, "no such image", 1},
 		{[]string{"save", "--store", store}, "requires at least 1 arg", 2},
+		{[]string{"seed", "--store", store}, "no source is named", 2},
+		{[]string{"seed", "--store", store, "-", "-"}, "standard input can be read once", 2},
+		{[]string{"seed", "--store", store, "a", "b", "--name", "c"}, "--name is for one source", 2},
+		{[]string{"seed", "--store", store, "a", "--parallel", "0"}, "at least 1", 2},
+		{[]string{"seed", "--store", store, "a", "--platform", "a/b/c/d"}, "--platform", 2},
+		{[]string{"seed", "--store", store, "-f", "/nope"}, "no such file", 1},
+		{[]string{"push", "--store", store}, "accepts between 1 and 2 arg", 2},
+		{[]string{"push", "--store", store, "busybox", "Bad"}, "invalid reference format", 2},
 		{[]string{"mount", "--store", store}, "accepts 1 arg", 2},
 		{[]string{"mount", "--store", filepath.Join(store, "nope"), store}, "no such file", 1},
 		{[]string{"mount", "--store", store, "/etc"}, "/etc is not empty", 1},

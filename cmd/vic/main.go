@@ -63,7 +63,7 @@ or is damaged.`,
 	}
 	root.AddCommand(
 		serveCommand(), initCommand(),
-		pullCommand(), saveCommand(), rmCommand(),
+		pullCommand(), seedCommand(), pushCommand(), saveCommand(), rmCommand(),
 		lsCommand(), duCommand(), diskCommand(), catCommand(), diffCommand(), exportCommand(), convertCommand(), mountCommand(),
 		checkCommand(), gcCommand(), flattenCommand(),
 		isoCommand(), versionCommand(),

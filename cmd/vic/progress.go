@@ -14,20 +14,21 @@ import (
 	"vic/layerstore"
 )
 
-// A progress shows how a pull goes: on a terminal one line that changes, elsewhere a line for each
-// layer that has come. Several goroutines may use it.
+// A progress shows how a pull or a push goes: on a terminal one line that changes, elsewhere a line for
+// each layer that is there. Several goroutines may use it.
 type progress struct {
 	mu       sync.Mutex
 	w        io.Writer
 	what     string
+	done     string // what has been done with a layer that is there
 	terminal bool
 	layers   map[digest.Digest]layerstore.ProgressEvent
 	drawn    time.Time
 	ended    bool
 }
 
-func newProgress(w io.Writer, what string) *progress {
-	return &progress{w: w, what: what, terminal: isTerminal(w), layers: make(map[digest.Digest]layerstore.ProgressEvent)}
+func newProgress(w io.Writer, what, done string) *progress {
+	return &progress{w: w, what: what, done: done, terminal: isTerminal(w), layers: make(map[digest.Digest]layerstore.ProgressEvent)}
 }
 
 func isTerminal(w io.Writer) bool {
@@ -57,7 +58,7 @@ func (p *progress) layer(e layerstore.ProgressEvent) {
 	}
 	switch e.Stage {
 	case layerstore.StageDone:
-		fmt.Fprintf(p.w, "%s: pulled %s\n", short(e.Layer), units.HumanSize(float64(e.Total)))
+		fmt.Fprintf(p.w, "%s: %s %s\n", short(e.Layer), p.done, units.HumanSize(float64(e.Total)))
 	case layerstore.StageExists:
 		fmt.Fprintf(p.w, "%s: exists\n", short(e.Layer))
 	}
@@ -74,6 +75,43 @@ func (p *progress) note(text string) {
 		fmt.Fprint(p.w, eraseLine)
 	}
 	fmt.Fprintln(p.w, text)
+}
+
+// above writes a line to out, which may be the same terminal.
+func (p *progress) above(out io.Writer, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.terminal && !p.ended {
+		fmt.Fprint(p.w, eraseLine)
+	}
+	fmt.Fprintln(out, text)
+}
+
+// push tells of one layer on its way out.
+func (p *progress) push(e layerstore.PushEvent) {
+	ev := layerstore.ProgressEvent{Layer: e.Blob, Total: e.Size}
+	switch e.Stage {
+	case layerstore.PushPreparing:
+		return // its blob is not known
+	case layerstore.PushSending:
+		ev.Stage = layerstore.StageFetching
+	case layerstore.PushSent:
+		ev.Stage, ev.Current = layerstore.StageDone, e.Size
+	case layerstore.PushExists, layerstore.PushMounted:
+		ev.Stage = layerstore.StageExists
+	}
+	p.layer(ev)
+}
+
+// sent tells how many bytes of a blob have been sent.
+func (p *progress) sent(blob digest.Digest, n int64) {
+	p.mu.Lock()
+	ev, ok := p.layers[blob]
+	p.mu.Unlock()
+	if ok && ev.Stage == layerstore.StageFetching {
+		ev.Current = n
+		p.layer(ev)
+	}
 }
 
 // eraseLine goes to the beginning of a terminal's line and empties it.

@@ -59,7 +59,7 @@ func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, registry
 	if err != nil {
 		return err
 	}
-	bar := newProgress(cmd.ErrOrStderr(), reference.FamiliarString(ref))
+	bar := newProgress(cmd.ErrOrStderr(), reference.FamiliarString(ref), "pulled")
 	defer bar.end()
 	o := fetch.ResolveOptions{Credentials: creds, Progress: func(e fetch.Event) {
 		if e.Retry > 0 {
