@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/moby/api/types/common"
 
+	"vic/archive"
 	"vic/containervm"
 	"vic/fetch"
 	"vic/layerstore"
@@ -74,6 +75,9 @@ func statusOf(err error) int {
 		return s.status
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return http.StatusBadRequest
+	}
+	if _, ok := errors.AsType[*archive.FormatError](err); ok {
 		return http.StatusBadRequest
 	}
 	if _, ok := errors.AsType[*containervm.StartError](err); ok {

@@ -12,11 +12,13 @@ import (
 // A progressMessage is a line of a progress stream. An error is sent in both fields: clients read
 // errorDetail, old ones error.
 type progressMessage struct {
+	Stream string               `json:"stream,omitempty"` // text to show as it is
 	Status string               `json:"status,omitempty"`
 	Detail *jsonstream.Progress `json:"progressDetail,omitempty"`
 	ID     string               `json:"id,omitempty"`
 	Error  string               `json:"error,omitempty"`
 	Cause  *jsonstream.Error    `json:"errorDetail,omitempty"`
+	Aux    any                  `json:"aux,omitempty"` // for programs
 }
 
 // progressEvery bounds how often the progress of one layer is told; a change of what happens to it is
@@ -49,6 +51,9 @@ func newProgressStream(w http.ResponseWriter) *progressStream {
 func (p *progressStream) say(id, status string) {
 	p.send(progressMessage{ID: id, Status: status})
 }
+
+// stream writes text, which ends its lines itself.
+func (p *progressStream) stream(text string) { p.send(progressMessage{Stream: text}) }
 
 // layer writes a line about one layer, unless one of the same status was written just before. With a
 // total of 0 it has no numbers.
@@ -92,7 +97,7 @@ func (p *progressStream) end() {
 func (p *progressStream) send(m progressMessage) {
 	line, err := json.Marshal(m)
 	if err != nil {
-		panic("api: encode progress: " + err.Error()) // strings and numbers only
+		panic("api: encode progress: " + err.Error()) // strings and numbers, and what aux is given
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

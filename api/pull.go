@@ -20,7 +20,7 @@ import (
 func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	if q.Get("fromSrc") != "" {
-		return notImplemented("importing images: this host cannot do that yet")
+		return s.importImage(w, r)
 	}
 	ref, err := pullReference(q.Get("fromImage"), q.Get("tag"))
 	if err != nil {

@@ -20,22 +20,15 @@ func (s *Server) saveImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if p != nil {
-		for _, ref := range refs {
-			img, err := s.findImage(ref)
-			if err == nil {
-				err = checkPlatform(img, ref, p)
-			}
-			if err != nil {
-				return err
-			}
-		}
-	}
 	sv, err := s.store.Save(refs)
 	if errors.Is(err, layerstore.ErrNotFound) {
 		for _, ref := range refs { // in Docker's words
-			if _, err := s.findImage(ref); err != nil {
+			one, err := s.store.Save([]string{ref})
+			if errors.Is(err, layerstore.ErrNotFound) {
 				return notFound("reference does not exist: %s", familiar(ref))
+			}
+			if err == nil {
+				one.Close()
 			}
 		}
 	}
@@ -43,6 +36,15 @@ func (s *Server) saveImages(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer sv.Close()
+	for _, img := range sv.Images() {
+		name := img.ID.String()
+		if tags := img.RepoTags(); len(tags) > 0 {
+			name = tags[0]
+		}
+		if err := checkPlatform(img, name, p); err != nil {
+			return err
+		}
+	}
 	w.Header().Set("Content-Type", "application/x-tar")
 	if err := sv.Write(r.Context(), w); err != nil {
 		s.log.Error("saving images", "images", refs, "error", err)

@@ -1,12 +1,23 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"vic/bench/testimage"
 )
 
 // TestDocker drives one vic serve with the docker client: first what needs no virtual machine, then
@@ -20,6 +31,8 @@ func TestDocker(t *testing.T) {
 		{"protocol", testProtocol},
 		{"system", testSystem},
 		{"images", testImages},
+		{"transport", testTransport},
+		{"import", testImport},
 		{"missing", testMissing},
 		{"create", testCreate},
 		{"filters", testFilters},
@@ -154,7 +167,7 @@ func testImages(t *testing.T, s *suite) {
 func testMissing(t *testing.T, s *suite) {
 	s.docker(t, "", "volume", "create", "v").wantError(1, "volumes: this host cannot do that yet")
 	s.docker(t, "", "network", "create", "n").wantError(1, "this host cannot do that yet")
-	s.docker(t, "", "push", "bb").wantError(1, "this host cannot do that yet")
+	s.docker(t, "", "search", "bb").wantError(1, "this host cannot do that yet")
 	s.docker(t, "", "run", "-v", "/a:/b", "bb").wantError(125, "--volume is not supported: this host has no volumes")
 	s.docker(t, "", "run", "--restart", "always", "bb").wantError(125, "--restart is not supported")
 	s.docker(t, "", "run", "--network", "host", "bb").wantError(125, "--network is not supported")
@@ -234,4 +247,88 @@ func testRemoveImages(t *testing.T, s *suite) {
 	s.docker(t, "", "rmi", s.image).wantError(1, "No such image: "+s.image)
 	s.docker(t, "", "images", "-q").want(0, "")
 	s.docker(t, "", "run", "--pull", "never", s.image).wantError(125, "No such image: "+s.image)
+}
+
+// Images go out and come back, by docker's client and by skopeo as one.
+func testTransport(t *testing.T, s *suite) {
+	needTool(t, "skopeo")
+	id := s.docker(t, "", "images", "-q", "--no-trunc", s.image).ok()
+	saved := filepath.Join(s.dir, "saved.tar")
+	s.docker(t, "", "save", "-o", saved, s.image).ok()
+	s.docker(t, "", "load", "-i", saved).has("Loaded image: " + s.image)
+	s.docker(t, "", "rmi", "-f", id).ok()
+	archive, err := os.ReadFile(saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.docker(t, string(archive), "load", "-q").want(0, "Loaded image: "+s.image+"\n")
+	if got := s.docker(t, "", "images", "-q", "--no-trunc").ok(); got != id {
+		t.Errorf("saved, removed and loaded: %s, want %s", got, id)
+	}
+	s.docker(t, string(archive[:len(archive)/2]), "load").wantError(1, "unexpected EOF")
+	s.docker(t, "no tar", "load").wantError(1, "image archive: ")
+	s.docker(t, string(archive), "load", "--platform", "linux/s390x").wantError(1, "not linux/s390x")
+
+	// What is brought beside the daemon is there at once.
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"seed", "--store", filepath.Join(s.dir, "store"), "docker-archive:" + saved, "--name", "beside:1"}, strings.NewReader(""), &out, io.Discard); err != nil {
+		t.Errorf("seed beside vic serve: %v", err)
+	}
+	s.docker(t, "", "images", "-q", "--no-trunc", "beside:1").want(0, id+"\n")
+	s.docker(t, "", "rmi", "beside:1").ok()
+
+	// A repository without latest stands for its tags.
+	repo := strings.TrimSuffix(s.image, ":1")
+	s.docker(t, "", "save", "-o", saved, "--platform", "linux/amd64", repo).ok()
+	s.docker(t, "", "save", "-o", saved, "--platform", "linux/s390x", repo).wantError(1, "does not match the specified platform")
+	s.docker(t, "", "save", "-o", saved, repo, "nope").wantError(1, "reference does not exist: nope:latest")
+
+	pushed := s.registry.Addr + "/pushed"
+	s.docker(t, "", "push", pushed).wantError(1, "An image does not exist locally with the tag: "+pushed)
+	s.docker(t, "", "tag", s.image, pushed+":2").ok()
+	s.docker(t, "", "push", pushed).wantError(1, "tag does not exist: "+pushed+":latest")
+	s.docker(t, "", "push", pushed+":2").has("The push refers to repository ["+pushed+"]", "2: digest: sha256:")
+	s.docker(t, "", "push", "-a", pushed).has(": Layer already exists", "2: digest: sha256:")
+	s.docker(t, "", "push", "127.0.0.1:1/none:1").wantError(1, "An image does not exist locally")
+	s.docker(t, "", "tag", s.image, "127.0.0.1:1/none:1").ok()
+	s.docker(t, "", "push", "127.0.0.1:1/none:1").wantError(1, "connection refused")
+	s.docker(t, "", "rmi", "127.0.0.1:1/none:1").ok()
+	s.docker(t, "", "image", "inspect", pushed+":2", "--format", "{{.RepoDigests}}").has(pushed + "@sha256:")
+	config, err := exec.Command("skopeo", "inspect", "--tls-verify=false", "--raw", "--config", "docker://"+pushed+":2").Output()
+	if got := fmt.Sprintf("sha256:%x", sha256.Sum256(config)); err != nil || got != id {
+		t.Errorf("skopeo finds image %s, want %s (%v)", got, id, err)
+	}
+	s.docker(t, "", "rmi", "-f", id).ok()
+	s.docker(t, "", "pull", "-q", s.image).ok()
+	if got := s.docker(t, "", "images", "-q", "--no-trunc").ok(); got != id {
+		t.Errorf("pulled again: %s, want %s", got, id)
+	}
+	s.docker(t, "", "tag", s.image, "bb").ok()
+}
+
+// A tar becomes an image, which leaves as one.
+func testImport(t *testing.T, s *suite) {
+	needTool(t, "skopeo")
+	var root bytes.Buffer
+	w := tar.NewWriter(&root)
+	if err := errors.Join(testimage.Add(w, tar.Header{Name: "hello"}, "hello\n"), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	id := s.docker(t, root.String(), "import", "-c", `CMD ["/hello", "you"]`, "-c", "ENV A=1", "-m", "by hand", "-", "imported:1").ok()
+	s.docker(t, "", "image", "inspect", "imported:1", "--format", "{{.Id}} {{.Config.Cmd}} {{.Config.Env}} {{.Comment}} {{.Architecture}}").
+		want(0, id+" [/hello you] [A=1] by hand "+runtime.GOARCH+"\n")
+	saved := filepath.Join(s.dir, "imported.tar")
+	s.docker(t, "", "save", "-o", saved, "imported:1").ok()
+	raw, err := exec.Command("skopeo", "inspect", "--raw", "--config", "docker-archive:"+saved).Output()
+	if got := fmt.Sprintf("sha256:%x", sha256.Sum256(raw)); err != nil || got != id {
+		t.Errorf("skopeo finds image %s, want %s (%v)", got, id, err)
+	}
+	// A name goes to what was loaded last.
+	other := s.docker(t, root.String(), "import", "-", "imported:1").ok()
+	s.docker(t, "", "load", "-i", saved).has("The image imported:1 already exists, renaming the old one with ID "+other+" to empty string", "Loaded image: imported:1")
+	s.docker(t, "", "rmi", other).ok()
+	s.docker(t, root.String()[:515], "import", "-").wantError(1, "unexpected EOF")
+	s.docker(t, root.String(), "import", "-c", "RUN x", "-").wantError(1, "RUN is not a valid change command")
+	s.docker(t, "", "import", "http://127.0.0.1:1/x").wantError(1, "importing from a URL")
+	s.docker(t, "", "rmi", "imported:1").ok()
 }

@@ -1,0 +1,231 @@
+package api
+
+import (
+	"encoding/json"
+	"path"
+	"strconv"
+	"strings"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/sys/signal"
+)
+
+// maxChanges bounds the changes of an import, in bytes.
+const maxChanges = 64 << 10
+
+// applyChanges changes an image's configuration as the lines of a Dockerfile say that docker import
+// --change takes. Lines stand for themselves: none goes on in the next.
+func applyChanges(cfg *dockerspec.DockerOCIImageConfig, changes []string) error {
+	text := strings.Join(changes, "\n")
+	if len(text) > maxChanges {
+		return badRequest("changes of %d bytes, %d are allowed", len(text), maxChanges)
+	}
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		name, rest := line, ""
+		if i := strings.IndexAny(line, " \t"); i >= 0 {
+			name, rest = line[:i], strings.TrimSpace(line[i:])
+		}
+		if err := applyChange(cfg, strings.ToUpper(name), rest); err != nil {
+			return badRequest("change %q: %w", line, err)
+		}
+	}
+	return nil
+}
+
+func applyChange(cfg *dockerspec.DockerOCIImageConfig, name, rest string) error {
+	switch name {
+	case "CMD", "ENTRYPOINT":
+		list, isList := jsonList(rest)
+		if !isList {
+			list = []string{"/bin/sh", "-c", rest}
+		}
+		if rest == "" {
+			return badRequest("%s needs a command", name)
+		}
+		if name == "CMD" {
+			cfg.Cmd = list
+		} else {
+			cfg.Entrypoint = list
+		}
+		return nil
+	case "ENV", "LABEL", "EXPOSE", "USER", "WORKDIR", "VOLUME", "STOPSIGNAL":
+	default:
+		return badRequest("%s is not a valid change command", name)
+	}
+	words, isList := jsonList(rest)
+	if !isList || name != "VOLUME" {
+		var err error
+		if words, err = splitWords(rest); err != nil {
+			return err
+		}
+	}
+	if len(words) == 0 {
+		return badRequest("%s needs an argument", name)
+	}
+	switch name {
+	case "ENV", "LABEL":
+		pairs, err := splitPairs(words, rest)
+		if err != nil {
+			return err
+		}
+		for _, p := range pairs {
+			if name == "ENV" {
+				cfg.Env = setEnv(cfg.Env, p[0], p[1])
+				continue
+			}
+			if cfg.Labels == nil {
+				cfg.Labels = make(map[string]string)
+			}
+			cfg.Labels[p[0]] = p[1]
+		}
+		return nil
+	case "EXPOSE":
+		return expose(cfg, words)
+	case "VOLUME":
+		if cfg.Volumes == nil {
+			cfg.Volumes = make(map[string]struct{})
+		}
+		for _, w := range words {
+			if w == "" {
+				return badRequest("VOLUME specified can not be an empty string")
+			}
+			cfg.Volumes[w] = struct{}{}
+		}
+		return nil
+	}
+	if len(words) > 1 {
+		return badRequest("%s takes one argument", name)
+	}
+	switch name {
+	case "USER":
+		cfg.User = words[0]
+	case "WORKDIR":
+		cfg.WorkingDir = path.Join("/", cfg.WorkingDir, words[0])
+		if path.IsAbs(words[0]) {
+			cfg.WorkingDir = path.Clean(words[0])
+		}
+	case "STOPSIGNAL":
+		if _, err := signal.ParseSignal(words[0]); err != nil {
+			return err
+		}
+		cfg.StopSignal = words[0]
+	}
+	return nil
+}
+
+// jsonList reads a list of strings, as Dockerfiles have it in place of words.
+func jsonList(s string) ([]string, bool) {
+	if !strings.HasPrefix(s, "[") {
+		return nil, false
+	}
+	list := []string{}
+	err := json.Unmarshal([]byte(s), &list)
+	return list, err == nil
+}
+
+// splitWords splits at spaces that are not quoted, and takes quotes and backslashes away. Docker puts
+// the values of variables in: there are none here, so one that is named is refused.
+func splitWords(s string) ([]string, error) {
+	var words []string
+	var b strings.Builder
+	var quote byte
+	in := false // a word
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		switch {
+		case c == '\\' && quote != '\'' && i+1 < len(s):
+			i++
+			if quote == '"' && s[i] != '"' && s[i] != '\\' && s[i] != '$' {
+				b.WriteByte(c)
+			}
+			b.WriteByte(s[i])
+			in = true
+		case c == '$' && quote != '\'':
+			return nil, badRequest("variables are not replaced: quote the $")
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote != 0:
+			b.WriteByte(c)
+		case c == '"' || c == '\'':
+			quote, in = c, true
+		case c == ' ' || c == '\t':
+			if in {
+				words = append(words, b.String())
+				b.Reset()
+				in = false
+			}
+		default:
+			b.WriteByte(c)
+			in = true
+		}
+	}
+	if quote != 0 {
+		return nil, badRequest("a quotation does not end")
+	}
+	if in {
+		words = append(words, b.String())
+	}
+	return words, nil
+}
+
+// splitPairs splits KEY=VALUE words, or the old form KEY VALUE, in which the value goes on to the end.
+func splitPairs(words []string, rest string) ([][2]string, error) {
+	if !strings.Contains(words[0], "=") {
+		if len(words) < 2 {
+			return nil, badRequest("%s has no value", words[0])
+		}
+		_, value, _ := strings.Cut(strings.ReplaceAll(rest, "\t", " "), " ")
+		return [][2]string{{words[0], strings.TrimSpace(value)}}, nil
+	}
+	var pairs [][2]string
+	for _, w := range words {
+		key, value, ok := strings.Cut(w, "=")
+		if !ok || key == "" {
+			return nil, badRequest("%q is not KEY=VALUE", w)
+		}
+		pairs = append(pairs, [2]string{key, value})
+	}
+	return pairs, nil
+}
+
+// setEnv sets a variable, in its place if it is there.
+func setEnv(env []string, key, value string) []string {
+	for i, e := range env {
+		if strings.HasPrefix(e, key+"=") {
+			env[i] = key + "=" + value
+			return env
+		}
+	}
+	return append(env, key+"="+value)
+}
+
+// expose adds ports, PORT[-PORT][/PROTOCOL] each.
+func expose(cfg *dockerspec.DockerOCIImageConfig, words []string) error {
+	if cfg.ExposedPorts == nil {
+		cfg.ExposedPorts = make(map[string]struct{})
+	}
+	for _, w := range words {
+		span, protocol, ok := strings.Cut(w, "/")
+		if !ok {
+			protocol = "tcp"
+		}
+		protocol = strings.ToLower(protocol)
+		from, to, isSpan := strings.Cut(span, "-")
+		if !isSpan {
+			to = from
+		}
+		first, err1 := strconv.ParseUint(from, 10, 16)
+		last, err2 := strconv.ParseUint(to, 10, 16)
+		if err1 != nil || err2 != nil || first == 0 || last < first || protocol != "tcp" && protocol != "udp" && protocol != "sctp" {
+			return badRequest("invalid containerPort: %s", w)
+		}
+		for port := first; port <= last; port++ {
+			cfg.ExposedPorts[strconv.FormatUint(port, 10)+"/"+protocol] = struct{}{}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,69 @@
+package api
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+)
+
+func TestChanges(t *testing.T) {
+	for _, tt := range []struct {
+		changes string // separated by |
+		want    string // JSON of the configuration
+		err     string
+	}{
+		{changes: "", want: `{}`},
+		{changes: `CMD ["sh", "-c", "a b"]|entrypoint /run $X`, want: `{"Entrypoint":["/bin/sh","-c","/run $X"],"Cmd":["sh","-c","a b"]}`},
+		{changes: `CMD []`, want: `{}`},
+		{changes: `CMD ["a",1]`, want: `{"Cmd":["/bin/sh","-c","[\"a\",1]"]}`},
+		{changes: "ENV A=1 B=\"two words\" C='$x'|ENV A=2\\ 3|ENV OLD form of it", want: `{"Env":["A=2 3","B=two words","C=$x","OLD=form of it"]}`},
+		{changes: `LABEL a.b=c "d e"=f`, want: `{"Labels":{"a.b":"c","d e":"f"}}`},
+		{changes: `EXPOSE 80 53/udp 8000-8002/TCP`, want: `{"ExposedPorts":{"53/udp":{},"80/tcp":{},"8000/tcp":{},"8001/tcp":{},"8002/tcp":{}}}`},
+		{changes: "USER me:us|WORKDIR a|WORKDIR b/../c|VOLUME /x /y|VOLUME [\"/z z\"]|STOPSIGNAL SIGQUIT|# nothing",
+			want: `{"User":"me:us","Volumes":{"/x":{},"/y":{},"/z z":{}},"WorkingDir":"/a/c","StopSignal":"SIGQUIT"}`},
+		{changes: "RUN rm -rf /", err: "RUN is not a valid change command"},
+		{changes: "HEALTHCHECK NONE", err: "HEALTHCHECK is not a valid change command"},
+		{changes: "CMD", err: "CMD needs a command"},
+		{changes: "USER a b", err: "USER takes one argument"},
+		{changes: "USER", err: "USER needs an argument"},
+		{changes: "ENV A=$HOME", err: "variables are not replaced"},
+		{changes: `ENV A="x`, err: "a quotation does not end"},
+		{changes: "ENV A", err: "A has no value"},
+		{changes: "ENV A=1 B", err: `"B" is not KEY=VALUE`},
+		{changes: "EXPOSE 0", err: "invalid containerPort: 0"},
+		{changes: "EXPOSE 70000", err: "invalid containerPort"},
+		{changes: "EXPOSE 1/ip", err: "invalid containerPort"},
+		{changes: "STOPSIGNAL NOPE", err: "nvalid signal"},
+		{changes: `VOLUME [""]`, err: "empty string"},
+		{changes: "ENV A=" + strings.Repeat("x", maxChanges), err: "are allowed"},
+	} {
+		var cfg dockerspec.DockerOCIImageConfig
+		err := applyChanges(&cfg, strings.Split(tt.changes, "|"))
+		if tt.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.err) || statusOf(err) != 400 {
+				t.Errorf("%.80s: %v, want %q", tt.changes, err, tt.err)
+			}
+			continue
+		}
+		got, jsonErr := json.Marshal(cfg)
+		if err != nil || jsonErr != nil || string(got) != tt.want {
+			t.Errorf("%s:\n%s, %v, want\n%s", tt.changes, got, err, tt.want)
+		}
+	}
+}
+
+func FuzzChanges(f *testing.F) {
+	f.Add("ENV A=1 B=\"two words\"\nEXPOSE 80-90/udp")
+	f.Add("CMD [\"a\"]\nVOLUME ['x' \\y\nWORKDIR ../..")
+	f.Fuzz(func(t *testing.T, text string) {
+		var cfg dockerspec.DockerOCIImageConfig
+		if err := applyChanges(&cfg, []string{text}); err != nil && statusOf(err) != 400 {
+			t.Errorf("%q: %v is not the client's fault", text, err)
+		}
+		if dir := cfg.WorkingDir; dir != "" && dir[0] != '/' {
+			t.Errorf("%q: working directory %q", text, dir)
+		}
+	})
+}

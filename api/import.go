@@ -1,0 +1,78 @@
+package api
+
+import (
+	"cmp"
+	"encoding/json"
+	"net/http"
+	"runtime"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/events"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"vic/archive"
+	"vic/layerstore"
+)
+
+// importImage is docker import: a tar becomes an image of one layer.
+func (s *Server) importImage(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	if q.Get("fromSrc") != "-" {
+		return notImplemented("importing from a URL: this host cannot do that, download it and import the file")
+	}
+	var names []reference.Named
+	if q.Get("repo") != "" {
+		name, err := reference.ParseNormalizedNamed(q.Get("repo"))
+		if err == nil && q.Get("tag") != "" {
+			name, err = reference.WithTag(reference.TrimNamed(name), q.Get("tag"))
+		}
+		if err != nil {
+			return badRequest("%w", err)
+		}
+		if _, isDigest := name.(reference.Digested); isDigest {
+			return badRequest("cannot import digest reference")
+		}
+		names = append(names, reference.TagNameOnly(name))
+	}
+	platform := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	if text := q.Get("platform"); text != "" {
+		p, err := platforms.Parse(text)
+		if err != nil {
+			return badRequest("%w", err)
+		}
+		platform = p
+	}
+	var cfg dockerspec.DockerOCIImageConfig
+	if err := applyChanges(&cfg, q["changes"]); err != nil {
+		return err
+	}
+	a, err := archive.FromTar(r.Context(), r.Body, s.store.TempFile, func(diffID digest.Digest) ([]byte, error) {
+		now := time.Now().UTC()
+		comment := cmp.Or(q.Get("message"), "Imported from -")
+		img := dockerspec.DockerOCIImage{Image: ocispec.Image{
+			Created: &now, Platform: platform, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
+			History: []ocispec.History{{Created: &now, Comment: comment}},
+		}, Config: cfg}
+		return json.Marshal(img)
+	})
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	src, err := a.Entries()[0].Resolve(r.Context(), nil)
+	if err != nil {
+		return err
+	}
+	img, err := s.store.Pull(r.Context(), src, nil, layerstore.PullOptions{Tags: names})
+	if err != nil {
+		return err
+	}
+	out := newProgressStream(w)
+	out.say("", img.ID.String())
+	s.imageEvent(events.ActionImport, img.ID.String(), img.ID.String(), img)
+	return nil
+}
