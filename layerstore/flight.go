@@ -27,6 +27,7 @@ type flight struct {
 	s      *Store
 	layer  planLayer // its blob is the first rider's
 	below  *flight   // of the parent; nil if that is in the store
+	twin   *flight   // of the same tar over another parent, which began before; or nil
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the goroutine has ended
 
@@ -41,6 +42,7 @@ type flight struct {
 	submitted bool          // its commit is in the queue
 	landed    bool          // it is committed
 	gone      bool          // it is cancelled, or landed and forgotten
+	failed    bool          // a rider's Source, or the datastore, failed it
 	stack     *stack        // with this layer on top, for one child to take
 	changed   chan struct{} // closed, and replaced, when any of these changes
 }
@@ -65,7 +67,7 @@ func (s *Store) board(ctx context.Context, p *pull, src Source, missing []planLa
 		f := s.flights[l.chain]
 		if f == nil {
 			f = &flight{
-				s: s, layer: l, below: s.flights[l.parent],
+				s: s, layer: l, below: s.flights[l.parent], twin: s.twin(l),
 				done: make(chan struct{}), changed: make(chan struct{}),
 			}
 			s.flights[l.chain] = f
@@ -164,6 +166,9 @@ func (f *flight) run(ctx context.Context) {
 			return // nobody wants it any more
 		}
 		if lock == nil {
+			if err = f.awaitTwin(ctx); err != nil {
+				return
+			}
 			if lock, err = f.lock(ctx); err != nil {
 				f.fail(nil, err)
 				continue
@@ -221,7 +226,7 @@ func (f *flight) nextRider(ctx context.Context) (*rider, error) {
 // fail tells one rider, or all of them, that they will not arrive.
 func (f *flight) fail(one *rider, err error) {
 	f.update(func() {
-		f.stage, f.submitted = StageQueued, false
+		f.stage, f.submitted, f.failed = StageQueued, false, true
 		if f.stack != nil {
 			f.stack.close()
 			f.stack = nil
@@ -318,10 +323,17 @@ func (f *flight) takeStack() *stack {
 	return st
 }
 
-// make makes the layer: of what the store has, if it was made from the same tar over
-// another parent, else of r's Source.
+// make makes the layer: of what the store has, or has now, if it was made from the same
+// tar over another parent, else of r's Source.
 func (f *flight) make(ctx context.Context, r *rider, l *Layer) (*stack, error) {
-	if donor := r.layer.donor; donor != nil {
+	donor := r.layer.donor
+	if donor == nil {
+		var lease *lease
+		if donor, lease = f.landedTwin(); donor != nil {
+			defer lease.release()
+		}
+	}
+	if donor != nil {
 		own := &rider{src: rebuilt{r.src, f.s.dir, donor}, layer: r.layer}
 		own.layer.blob.Size = donor.TarSize
 		st, err := f.fetchAndBind(ctx, own, l)

@@ -114,10 +114,7 @@ func (s *Store) findDonors(missing []planLayer) (*lease, error) {
 	for i, l := range missing {
 		if donor := found[l.diffID]; donor != nil {
 			missing[i].donor = donor
-			chains = append(chains, donor.Chain)
-			if donor.In != "" {
-				chains = append(chains, donor.In)
-			}
+			chains = append(chains, donor.chains()...)
 		}
 	}
 	return s.dir.lease(chains)

@@ -250,6 +250,14 @@ func (b *pipeReader) Close() error {
 	return err
 }
 
+// chains are the layers that must stay for the tar of l to be rebuilt.
+func (l *Layer) chains() []digest.Digest {
+	if l.In != "" {
+		return []digest.Digest{l.Chain, l.In}
+	}
+	return []digest.Digest{l.Chain}
+}
+
 // donors finds layers of the store that were made from the same tars as some that are
 // missing, over other parents. If there is no other, one that is to be made again may be its
 // own: what is damaged of it need not be what its tar is made of.
