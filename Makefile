@@ -34,7 +34,7 @@ test:
 	@$(MAKE) --no-print-directory all
 	go vet ./...
 	ORACLES=1 go test -timeout 40m ./...
-	ORACLES=1 go test -race -short ./archive ./vmdk ./diskfs ./fetch ./layerstore ./tether/wire ./containervm ./api
+	ORACLES=1 go test -race -short ./vmdk ./diskfs ./fetch/... ./layerstore ./tether/wire ./containervm ./api
 	$(call fuzz_all,$(fuzz_runs))
 
 check:

@@ -9,9 +9,9 @@ import (
 
 	"github.com/moby/moby/api/types/common"
 
-	"vic/archive"
 	"vic/containervm"
 	"vic/fetch"
+	"vic/fetch/archive"
 	"vic/layerstore"
 )
 

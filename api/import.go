@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"vic/archive"
+	"vic/fetch/archive"
 	"vic/layerstore"
 )
 

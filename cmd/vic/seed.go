@@ -20,8 +20,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"vic/archive"
 	"vic/fetch"
+	"vic/fetch/archive"
 	"vic/layerstore"
 )
 

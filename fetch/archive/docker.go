@@ -173,7 +173,7 @@ func (a *Archive) dockerLayer(ctx context.Context, name string, diffID digest.Di
 	switch kind := compression(magic[:n]); kind {
 	case plain:
 		return d, nil
-	case gzip, zstds:
+	case gzipped, zstdType:
 		d.MediaType += "." + kind
 	default:
 		return d, formatErrorf(name, "compressed with %s, which no layer may be", kind)

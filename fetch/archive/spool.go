@@ -10,11 +10,10 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"vic/layerstore/inflate"
 )
 
 // OpenFile opens a tar, which may be compressed. Temp makes the file that a compressed one is
@@ -112,16 +111,16 @@ func openTar(r io.ReaderAt, size int64, closer io.Closer) (*Archive, error) {
 
 // What a file may be compressed with.
 const (
-	plain = ""
-	gzip  = "gzip"
-	zstds = "zstd"
-	bzip2 = "bzip2"
-	xz    = "xz"
+	plain    = ""
+	gzipped  = "gzip"
+	zstdType = "zstd"
+	bzip2    = "bzip2"
+	xz       = "xz"
 )
 
 // magics are the first bytes of files that are compressed.
 var magics = []struct{ magic, kind string }{
-	{"\x1f\x8b", gzip}, {"\x28\xb5\x2f\xfd", zstds}, {"BZh", bzip2}, {"\xfd7zXZ\x00", xz},
+	{"\x1f\x8b", gzipped}, {"\x28\xb5\x2f\xfd", zstdType}, {"BZh", bzip2}, {"\xfd7zXZ\x00", xz},
 }
 
 const magicSize = 6
@@ -156,9 +155,13 @@ func spool(w io.Writer, r io.Reader) (int64, error) {
 	switch kind := compression(magic); kind {
 	case plain:
 		dec = b
-	case gzip:
-		dec = inflate.NewReader(b)
-	case zstds:
+	case gzipped:
+		z, err := gzip.NewReader(b)
+		if err != nil {
+			return 0, formatErrorf("", "%v", err)
+		}
+		dec = z
+	case zstdType:
 		z, err := zstd.NewReader(b, zstd.WithDecoderMaxWindow(zstdWindow))
 		if err != nil {
 			return 0, fmt.Errorf("read image archive: %w", err)
