@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -117,11 +118,11 @@ func (f *faultFS) do(op string, run func(half bool) (logOp, syscall.Errno)) sysc
 	return errno
 }
 
-// position returns how many changes have been made.
-func (f *faultFS) position() int {
+// changes returns the log so far.
+func (f *faultFS) changes() []logOp {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.log)
+	return slices.Clone(f.log)
 }
 
 func (f *faultFS) newNode(data *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
@@ -293,7 +294,8 @@ func TestFaultFS(t *testing.T) {
 		}
 	}
 	again := t.TempDir()
-	f.crash(len(f.log), keepAll).write(t, again)
+	log := f.changes()
+	crash(log, keepAll).write(t, again)
 	want, got := treeSums(t, f.Dir), treeSums(t, again)
 	for name, sum := range want {
 		if got[name] != sum {
@@ -304,7 +306,7 @@ func TestFaultFS(t *testing.T) {
 		t.Errorf("%d files, want %d", len(got), len(want))
 	}
 	var kinds strings.Builder
-	for _, l := range f.log {
+	for _, l := range log {
 		kinds.WriteString(l.kind + " ")
 	}
 	for _, kind := range []string{"create", "mkdir", "unlink", "rename", "write", "truncate", "chmod", "fsync", "fsyncdir"} {

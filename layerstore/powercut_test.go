@@ -39,26 +39,26 @@ func (l logOp) ofNames() bool {
 	return false
 }
 
-// crash returns what is on the medium if the power fails after the first n changes. An
+// crash returns what is on the medium if the power fails after the changes of a log. An
 // fsync of a file makes what was done to its content and mode durable; an fsync of a folder
 // all names in it; of the rest keep decides, one by one.
-func (f *faultFS) crash(n int, keep keeper) *crashed {
-	durable := make([]bool, n)
-	for i, l := range f.log[:n] {
+func crash(log []logOp, keep keeper) *crashed {
+	durable := make([]bool, len(log))
+	for i, l := range log {
 		switch l.kind {
 		case "fsync":
-			for k, old := range f.log[:i] {
+			for k, old := range log[:i] {
 				durable[k] = durable[k] || !old.ofNames() && old.node == l.node
 			}
 		case "fsyncdir":
-			for k, old := range f.log[:i] {
+			for k, old := range log[:i] {
 				durable[k] = durable[k] || old.ofNames() && (old.node == l.node || old.kind == "rename" && old.to == l.node)
 			}
 		}
 	}
 	is := &crashed{map[int]map[string]int{0: {}}, map[int][]byte{}, map[int]os.FileMode{}}
 	now := map[int]map[string]int{0: {}} // as programs saw the names
-	for i, l := range f.log[:n] {
+	for i, l := range log {
 		moved := now[l.node][l.name]
 		switch l.kind {
 		case "create", "mkdir":
@@ -217,9 +217,9 @@ func TestPowerCut(t *testing.T) {
 	var promises []promise
 	keep := func(name string, image digest.Digest, do func()) {
 		t.Helper()
-		p := promise{begun: f.position(), name: name, image: image}
+		p := promise{begun: len(f.changes()), name: name, image: image}
 		do()
-		p.kept = f.position()
+		p.kept = len(f.changes())
 		promises = append(promises, p)
 	}
 	s := openStoreIn(t, dir, Options{})
@@ -238,7 +238,7 @@ func TestPowerCut(t *testing.T) {
 	pull("one:1", first)
 	pull("two:1", second)
 	pull("one:1", third) // another image takes the name
-	flattened := f.position()
+	flattened := len(f.changes())
 	if _, err := s.Flatten(t.Context(), "one:1", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -252,12 +252,12 @@ func TestPowerCut(t *testing.T) {
 	if _, err := s.CreateContainerDisk("c", digest.FromBytes(third.config)); err != nil {
 		t.Fatal(err)
 	}
-	container := [2]int{f.position()}                                        // while it must be there
+	container := [2]int{len(f.changes())}                                    // while it must be there
 	if _, err := s.Remove("one:1", RemoveOptions{Force: true}); err != nil { // its layers stay
 		t.Fatal(err)
 	}
-	promises = append(promises, promise{begun: container[0], kept: f.position(), name: "one:1"})
-	container[1] = f.position()
+	promises = append(promises, promise{begun: container[0], kept: len(f.changes()), name: "one:1"})
+	container[1] = len(f.changes())
 	if err := s.RemoveContainer("c"); err != nil {
 		t.Fatal(err)
 	}
@@ -267,14 +267,15 @@ func TestPowerCut(t *testing.T) {
 	checkClean(t, s)
 	want := goodDisks(t, first, second, third)
 
+	log := f.changes()
 	seed := rand.Uint64()
-	t.Logf("seed %d, %d changes", seed, len(f.log))
+	t.Logf("seed %d, %d changes", seed, len(log))
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	step := 5
 	if testing.Short() {
 		step = 20
 	}
-	for n := rnd.IntN(step); n <= len(f.log); n += step {
+	for n := rnd.IntN(step); n <= len(log); n += step {
 		for _, mode := range []struct {
 			name   string
 			keep   keeper
@@ -286,7 +287,7 @@ func TestPowerCut(t *testing.T) {
 		} {
 			again := memoryDir(t)
 			strict := mode.strict && n <= flattened
-			f.crash(n, mode.keep).write(t, again)
+			crash(log[:n], mode.keep).write(t, again)
 			afterCrash(t, filepath.Join(again, "store"), strict, n > flattened, func(s *Store) {
 				for _, name := range []string{"one:1", "two:1", "tag:1"} {
 					var is digest.Digest
@@ -303,7 +304,7 @@ func TestPowerCut(t *testing.T) {
 				}
 			}, want, first, second, third)
 			if t.Failed() {
-				for _, l := range f.log[max(0, n-12):n] {
+				for _, l := range log[max(0, n-12):n] {
 					l.data = nil
 					t.Logf("%+v", l)
 				}
