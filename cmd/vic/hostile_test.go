@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -329,6 +330,52 @@ func bomb(t *testing.T, first, again []byte, n int) hostileImage {
 	return imageOf(t, l)
 }
 
+// manyFilesMemory bounds what a pull may occupy, however many files an image has.
+const manyFilesMemory = 512 << 20
+
+// TestManyFiles: a layer of a million files is pulled in bounded memory.
+func TestManyFiles(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute, and measures memory")
+	}
+	const n = 1_000_000
+	var blob bytes.Buffer
+	sum := sha256.New()
+	z, err := gzip.NewWriterLevel(&blob, gzip.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(io.MultiWriter(z, sum))
+	for i := range n {
+		name := fmt.Sprintf("usr/lib/node_modules/package-%03d/dist/module-%04d/file-%07d.js", i/10000, i/100, i)
+		h := tar.Header{Name: name, Mode: 0o644, ModTime: time.Unix(1_700_000_000+int64(i), 0), Size: int64(i % 16 / 15)}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte("x")[:h.Size]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(imageOf(t, hostileLayer{exactly(blob.Bytes()), int64(blob.Len()), digest.FromBytes(blob.Bytes()), digest.NewDigest(digest.SHA256, sum)}))
+	defer s.Close()
+	store := filepath.Join(t.TempDir(), "store")
+	ref := strings.TrimPrefix(s.URL, "http://") + "/many"
+	peak, out, err := runVic(t, "pull", "--store", store, ref)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if peak > manyFilesMemory {
+		t.Errorf("it took %d MiB of memory, want %d at most", peak>>20, manyFilesMemory>>20)
+	}
+	t.Logf("%d MiB", peak>>20)
+	if _, out, err := runVic(t, "ls", "--store", store, ref, fmt.Sprintf("usr/lib/node_modules/package-%03d/dist/module-%04d", 77, 7777)); err != nil || strings.Count(out, "\n") != 100 {
+		t.Errorf("a folder of 100 files: %v\n%s", err, out)
+	}
+}
+
 // What tells a test binary that it is vic: its arguments, and a file for how much memory
 // it took.
 const vicArgs, vicPeak = "VIC_TEST_ARGS", "VIC_TEST_PEAK"
@@ -339,6 +386,7 @@ func TestVic(t *testing.T) {
 	if err := json.Unmarshal([]byte(os.Getenv(vicArgs)), &args); err != nil {
 		t.Skip("for other tests")
 	}
+	limitMemory()
 	err := run(context.Background(), args, os.Stdin, os.Stdout, os.Stderr)
 	status, readErr := os.ReadFile("/proc/self/status")
 	if err = errors.Join(err, readErr, os.WriteFile(os.Getenv(vicPeak), status, 0600)); err != nil {

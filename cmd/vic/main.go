@@ -25,10 +25,14 @@ var version = "unknown"
 // of what is in use before it is looked through, and a layer of a million files has 190 MiB.
 const memoryLimit = 384 << 20
 
-func main() {
+func limitMemory() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
+}
+
+func main() {
+	limitMemory()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
