@@ -30,12 +30,17 @@ var allowed = map[string][]string{
 	"containervm/qemu":    {"containervm", "tether/wire"},
 	"api":                 {"containervm", "fetch", "fetch/archive", "layerstore"},
 	"cmd/tether":          {"tether"},
-	"cmd/vic":             {"api", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "diskfs", "fetch", "fetch/archive", "layerstore", "layerstore/mount"},
+	"cmd/vic":             {"api", "bench", "bench/corpus", "bench/layout", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "diskfs", "fetch", "fetch/archive", "layerstore", "layerstore/mount"},
 	"cmd/vic/acceptance":  {},
 	"cmd/demo":            {"bench/testimage"},
-	"bench/testimage":     {},
+	"bench/testimage":     {"bench/layout"},
 	"bench/mount":         {},
 	"bench/pull":          {"bench/testimage"},
+	"bench":               {"bench/chart", "bench/corpus", "bench/layout", "diskfs", "fetch", "layerstore/inflate", "vmdk"},
+	"bench/chart":         {},
+	"bench/corpus":        {"bench/layout"},
+	"bench/layout":        {},
+	"bench/figures":       {"bench/testimage"},
 }
 
 // tetherModules are all modules that PID 1 may link.
