@@ -55,27 +55,11 @@ func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, registry
 	if err != nil {
 		return usageErrorf("image name %q: %w", text, err)
 	}
-	creds, err := storedCredentials(ctx, ref)
-	if err != nil {
-		return err
-	}
 	bar := newProgress(cmd.ErrOrStderr(), reference.FamiliarString(ref), "pulled")
 	defer bar.end()
-	o := fetch.ResolveOptions{Credentials: creds, Progress: func(e fetch.Event) {
-		if e.Retry > 0 {
-			bar.note(fmt.Sprintf("trying again in %s: %v", e.Retry.Round(time.Second), e.Err))
-		}
-	}}
-	if platform != "" {
-		p, err := platforms.Parse(platform)
-		if err != nil {
-			return usageErrorf("--platform: %w", err)
-		}
-		o.Platform = &p
-	}
-	src, err := registry.Resolve(ctx, ref, o)
+	src, err := resolve(ctx, registry, ref, platform, bar.note)
 	if err != nil {
-		return advise(err, reference.Domain(ref))
+		return err
 	}
 	var updated bool
 	img, err := s.Pull(ctx, src, ref, layerstore.PullOptions{Progress: func(e layerstore.ProgressEvent) {
@@ -95,6 +79,29 @@ func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, registry
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s: image %s, digest %s\n", reference.FamiliarString(ref), state, short(img.ID), src.Digest())
 	return err
+}
+
+// resolve finds an image in its registry, with the credentials that docker login keeps. An empty platform is this
+// machine's. note is told what the user should know meanwhile.
+func resolve(ctx context.Context, registry *fetch.Client, ref reference.Named, platform string, note func(string)) (*fetch.Image, error) {
+	creds, err := storedCredentials(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	o := fetch.ResolveOptions{Credentials: creds, Progress: func(e fetch.Event) {
+		if e.Retry > 0 {
+			note(fmt.Sprintf("trying again in %s: %v", e.Retry.Round(time.Second), e.Err))
+		}
+	}}
+	if platform != "" {
+		p, err := platforms.Parse(platform)
+		if err != nil {
+			return nil, fmt.Errorf("--platform: %w", err)
+		}
+		o.Platform = &p
+	}
+	src, err := registry.Resolve(ctx, ref, o)
+	return src, advise(err, reference.Domain(ref))
 }
 
 // storedCredentials are those that docker login keeps for the registry of a reference.
