@@ -3,7 +3,7 @@
 # make test     install what is missing, then run everything that is tested
 # make check    gofmt, go vet and the race detector
 # make fuzz     fuzz every parser for a while
-# make bench    measure each stage, and pulls against containerd and podman
+# make bench    measure each package, each stage of a pull, and pulls beside other engines
 # make clean    remove what make made
 
 # Debian packages: to run container VMs; for the demo; to judge the tests.
@@ -11,9 +11,10 @@ run_packages  := qemu-system-x86 linux-image-cloud-amd64
 demo_packages := $(run_packages) docker-registry debootstrap
 test_packages := $(demo_packages) qemu-utils e2fsprogs skopeo umoci buildah busybox-static \
 	attr acl libcap2-bin isolinux syslinux-common xorriso tar fuse3
-bench_packages := $(demo_packages) podman
+bench_packages := debootstrap podman e2fsprogs zstd tar
 # Debian's containerd cannot unpack layers side by side.
 bench_containerd := v2.4.2
+bench_hcsshim := v0.13.0
 
 # Executions of each fuzz target in make test: a few seconds. A time would now and then fail with
 # "context deadline exceeded", which is the go command's own end of fuzzing and no finding.
@@ -51,7 +52,8 @@ bench:
 	go test -run '^$$' -bench . ./vmdk ./diskfs ./fetch ./layerstore ./layerstore/inflate ./tether/wire
 	@test -x bin/peers/containerd || GOBIN=$(CURDIR)/bin/peers CGO_ENABLED=0 go install \
 		github.com/containerd/containerd/v2/cmd/containerd@$(bench_containerd) github.com/containerd/containerd/v2/cmd/ctr@$(bench_containerd)
-	go run ./bench/pull -containerd bin/peers
+	@test -x bin/peers/tar2ext4 || { $(call go_install_in_module,github.com/Microsoft/hcsshim,$(bench_hcsshim),cmd/tar2ext4); }
+	go run ./bench/figures
 
 clean:
 	rm -rf bin demo-store
@@ -64,6 +66,12 @@ define install
 		export DEBIAN_FRONTEND=noninteractive; \
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
 	fi
+endef
+
+# Builds a program into bin/peers whose module go install refuses, for it replaces others.
+define go_install_in_module
+	dir=$$(mktemp -d) && ( cd $$dir && go mod init peers && go get $(1)/$(3)@$(2) && \
+		CGO_ENABLED=0 go build -o $(CURDIR)/bin/peers/ $(1)/$(3) ); status=$$?; rm -rf $$dir; exit $$status
 endef
 
 # The client alone is wanted; in Debian 12 it comes with the engine.

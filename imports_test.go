@@ -35,7 +35,6 @@ var allowed = map[string][]string{
 	"cmd/demo":            {"bench/testimage"},
 	"bench/testimage":     {"bench/layout"},
 	"bench/mount":         {},
-	"bench/pull":          {"bench/testimage"},
 	"bench":               {"bench/chart", "bench/corpus", "bench/layout", "diskfs", "fetch", "layerstore/inflate", "vmdk"},
 	"bench/chart":         {},
 	"bench/corpus":        {"bench/layout"},

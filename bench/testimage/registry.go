@@ -107,23 +107,6 @@ func (r *Registry) Push(ctx context.Context, repoTag string, img v1.Image) (stri
 	return ref, nil
 }
 
-// Keep returns the reference of an image that was pushed before, or makes and pushes it.
-func (r *Registry) Keep(ctx context.Context, repoTag string, image func() (v1.Image, error)) (string, error) {
-	ref := r.Addr + "/" + repoTag
-	tag, err := name.ParseReference(ref, name.Insecure)
-	if err != nil {
-		return "", err
-	}
-	if _, err := remote.Head(tag, remote.WithContext(ctx)); err == nil {
-		return ref, nil
-	}
-	img, err := image()
-	if err != nil {
-		return "", err
-	}
-	return r.Push(ctx, repoTag, img)
-}
-
 // Stop ends the registry and waits for it.
 func (r *Registry) Stop() error {
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {

@@ -64,11 +64,7 @@ func (l Layer) open() (v1.Layer, error) {
 		return tarball.LayerFromFile(l.File, opts...)
 	}
 	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	if err := l.Write(w); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
+	if err := l.writeTo(&buf); err != nil {
 		return nil, err
 	}
 	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil }, opts...)
