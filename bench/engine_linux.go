@@ -110,9 +110,15 @@ func command(ctx context.Context, name string, args ...string) (time.Duration, e
 		return 0, ctx.Err()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%s %s: %w\n%s", filepath.Base(name), strings.Join(args, " "), err, out[max(0, len(out)-2000):])
+		return 0, fmt.Errorf("%s: %w: %s", filepath.Base(name), err, lastLine(string(out)))
 	}
 	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
+}
+
+// lastLine is the line of what a program said that tells why it failed.
+func lastLine(said string) string {
+	said = strings.TrimSpace(said)
+	return said[strings.LastIndexByte(said, '\n')+1:]
 }
 
 // firstLine returns the first line that a program prints, to tell its version.

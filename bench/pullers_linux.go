@@ -32,11 +32,22 @@ func (v *vic) pull(ctx context.Context, img *image) (time.Duration, error) {
 }
 
 // podman is podman pull, into a store of its own.
-type podman struct{ root string }
+type podman struct {
+	root string
+	run  string // what it keeps of running containers, in a path of at most 50 bytes; "" before prepare
+}
 
-func (p *podman) name() string   { return "podman" }
-func (p *podman) does() string   { return "pulls into folders for overlayfs" }
-func (p *podman) release() error { return nil }
+func (p *podman) name() string { return "podman" }
+func (p *podman) does() string { return "pulls into folders for overlayfs" }
+
+func (p *podman) release() error {
+	if p.run == "" {
+		return nil
+	}
+	run := p.run
+	p.run = ""
+	return removeMounted(run)
+}
 
 func (p *podman) check(ctx context.Context) (string, error) {
 	if _, err := find("", "podman"); err != nil {
@@ -45,13 +56,14 @@ func (p *podman) check(ctx context.Context) (string, error) {
 	return firstLine(ctx, "podman", "--version")
 }
 
-func (p *podman) prepare(_ context.Context, dir string) error {
-	p.root = dir
-	return nil
+func (p *podman) prepare(_ context.Context, dir string) (err error) {
+	p.root = filepath.Join(dir, "root")
+	p.run, err = os.MkdirTemp("/tmp", "vic-bench-")
+	return err
 }
 
 func (p *podman) pull(ctx context.Context, img *image) (time.Duration, error) {
-	return command(ctx, "podman", "--root", p.root+"/root", "--runroot", p.root+"/run", "--storage-driver", "overlay",
+	return command(ctx, "podman", "--root", p.root, "--runroot", p.run, "--storage-driver", "overlay",
 		"pull", "-q", "--tls-verify=false", img.server.Ref)
 }
 
@@ -62,6 +74,7 @@ type containerd struct {
 	bin   string // of containerd
 	ctr   string
 	root  string
+	run   string        // its socket and state, in a path short enough for a socket; "" before prepare
 	cmd   *exec.Cmd     // nil if it does not run
 	done  chan struct{} // closed when it has ended
 	log   bytes.Buffer  // read only after that
@@ -83,12 +96,15 @@ func (c *containerd) check(ctx context.Context) (version string, err error) {
 	return firstLine(ctx, c.bin, "--version")
 }
 
-func (c *containerd) prepare(ctx context.Context, dir string) error {
-	c.root = dir
-	config := filepath.Join(dir, "config.toml")
+func (c *containerd) prepare(ctx context.Context, dir string) (err error) {
+	c.root = filepath.Join(dir, "root")
+	if c.run, err = os.MkdirTemp("/tmp", "vic-bench-"); err != nil {
+		return err
+	}
+	config := filepath.Join(c.run, "config.toml")
 	text := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n"+
 		"[plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_downloads = 6\nmax_concurrent_unpacks = 6\n",
-		filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket())
+		c.root, filepath.Join(c.run, "state"), c.socket())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -111,14 +127,14 @@ func (c *containerd) prepare(ctx context.Context, dir string) error {
 		}
 		select {
 		case <-c.done:
-			return fmt.Errorf("containerd ended at once:\n%s", c.log.Bytes())
+			return fmt.Errorf("containerd ended at once: %s", lastLine(c.log.String()))
 		case <-time.After(50 * time.Millisecond): // it offers no event for being ready
 		case <-ctx.Done():
 		}
 	}
 }
 
-func (c *containerd) socket() string { return filepath.Join(c.root, "sock") }
+func (c *containerd) socket() string { return filepath.Join(c.run, "sock") }
 
 func (c *containerd) pull(ctx context.Context, img *image) (time.Duration, error) {
 	before, err := cpuOf(c.cmd.Process.Pid)
@@ -134,15 +150,18 @@ func (c *containerd) pull(ctx context.Context, img *image) (time.Duration, error
 }
 
 func (c *containerd) release() error {
-	if c.cmd == nil {
+	if c.run == "" {
 		return nil
 	}
-	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end containerd: %w", err)
+	if c.cmd != nil {
+		if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("end containerd: %w", err)
+		}
+		<-c.done
 	}
-	<-c.done
-	c.cmd = nil
-	return nil
+	run := c.run
+	c.cmd, c.run = nil, ""
+	return removeMounted(run)
 }
 
 // cpuOf reads what a process and its dead children have used, proc(5).

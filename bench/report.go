@@ -68,6 +68,9 @@ type EngineResult struct {
 	CPUOverFloor  float64 `json:"cpuOverFloor"`
 }
 
+// maxWhy is how much of an error is told, in bytes.
+const maxWhy = 500
+
 // A MissingPeer was not measured.
 type MissingPeer struct {
 	Name string `json:"name"`
@@ -106,8 +109,8 @@ func (r *Report) add(m *measured, engines []*contestant, cores int) {
 	r.Floor = &floor
 	for _, c := range engines {
 		if c.failed != nil {
-			why, _, _ := strings.Cut(c.failed.Error(), "\n")
-			r.Missing = append(r.Missing, MissingPeer{c.name(), why})
+			why := strings.Join(strings.Fields(c.failed.Error()), " ")
+			r.Missing = append(r.Missing, MissingPeer{c.name(), why[:min(len(why), maxWhy)]})
 			continue
 		}
 		e := EngineResult{Name: c.name(), Version: c.version, Does: c.does()}
