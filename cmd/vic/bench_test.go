@@ -18,22 +18,11 @@ import (
 	"vic/bench/corpus"
 )
 
-// asProgram, set in the environment, makes the test program vic: vic bench runs the program that it is.
-const asProgram = "VIC_TEST_AS_PROGRAM"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
-		main()
-		return
-	}
-	os.Exit(m.Run())
-}
-
 // smallBench is a corpus that takes no time to speak of.
 var smallBench = []string{"bench", "--layers", "3", "--files", "60", "--sizes", "uniform:0-8KiB", "--whiteouts", "0.1", "--seed", "5", "--runs", "2"}
 
 func TestBench(t *testing.T) {
-	t.Setenv(asProgram, "1")
+	t.Setenv(asVic, "1")
 	work, svg := t.TempDir(), filepath.Join(t.TempDir(), "chart.svg")
 	args := append(slices.Clone(smallBench), "--work", work, "--only", "none", "--growth-layers", "1,3", "--growth-files", "200,10,50", "--json", "--svg", svg)
 	out, progress, err := vic(t, args...)
@@ -114,7 +103,7 @@ func left(t *testing.T, dir string) {
 
 // TestBenchTable measures an OCI layout, with every peer that there is: the others are named, too.
 func TestBenchTable(t *testing.T) {
-	t.Setenv(asProgram, "1")
+	t.Setenv(asVic, "1")
 	// Some peers take no long paths for their sockets.
 	dir, work := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), strings.Repeat("long", 25))
 	if err := os.Mkdir(work, 0o755); err != nil {
@@ -151,7 +140,7 @@ func TestBenchTable(t *testing.T) {
 
 // TestBenchNoPeers has no peers installed.
 func TestBenchNoPeers(t *testing.T) {
-	t.Setenv(asProgram, "1")
+	t.Setenv(asVic, "1")
 	t.Setenv("PATH", t.TempDir())
 	out, _, err := vic(t, append(slices.Clone(smallBench), "--work", t.TempDir(), "--runs", "1")...)
 	if err != nil {
@@ -178,7 +167,7 @@ func (c *cancelOn) Write(p []byte) (int, error) {
 }
 
 func TestBenchInterrupted(t *testing.T) {
-	t.Setenv(asProgram, "1")
+	t.Setenv(asVic, "1")
 	for _, tt := range []struct{ at, only string }{
 		{"generating", "none"}, {"each stage", "none"}, {": vic", "none"}, {"growth: 2 layers: generating", "none"}, {"growth: 2 layers: run", "none"},
 		{": mount + tar", "mount + tar"}, {": tar + mke2fs -d", "tar + mke2fs -d"}, {": podman", "podman"}, {": containerd", "containerd"},
@@ -227,7 +216,7 @@ func TestBenchRefused(t *testing.T) {
 		{[]string{"--work", "/nope"}, "/nope"},
 		{[]string{"a", "b"}, "accepts at most 1 arg"},
 	} {
-		t.Setenv(asProgram, "1")
+		t.Setenv(asVic, "1")
 		_, _, err := vic(t, append([]string{"bench"}, tt.args...)...)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("vic bench %s: %v, want %q", strings.Join(tt.args, " "), err, tt.want)

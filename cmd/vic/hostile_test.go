@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -376,35 +375,15 @@ func TestManyFiles(t *testing.T) {
 	}
 }
 
-// What tells a test binary that it is vic: its arguments, and a file for how much memory
-// it took.
-const vicArgs, vicPeak = "VIC_TEST_ARGS", "VIC_TEST_PEAK"
-
-// TestVic is vic, for other tests. By itself it does nothing.
-func TestVic(t *testing.T) {
-	var args []string
-	if err := json.Unmarshal([]byte(os.Getenv(vicArgs)), &args); err != nil {
-		t.Skip("for other tests")
-	}
-	limitMemory()
-	err := run(context.Background(), args, os.Stdin, os.Stdout, os.Stderr)
-	status, readErr := os.ReadFile("/proc/self/status")
-	if err = errors.Join(err, readErr, os.WriteFile(os.Getenv(vicPeak), status, 0600)); err != nil {
-		fmt.Fprintln(os.Stderr, "vic:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
 // runVic runs vic as a process. It returns how much memory that took at its peak, and
 // what it wrote.
 func runVic(t *testing.T, args ...string) (peak int64, out string, err error) {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestVic$")
-	cmd.Env = append(os.Environ(), vicArgs+"="+string(toJSON(t, args)), vicPeak+"="+dir+"/peak", "DOCKER_CONFIG="+dir)
+	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
+	cmd.Env = append(os.Environ(), asVic+"=1", vicStatus+"="+dir+"/status", "DOCKER_CONFIG="+dir)
 	b, err := cmd.CombinedOutput()
-	status, readErr := os.ReadFile(dir + "/peak")
+	status, readErr := os.ReadFile(dir + "/status")
 	if readErr != nil {
 		t.Fatalf("%v\n%s", readErr, b)
 	}

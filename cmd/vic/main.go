@@ -25,21 +25,20 @@ var version = "unknown"
 // of what is in use before it is looked through, and a layer of a million files has 190 MiB.
 const memoryLimit = 384 << 20
 
-func limitMemory() {
+func main() { os.Exit(program()) }
+
+// program is the whole of it. It returns the exit status.
+func program() int {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
-}
-
-func main() {
-	limitMemory()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "vic:", err)
-		stop()
-		os.Exit(exitCode(err))
+		return exitCode(err)
 	}
+	return 0
 }
 
 // exitCode is 2 for a mistake in the command line, 1 for all else that goes wrong.

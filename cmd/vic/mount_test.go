@@ -2,12 +2,10 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -17,21 +15,6 @@ import (
 
 	"vic/bench/testimage"
 )
-
-// asVic, set in the environment, makes the test program vic: some tests kill it.
-const asVic = "VIC_TEST_COMMAND"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(asVic) == "" {
-		os.Exit(m.Run())
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
-		os.Stderr.WriteString("vic: " + err.Error() + "\n")
-		os.Exit(1)
-	}
-}
 
 // A mounting is a vic mount in a process of its own.
 type mounting struct {

@@ -96,7 +96,7 @@ func resolve(ctx context.Context, registry *fetch.Client, ref reference.Named, p
 	if platform != "" {
 		p, err := platforms.Parse(platform)
 		if err != nil {
-			return nil, fmt.Errorf("--platform: %w", err)
+			return nil, usageErrorf("--platform: %w", err)
 		}
 		o.Platform = &p
 	}
