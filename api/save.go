@@ -20,10 +20,10 @@ func (s *Server) saveImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	sv, err := s.store.Save(refs)
+	sv, err := s.store.Save(refs, layerstore.SaveOptions{})
 	if errors.Is(err, layerstore.ErrNotFound) {
 		for _, ref := range refs { // in Docker's words
-			one, err := s.store.Save([]string{ref})
+			one, err := s.store.Save([]string{ref}, layerstore.SaveOptions{})
 			if errors.Is(err, layerstore.ErrNotFound) {
 				return notFound("reference does not exist: %s", familiar(ref))
 			}

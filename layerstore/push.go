@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -86,12 +87,9 @@ func (s *Store) push(ctx context.Context, ref string, to Target, o PushOptions) 
 	if err != nil {
 		return nil, err
 	}
-	var manifest ocispec.Manifest
-	if err := json.Unmarshal(img.RawManifest, &manifest); err != nil {
-		return nil, formatErrorf(s.dir.image(img.ID), manifestFile, "%v", err)
-	}
-	if len(manifest.Layers) != len(img.Layers) {
-		return nil, formatErrorf(s.dir.image(img.ID), manifestFile, "%d layers, but the image has %d", len(manifest.Layers), len(img.Layers))
+	manifest, err := s.dir.manifestOf(img)
+	if err != nil {
+		return nil, err
 	}
 	var chains []digest.Digest
 	for _, l := range img.Layers {
@@ -107,19 +105,10 @@ func (s *Store) push(ctx context.Context, ref string, to Target, o PushOptions) 
 	if err != nil {
 		return nil, err
 	}
-	pushed := &Pushed{Image: img, Manifest: img.Manifest}
-	for i, b := range blobs {
-		if b.Digest != manifest.Layers[i].Digest {
-			manifest.Layers[i] = b
-			pushed.Repacked++
-		}
-	}
-	body := img.RawManifest
-	if pushed.Repacked > 0 {
-		if body, err = json.Marshal(manifest); err != nil {
-			return nil, err
-		}
-		pushed.Manifest = ocispec.Descriptor{MediaType: img.Manifest.MediaType, Digest: digest.FromBytes(body), Size: int64(len(body))}
+	pushed := &Pushed{Image: img}
+	var body []byte
+	if pushed.Manifest, body, pushed.Repacked, err = img.repacked(manifest, blobs); err != nil {
+		return nil, err
 	}
 	if err := p.put(ctx, manifest.Config, func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(img.RawConfig)), nil }); err != nil {
 		return nil, err
@@ -128,6 +117,38 @@ func (s *Store) push(ctx context.Context, ref string, to Target, o PushOptions) 
 		return nil, err
 	}
 	return pushed, s.nameByDigest(img.ID, o.Name, pushed.Manifest.Digest)
+}
+
+// manifestOf returns an image's own manifest.
+func (d Dir) manifestOf(img *Image) (*ocispec.Manifest, error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(img.RawManifest, &m); err != nil {
+		return nil, formatErrorf(d.image(img.ID), manifestFile, "%v", err)
+	}
+	if len(m.Layers) != len(img.Layers) {
+		return nil, formatErrorf(d.image(img.ID), manifestFile, "%d layers, but the image has %d", len(m.Layers), len(img.Layers))
+	}
+	return &m, nil
+}
+
+// repacked returns the manifest of an image with these blobs, its own byte for byte if they are
+// its own, and how many are not.
+func (img *Image) repacked(own *ocispec.Manifest, blobs []ocispec.Descriptor) (_ ocispec.Descriptor, body []byte, n int, err error) {
+	m := *own
+	m.Layers = slices.Clone(own.Layers)
+	for i, b := range blobs {
+		if b.Digest != m.Layers[i].Digest {
+			m.Layers[i] = b
+			n++
+		}
+	}
+	if n == 0 {
+		return img.Manifest, img.RawManifest, 0, nil
+	}
+	if body, err = json.Marshal(m); err != nil {
+		return ocispec.Descriptor{}, nil, n, err
+	}
+	return ocispec.Descriptor{MediaType: img.Manifest.MediaType, Digest: digest.FromBytes(body), Size: int64(len(body))}, body, n, nil
 }
 
 // nameByDigest gives an image the name of a manifest in a repository.

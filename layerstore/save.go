@@ -19,8 +19,9 @@ import (
 
 // A Saving is some images on their way out of the store: a tar that is an OCI image layout
 // (image-spec image-layout.md), and that docker load and older tools read as well, by its
-// manifest.json. Layers are not compressed, each the tar that it was made from; images keep
-// their IDs, while manifests, which name compressed blobs, are new.
+// manifest.json. Layers are the tars that they were made from: not compressed, and then manifests,
+// which name compressed blobs, are new; or compressed as they were, so far as that can be found
+// out. Images keep their IDs either way.
 //
 //	oci-layout, index.json              the layout, one entry for each name
 //	manifest.json                       docker's: names, and files of the same layout
@@ -28,23 +29,34 @@ import (
 //
 // Equal images give equal bytes. Layers stay in the store until Close.
 type Saving struct {
+	// Repacked is, after Write, how many layers are compressed otherwise than they were, since
+	// how they were could not be found out.
+	Repacked int
+
 	s      *Store
+	o      SaveOptions
 	images []savedImage
 	lease  *lease
 }
 
+// SaveOptions are how Save goes about it.
+type SaveOptions struct {
+	// Compress wants layers compressed as they were in the registry or archive that they came
+	// from: an image whose layers all can be has its own manifest, byte for byte. See Push.
+	Compress bool
+}
+
 type savedImage struct {
 	*Image
-	names    []reference.Named // tags that the tar gives it
-	layers   []*Layer
-	manifest []byte
+	names  []reference.Named // tags that the tar gives it
+	layers []*Layer
 }
 
 // Save finds the images that refs, as Image understands them, refer to. A repository without
 // a tag stands for all its tags. The error is ErrNotFound, ErrAmbiguous, ErrNoRecipe or the
 // datastore's.
-func (s *Store) Save(refs []string) (_ *Saving, err error) {
-	sv := &Saving{s: s}
+func (s *Store) Save(refs []string, o SaveOptions) (_ *Saving, err error) {
+	sv := &Saving{s: s, o: o}
 	byID := make(map[digest.Digest]*savedImage)
 	var order []digest.Digest
 	add := func(img *Image, name reference.Named) {
@@ -131,13 +143,8 @@ func (l *Layer) size() int64 {
 	return l.TarSize
 }
 
-// prepare reads the layers' records and makes the manifest.
+// prepare reads the layers' records.
 func (si *savedImage) prepare(s *Store) error {
-	m := ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-		Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: si.ID, Size: int64(len(si.RawConfig))},
-		Layers: []ocispec.Descriptor{},
-	}
 	for _, il := range si.Layers {
 		l, err := s.Layer(il.Chain)
 		if err != nil {
@@ -147,11 +154,8 @@ func (si *savedImage) prepare(s *Store) error {
 			return fmt.Errorf("layer %s: %w", l.Chain, ErrNoRecipe)
 		}
 		si.layers = append(si.layers, l)
-		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.DiffID, Size: l.size()})
 	}
-	var err error
-	si.manifest, err = json.Marshal(m)
-	return err
+	return nil
 }
 
 // archiveEntry is an image in docker's manifest.json.
@@ -165,7 +169,7 @@ func blobPath(d digest.Digest) string { return "blobs/sha256/" + d.Encoded() }
 
 // Write writes the tar. A layer that is damaged is an error in the middle of it.
 func (sv *Saving) Write(ctx context.Context, w io.Writer) error {
-	out := saveWriter{w: tar.NewWriter(w), done: make(map[digest.Digest]bool)}
+	out := saveWriter{w: tar.NewWriter(w), done: make(map[digest.Digest]bool), packed: make(map[digest.Digest]ocispec.Descriptor)}
 	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
 		if err := out.w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
 			return err
@@ -174,18 +178,20 @@ func (sv *Saving) Write(ctx context.Context, w io.Writer) error {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	var archive []archiveEntry
 	for _, si := range sv.images {
-		a := archiveEntry{Config: blobPath(si.ID), Layers: []string{}}
-		for _, l := range si.layers {
-			a.Layers = append(a.Layers, blobPath(l.DiffID))
-			err := out.blob(l.DiffID, l.size(), func(w io.Writer) error { return sv.s.dir.writeTar(ctx, l, w) })
-			if err != nil {
-				return fmt.Errorf("save layer %s: %w", l.Chain, err)
-			}
+		write := sv.writePlain
+		if sv.o.Compress {
+			write = sv.writeCompressed
 		}
-		desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(si.manifest), Size: int64(len(si.manifest))}
-		err := errors.Join(out.bytes(si.ID, si.RawConfig), out.bytes(desc.Digest, si.manifest))
+		desc, manifest, blobs, err := write(ctx, &out, &si)
+		if err == nil {
+			err = errors.Join(out.bytes(si.ID, si.RawConfig), out.bytes(desc.Digest, manifest))
+		}
 		if err != nil {
 			return fmt.Errorf("save image %s: %w", si.ID, err)
+		}
+		a := archiveEntry{Config: blobPath(si.ID), Layers: []string{}}
+		for _, b := range blobs {
+			a.Layers = append(a.Layers, blobPath(b.Digest))
 		}
 		for _, n := range si.names {
 			a.RepoTags = append(a.RepoTags, reference.FamiliarString(n))
@@ -218,10 +224,71 @@ func (sv *Saving) Write(ctx context.Context, w io.Writer) error {
 	return out.w.Close()
 }
 
+// writePlain writes an image's layers as they are, and returns a manifest for them.
+func (sv *Saving) writePlain(ctx context.Context, out *saveWriter, si *savedImage) (_ ocispec.Descriptor, manifest []byte, blobs []ocispec.Descriptor, err error) {
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: si.ID, Size: int64(len(si.RawConfig))},
+		Layers: []ocispec.Descriptor{},
+	}
+	for _, l := range si.layers {
+		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.DiffID, Size: l.size()}
+		m.Layers = append(m.Layers, d)
+		err := out.blob(d.Digest, d.Size, func(w io.Writer) error { return sv.s.dir.writeTar(ctx, l, w) })
+		if err != nil {
+			return ocispec.Descriptor{}, nil, nil, fmt.Errorf("layer %s: %w", l.Chain, err)
+		}
+	}
+	manifest, err = json.Marshal(m)
+	return ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}, manifest, m.Layers, err
+}
+
+// writeCompressed writes an image's layers as its manifest has them, and returns that, or what is
+// next to it if some cannot be written so.
+func (sv *Saving) writeCompressed(ctx context.Context, out *saveWriter, si *savedImage) (_ ocispec.Descriptor, manifest []byte, blobs []ocispec.Descriptor, err error) {
+	own, err := sv.s.dir.manifestOf(si.Image)
+	if err != nil {
+		return ocispec.Descriptor{}, nil, nil, err
+	}
+	for i, l := range si.layers {
+		b, err := sv.writeBlob(ctx, out, l, own.Layers[i])
+		if err != nil {
+			return ocispec.Descriptor{}, nil, nil, fmt.Errorf("layer %s: %w", l.Chain, err)
+		}
+		blobs = append(blobs, b)
+	}
+	desc, manifest, n, err := si.repacked(own, blobs)
+	sv.Repacked += n
+	return desc, manifest, blobs, err
+}
+
+// writeBlob writes a layer's blob, unless it is written, and returns what it is.
+func (sv *Saving) writeBlob(ctx context.Context, out *saveWriter, l *Layer, original ocispec.Descriptor) (ocispec.Descriptor, error) {
+	if was, ok := out.packed[original.Digest]; ok {
+		return was, nil
+	}
+	p, err := sv.s.dir.repack(ctx, l, original)
+	if err != nil {
+		return original, err
+	}
+	defer p.close()
+	out.packed[original.Digest] = p.desc
+	return p.desc, out.blob(p.desc.Digest, p.desc.Size, func(w io.Writer) error {
+		blob, err := p.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer blob.Close()
+		_, err = io.Copy(w, blob)
+		return err
+	})
+}
+
 // A saveWriter writes files into a tar, blobs once.
 type saveWriter struct {
-	w    *tar.Writer
-	done map[digest.Digest]bool
+	w      *tar.Writer
+	done   map[digest.Digest]bool
+	packed map[digest.Digest]ocispec.Descriptor // what became of blobs, by their own digests
 }
 
 func (o *saveWriter) file(name string, size int64, write func(io.Writer) error) error {

@@ -58,7 +58,7 @@ func TestSave(t *testing.T) {
 		{[]string{"other", "repo:two"}, [][]string{{"other:latest", "repo:two"}}, 2 + 3 + 2 + 2},
 		{[]string{"repo:one", two.ID.String(), "repo:one"}, [][]string{{"repo:one"}, nil}, 2 + 3 + 4 + 4},
 	} {
-		sv, err := s.Save(tt.refs)
+		sv, err := s.Save(tt.refs, SaveOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -84,7 +84,7 @@ func TestSave(t *testing.T) {
 		}
 	}
 	// A repository stands for all its tags.
-	sv, err := s.Save([]string{"repo"})
+	sv, err := s.Save([]string{"repo"}, SaveOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestSave(t *testing.T) {
 		t.Errorf("an image removed while it is saved: %v", err)
 	}
 	sv.Close()
-	if _, err := s.Save([]string{"repo:one"}); !errors.Is(err, ErrNotFound) {
+	if _, err := s.Save([]string{"repo:one"}, SaveOptions{}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("save of no image: %v", err)
 	}
 	// A damaged layer is an error, however late.
@@ -114,7 +114,7 @@ func TestSave(t *testing.T) {
 	if err := os.WriteFile(extent, b, diskMode); err != nil {
 		t.Fatal(err)
 	}
-	if sv, err = s.Save([]string{"repo:two"}); err != nil {
+	if sv, err = s.Save([]string{"repo:two"}, SaveOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	defer sv.Close()

@@ -29,6 +29,7 @@ const rawUnit = 4096
 
 func convertCommand() *cobra.Command {
 	var dir, output, format string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "convert --store DIR [--format FORMAT] -o FILE REF",
 		Short: "Write an image's disk, all layers in one, in another format",
@@ -54,17 +55,24 @@ appears whole or not at all. streamOptimized and raw can go to standard output, 
 			default:
 				return usageErrorf("--format %q: use %s, %s, %s or %s", format, formatStream, formatVMDK, formatRaw, formatQCOW2)
 			}
+			if err := checkJSON(asJSON, output); err != nil {
+				return err
+			}
 			return withStore(cmd, dir, func(s *layerstore.Store) error {
 				chain, err := findChain(s, dir, args[0])
 				if err != nil {
 					return err
 				}
-				return convert(cmd, s, chain, format, output)
+				if err := convert(cmd, s, chain, format, output); err != nil || !asJSON {
+					return err
+				}
+				return written{Format: format, Chain: chain}.print(cmd, output)
 			})
 		},
 	}
 	storeFlag(cmd, &dir)
 	outputFlag(cmd, &output)
+	jsonFlag(cmd, &asJSON)
 	if err := cmd.MarkFlagRequired("output"); err != nil {
 		panic(err) // the flag was added above
 	}

@@ -10,6 +10,7 @@ import (
 
 func exportCommand() *cobra.Command {
 	var dir, output string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "export --store DIR [-o FILE] REF",
 		Short: "Write an image's root file system as one tar",
@@ -24,6 +25,9 @@ REF is a name as docker has it, or the beginning of an image's ID or of a layer'
   vic export --store /var/lib/vic debian:12 | tar -C /srv/chroot --xattrs --xattrs-include='*' --numeric-owner -xpf -`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkJSON(asJSON, output); err != nil {
+				return err
+			}
 			return withStore(cmd, dir, func(s *layerstore.Store) error {
 				chain, err := findChain(s, dir, args[0])
 				if err != nil {
@@ -31,13 +35,18 @@ REF is a name as docker has it, or the beginning of an image's ID or of a layer'
 				}
 				m := newMeter(cmd.ErrOrStderr(), "export")
 				defer m.clear()
-				return writeOutput(cmd, output, func(w io.Writer) error {
+				err = writeOutput(cmd, output, func(w io.Writer) error {
 					return s.Export(cmd.Context(), chain, io.MultiWriter(w, m))
 				})
+				if err != nil || !asJSON {
+					return err
+				}
+				return written{Chain: chain}.print(cmd, output)
 			})
 		},
 	}
 	storeFlag(cmd, &dir)
 	outputFlag(cmd, &output)
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }

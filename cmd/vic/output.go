@@ -13,6 +13,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
@@ -38,6 +39,34 @@ func printJSON(cmd *cobra.Command, v any) error {
 // outputFlag adds --output to a command.
 func outputFlag(cmd *cobra.Command, path *string) {
 	cmd.Flags().StringVarP(path, "output", "o", "", "`FILE` to write instead of standard output, which - is as well")
+}
+
+// written is what commands that write a file tell of it as JSON.
+type written struct {
+	File     string          `json:"file"`
+	Size     int64           `json:"size"`
+	Format   string          `json:"format,omitempty"`   // of a disk
+	Chain    digest.Digest   `json:"chain,omitempty"`    // chain ID of the layer whose disk it is
+	Images   []digest.Digest `json:"images,omitempty"`   // IDs of those in it
+	Repacked int             `json:"repacked,omitempty"` // layers with other blobs than they came as
+}
+
+// checkJSON refuses --json where standard output has the file itself.
+func checkJSON(asJSON bool, path string) error {
+	if asJSON && (path == "" || path == "-") {
+		return usageErrorf("--json tells of a file: name one with --output")
+	}
+	return nil
+}
+
+// print completes and prints it.
+func (w written) print(cmd *cobra.Command, path string) error {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	w.File, w.Size = path, fi.Size()
+	return printJSON(cmd, w)
 }
 
 // writeOutput writes to a file, or to standard output if there is none or it is called -.

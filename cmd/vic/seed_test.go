@@ -219,6 +219,64 @@ func TestPush(t *testing.T) {
 	}
 }
 
+// TestSaveCompressed: an image leaves the store with its own manifest, where its layers can be
+// compressed as they were, and else with its own ID.
+func TestSaveCompressed(t *testing.T) {
+	b := newSeedbed(t)
+	host, _, _ := strings.Cut(b.ref, "/")
+	other, err := testimage.StartRegistry(t.Context(), b.in("other")) // skopeo compresses for one that has no blobs
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Stop()
+	repacked := other.Addr + "/lib/skopeo:1"
+	schema2 := host + "/lib/schema2:1"
+	b.skopeo(t, "copy", "--dest-tls-verify=false", "docker-archive:"+b.in("docker-archive.tar"), "docker://"+repacked)
+	b.skopeo(t, "copy", "--dest-tls-verify=false", "--src-tls-verify=false", "--format", "v2s2", "docker://"+b.ref, "docker://"+schema2)
+	for _, tt := range []struct {
+		name, ref string
+		own       bool // it has its own manifest
+	}{{"oci", b.ref, true}, {"schema2", schema2, true}, {"repacked", repacked, false}} {
+		t.Run(tt.name, func(t *testing.T) {
+			store, file := filepath.Join(t.TempDir(), "store"), filepath.Join(t.TempDir(), "save.tar")
+			if _, said, err := vic(t, "pull", "--store", store, tt.ref); err != nil {
+				t.Fatalf("%v\n%s", err, said)
+			}
+			want := b.skopeo(t, "inspect", "--tls-verify=false", "--raw", "docker://"+tt.ref)
+			out, said, err := vic(t, "save", "--store", store, "--compress", "--json", "-o", file, tt.ref)
+			var w written
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &w)
+			}
+			fi, statErr := os.Stat(file)
+			if err = errors.Join(err, statErr); err != nil {
+				t.Fatalf("%v\n%s%s", err, out, said)
+			}
+			if w.File != file || w.Size != fi.Size() || len(w.Images) != 1 || (w.Repacked == 0) != tt.own {
+				t.Errorf("save says %s", out)
+			}
+			got := b.skopeo(t, "inspect", "--raw", "oci-archive:"+file)
+			if (got == want) != tt.own {
+				t.Errorf("manifest\n got %s\nwant %s", got, want)
+			}
+			for _, kind := range []string{"oci-archive:", "docker-archive:"} { // skopeo verifies all digests
+				to := filepath.Join(t.TempDir(), "layout")
+				b.skopeo(t, "copy", kind+file, "oci:"+to+":1")
+				if b.skopeo(t, "inspect", "--config", "--raw", kind+file) != b.skopeo(t, "inspect", "--tls-verify=false", "--config", "--raw", "docker://"+tt.ref) {
+					t.Errorf("%s%s has another config", kind, file)
+				}
+			}
+			again := filepath.Join(t.TempDir(), "again")
+			if _, said, err := vic(t, "seed", "--store", again, file); err != nil {
+				t.Fatalf("%v\n%s", err, said)
+			}
+			if out, _, err := vic(t, "check", "--deep", "--store", again); err != nil || out != "the store is sound\n" {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
 func TestParseSource(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "a.tar")
