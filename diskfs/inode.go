@@ -198,6 +198,9 @@ func (f *FS) inode(ino uint32) (rawInode, error) {
 		return nil, err
 	}
 	in := rawInode(b.data[off : off+inodeSize])
+	if in.size() < 0 && in.inUse() { // as the kernel's ext4_iget has it
+		return nil, badInode(ino, "size %#x is negative", uint64(in.size()))
+	}
 	if b.dirty || f.sb.roCompat&roMetadataCsum == 0 {
 		return in, nil // checksums of dirty blocks are made when they are written
 	}
