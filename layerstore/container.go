@@ -108,10 +108,7 @@ func (d Dir) newPin(id string, image digest.Digest) (*pin, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pin{Image: image, Layers: []digest.Digest{}, id: id}
-	for _, l := range img.Layers {
-		p.Layers = append(p.Layers, l.Chain)
-	}
+	p := &pin{Image: image, Layers: img.chains(), id: id}
 	if chain := img.Chain(); chain != "" {
 		l, err := d.readLayer(chain)
 		if err != nil {

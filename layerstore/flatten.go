@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -60,25 +61,25 @@ type flattening struct {
 }
 
 func (f *flattening) run(ctx context.Context) error {
-	var chains []digest.Digest
-	for _, l := range f.done.Image.Layers {
-		chains = append(chains, l.Chain)
+	if err := f.replaceTop(ctx); err != nil || f.top == nil {
+		return err
 	}
-	lease, err := f.d.lease(chains)
+	return f.absorb(ctx)
+}
+
+// replaceTop makes the new disk under a lease of the image's layers, which absorb must not meet.
+// An image without files leaves top nil.
+func (f *flattening) replaceTop(ctx context.Context) error {
+	lease, err := f.d.lease(f.done.Image.chains())
 	if err != nil {
 		return err
 	}
-	leased := true
-	defer func() {
-		if leased {
-			lease.release()
-		}
-	}()
+	defer lease.release()
 	top, err := f.s.stack(f.done.Image.Chain())
 	if err != nil {
 		return err
 	}
-	if top.disk == "" { // of an image without files
+	if top.disk == "" {
 		f.done.Was = 1
 		return nil
 	}
@@ -86,14 +87,8 @@ func (f *flattening) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.merge(ctx, top.disk), f.d.cleanLayer(top.disk)); err != nil {
-		lock.unlock()
-		return err
-	}
-	lock.unlock()
-	lease.release()
-	leased = false
-	return f.absorb(ctx)
+	defer lock.unlock()
+	return errors.Join(f.merge(ctx, top.disk), f.d.cleanLayer(top.disk))
 }
 
 // merge makes the new disk, if there is none yet, and puts it in place of the layer's own. The
@@ -273,9 +268,9 @@ func (f *flattening) others() (*standing, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !img.has(f.top.Chain) {
-			for _, l := range img.Layers {
-				st.need[l.Chain] = true
+		if !slices.Contains(img.chains(), f.top.Chain) {
+			for _, chain := range img.chains() {
+				st.need[chain] = true
 			}
 		}
 	}
@@ -366,16 +361,6 @@ func (d Dir) removeStrays(chain digest.Digest) (int64, error) {
 		n += storedSize(path)
 	}
 	return n, removeAll(strays...)
-}
-
-// has tells whether a layer is one of the image's.
-func (img *Image) has(chain digest.Digest) bool {
-	for _, l := range img.Layers {
-		if l.Chain == chain {
-			return true
-		}
-	}
-	return false
 }
 
 // extentRecord returns the length and the checksum that the extent file in use should have.

@@ -64,6 +64,15 @@ func (img *Image) Chain() digest.Digest {
 	return img.Layers[len(img.Layers)-1].Chain
 }
 
+// chains returns the chain IDs of the image's layers, bottom first; not nil, for records.
+func (img *Image) chains() []digest.Digest {
+	chains := make([]digest.Digest, len(img.Layers))
+	for i, l := range img.Layers {
+		chains[i] = l.Chain
+	}
+	return chains
+}
+
 // Size returns the bytes that the image's disks take on the datastore, those
 // that it shares with other images included.
 func (img *Image) Size() int64 {

@@ -91,10 +91,7 @@ func (s *Store) push(ctx context.Context, ref string, to Target, o PushOptions) 
 	if err != nil {
 		return nil, err
 	}
-	var chains []digest.Digest
-	for _, l := range img.Layers {
-		chains = append(chains, l.Chain)
-	}
+	chains := img.chains()
 	lease, err := s.dir.lease(chains)
 	if err != nil {
 		return nil, err

@@ -202,13 +202,7 @@ func (r *removal) removeImage() ([]doomedLayer, error) {
 	d := r.s.dir
 	candidates := d.chains
 	if img, err := d.readImage(r.id); err == nil {
-		candidates = func() ([]digest.Digest, error) {
-			var chains []digest.Digest
-			for _, l := range img.Layers {
-				chains = append(chains, l.Chain)
-			}
-			return chains, nil
-		}
+		candidates = func() ([]digest.Digest, error) { return img.chains(), nil }
 	}
 	var err error
 	if r.trash, err = d.discard(d.image(r.id)); err != nil {

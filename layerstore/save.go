@@ -101,9 +101,7 @@ func (s *Store) Save(refs []string, o SaveOptions) (_ *Saving, err error) {
 	}
 	var chains []digest.Digest
 	for _, id := range order {
-		for _, l := range byID[id].Layers {
-			chains = append(chains, l.Chain)
-		}
+		chains = append(chains, byID[id].chains()...)
 	}
 	if sv.lease, err = s.dir.lease(chains); err != nil {
 		return nil, fmt.Errorf("save images: %w", err)

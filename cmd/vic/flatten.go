@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
 
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
@@ -36,22 +34,22 @@ REF is a name as docker has it, or the beginning of an image's ID.`,
 				if err != nil {
 					return err
 				}
-				return printFlattened(cmd.OutOrStdout(), f, asJSON)
+				return printFlattened(cmd, f, asJSON)
 			})
 		},
 	}
 	storeFlag(cmd, &dir)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
-func printFlattened(w io.Writer, f *layerstore.Flattened, asJSON bool) error {
+func printFlattened(cmd *cobra.Command, f *layerstore.Flattened, asJSON bool) error {
 	if asJSON {
 		merged := f.Merged
 		if merged == nil {
 			merged = []digest.Digest{}
 		}
-		return json.NewEncoder(w).Encode(struct {
+		return printJSON(cmd, struct {
 			Image   digest.Digest   `json:"image"`
 			Was     int             `json:"was"` // disks in the chain
 			Written int64           `json:"written"`
@@ -59,6 +57,7 @@ func printFlattened(w io.Writer, f *layerstore.Flattened, asJSON bool) error {
 			Merged  []digest.Digest `json:"merged"` // chain IDs
 		}{f.Image.ID, f.Was, f.Written, f.Freed, merged})
 	}
+	w := cmd.OutOrStdout()
 	if f.Written == 0 {
 		fmt.Fprintf(w, "%s: one disk already\n", short(f.Image.ID))
 	} else {
