@@ -142,13 +142,10 @@ func isWhiteout(i item) bool {
 // differences for what and why.
 func (m *model) alike(l layer) layer {
 	m = m.clone()
-	var kept layer
-	for _, i := range l {
+	kept := make([]bool, len(l))
+	for k, i := range l {
 		if isWhiteout(i) {
-			if !m.hide(i) {
-				continue
-			}
-			kept = append(kept, i)
+			kept[k] = m.hide(i)
 		}
 	}
 	type place struct {
@@ -156,7 +153,7 @@ func (m *model) alike(l layer) layer {
 		name string
 	}
 	taken, dated := map[place]bool{}, map[*modelNode]bool{}
-	for _, i := range l {
+	for k, i := range l {
 		if isWhiteout(i) {
 			continue
 		}
@@ -199,22 +196,17 @@ func (m *model) alike(l layer) layer {
 		if isDir {
 			dated[d.children[base]] = true
 		}
-		kept = append(kept, i)
+		kept[k] = true
 	}
-	kept = slices.DeleteFunc(kept, func(i item) bool { // its folder is made, at another time
+	var out layer
+	for k, i := range l {
 		dir, base := splitPath(i.h.Name)
 		_, real := m.real(parts(dir))
-		return base == opaqueName && !real
-	})
-	// In the order in which they came, whiteouts among them.
-	return slices.DeleteFunc(slices.Clone(l), func(i item) bool {
-		return !slices.ContainsFunc(kept, func(k item) bool { return same(i, k) })
-	})
-}
-
-// same tells whether two items are the same one, or as good as that.
-func same(a, b item) bool {
-	return a.h.Name == b.h.Name && a.h.Typeflag == b.h.Typeflag && a.h.Linkname == b.h.Linkname && a.h.ModTime.Equal(b.h.ModTime) && a.body == b.body
+		if kept[k] && (base != opaqueName || real) { // else its folder is made, at another time
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // hide does what a whiteout does, if its folder is there and no symlink leads to it.
