@@ -24,7 +24,7 @@ func (s *Server) startContainer(w http.ResponseWriter, r *http.Request) error {
 	if r.URL.Query().Get("checkpoint") != "" {
 		return notImplemented("starting from a checkpoint: this host cannot do that yet")
 	}
-	if err := c.Start(finish(r)); err != nil {
+	if err := s.metrics.start(func() error { return c.Start(finish(r)) }); err != nil {
 		return startError(err)
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -50,6 +50,7 @@ func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 		},
 	})
 	if err != nil {
+		s.metrics.pulled(err)
 		return err
 	}
 	out.say(tagOf(ref), "Pulling from "+reference.Path(ref))
@@ -59,8 +60,10 @@ func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 			updated = e.Updated
 			return
 		}
+		s.metrics.layer(e)
 		tellLayer(out, e)
 	}})
+	s.metrics.pulled(err)
 	if err != nil {
 		return out.fail(err)
 	}

@@ -35,13 +35,13 @@ func mux(routes []route) http.Handler {
 		prefix, rest, found := strings.Cut(r.path, "{")
 		if name, suffix, isDeep := strings.Cut(rest, "*}"); found && isDeep {
 			t := tree{r.method, prefix}
-			deep[t] = append(deep[t], deepRoute{name, suffix, r.serve})
+			deep[t] = append(deep[t], deepRoute{name, suffix, r})
 			continue
 		}
 		if r.method == anyMethod {
-			m.Handle(r.path, answer(r.serve))
+			m.Handle(r.path, answer(r))
 		} else {
-			m.Method(r.method, r.path, answer(r.serve))
+			m.Method(r.method, r.path, answer(r))
 		}
 	}
 	for t, rs := range deep {
@@ -62,7 +62,7 @@ type deepRoutes []deepRoute
 
 type deepRoute struct {
 	param, suffix string
-	serve         handler
+	route         route
 }
 
 func (d deepRoutes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -70,16 +70,17 @@ func (d deepRoutes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, dr := range d {
 		if name, ok := strings.CutSuffix(rest, dr.suffix); ok && name != "" {
 			chi.RouteContext(r.Context()).URLParams.Add(dr.param, name)
-			answer(dr.serve).ServeHTTP(w, r)
+			answer(dr.route).ServeHTTP(w, r)
 			return
 		}
 	}
 	pageNotFound(w, r)
 }
 
-func answer(h handler) http.HandlerFunc {
+func answer(rt route) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if err := h(w, r); err != nil {
+		rt.found(r)
+		if err := rt.serve(w, r); err != nil {
 			writeError(w, err)
 		}
 	}
@@ -129,7 +130,7 @@ func (s *Server) prepare(next http.Handler) http.Handler {
 		u := *r.URL
 		u.Path, u.RawPath = path, ""
 		r.URL = &u
-		s.log.Debug("request", "method", r.Method, "path", path)
+		prompt(w, r)
 		next.ServeHTTP(w, r)
 	})
 }

@@ -1,9 +1,9 @@
 // Package api answers the Docker Engine API, versions 1.24 to 1.51, over a store of images and the
 // containers of a Manager. What Docker does is the specification; the docker client is the judge.
 //
-//	client ─HTTP─► prepare ─► mux (one route table) ─► handler ─► containervm, layerstore, fetch
-//	                 │                                    │
-//	            version, headers                     error ─► status and {"message": …}
+//	client ─HTTP─► observe ─► prepare ─► mux (one route table) ─► handler ─► containervm, layerstore, fetch
+//	                 │           │                                    │
+//	             metrics, log  version, headers                   error ─► status and {"message": …}
 //
 // # Requests
 //
@@ -31,7 +31,9 @@
 //
 // Whoever can send a request controls every container, so who may is decided before: by the mode of a
 // socket, by certificates. Requests that a web page has a browser send are refused. Bodies, filters and
-// parameters are bounded and checked all the same, since clients pass on what users and projects wrote.
+// parameters are bounded and checked all the same, since clients pass on what users and projects wrote;
+// a JSON body must also come within a minute. The log has neither queries nor bodies: there are passwords
+// in them.
 package api
 
 import (
@@ -43,18 +45,21 @@ import (
 	"sync"
 
 	"github.com/moby/moby/api/types/events"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"vic/containervm"
 	"vic/fetch"
 	"vic/layerstore"
 )
 
-// Options of a Server. All but Log must be set.
+// Options of a Server. All but Metrics and Log must be set.
 type Options struct {
 	Store      *layerstore.Store
 	Containers *containervm.Manager
 	Registry   *fetch.Client
 	Host       Host
+	// Metrics is where the server's are registered; nil for nowhere.
+	Metrics prometheus.Registerer
 	// Log is told of requests, at level debug; nil is silent.
 	Log *slog.Logger
 }
@@ -88,6 +93,7 @@ type Server struct {
 	registry   *fetch.Client
 	host       Host
 	log        *slog.Logger
+	metrics    *metrics
 	handler    http.Handler
 	events     eventLog
 	active     sync.WaitGroup // requests
@@ -109,7 +115,8 @@ func New(o Options) *Server {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.handler = s.prepare(mux(s.routes()))
+	s.metrics = newMetrics(o.Metrics, o.Containers)
+	s.handler = s.observe(s.prepare(mux(s.routes())))
 	s.cancel = o.Containers.Subscribe(func(e containervm.Event) {
 		actor := events.Actor{ID: e.ID, Attributes: e.Attributes}
 		if e.Type == string(events.NetworkEventType) {

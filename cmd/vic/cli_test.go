@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "init", "pull", "seed", "push", "ls", "du", "disk", "rm", "save", "mount", "check", "gc", "flatten", "cat", "diff", "export", "convert", "bench", "iso", "version"} {
+	for _, command := range []string{"serve", "init", "pull", "seed", "push", "ls", "du", "disk", "rm", "save", "mount", "check", "gc", "flatten", "cat", "diff", "export", "convert", "bench", "iso", "certs", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}
@@ -70,9 +70,12 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"mount", "--store", store}, "accepts 1 arg", 2},
 		{[]string{"mount", "--store", filepath.Join(store, "nope"), store}, "no such file", 1},
 		{[]string{"mount", "--store", store, "/etc"}, "/etc is not empty", 1},
-		{[]string{"serve", "--store", store, "--listen", "tcp://0.0.0.0:2375"}, "--no-tls", 2},
+		{[]string{"serve", "--store", store, "--listen", "tcp://0.0.0.0:2375"}, "--open-tcp", 2},
 		{[]string{"serve", "--store", store, "--tether", "/nope"}, "name it with --tether", 1},
 		{[]string{"serve", "--store", store, "--accel", "magic"}, "use kvm or tcg", 2},
+		{[]string{"serve", "--store", store, "--log-level", "loud"}, "use debug, info, warn or error", 2},
+		{[]string{"serve", "--store", store, "--log-format", "xml"}, "use text or json", 2},
+		{[]string{"serve", "--store", store, "-H", "tcp://127.0.0.1", "--tlsverify", "--tlscert", "/nope"}, "--tlscert: open /nope", 1},
 		{[]string{"iso"}, `required flag(s) "output" not set`, 2},
 	} {
 		_, _, err := vic(t, tt.args...)

@@ -104,16 +104,16 @@ func convert(cmd *cobra.Command, s *layerstore.Store, chain digest.Digest, forma
 			return err
 		})
 	case format == formatRaw:
-		return writeFile(output, func(f *os.File) error {
+		return writeFile(output, 0o644, func(f *os.File) error {
 			if err := f.Truncate(disk.Capacity()); err != nil {
 				return err
 			}
 			return disk.CopyTo(meteredFile{f, ctx, m}, rawUnit)
 		})
 	case format == formatVMDK:
-		return writeFile(output, func(f *os.File) error { return disk.WriteMonolithic(meteredFile{f, ctx, m}, name, cid) })
+		return writeFile(output, 0o644, func(f *os.File) error { return disk.WriteMonolithic(meteredFile{f, ctx, m}, name, cid) })
 	}
-	return writeFile(output, func(f *os.File) error { return convertByQEMU(ctx, s, chain, f.Name()) })
+	return writeFile(output, 0o644, func(f *os.File) error { return convertByQEMU(ctx, s, chain, f.Name()) })
 }
 
 // A meteredFile counts what is written to it, until its context ends.

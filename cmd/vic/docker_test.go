@@ -45,6 +45,8 @@ func TestDocker(t *testing.T) {
 		{"lifecycle", testLifecycle},
 		{"events", testEvents},
 		{"network", testNetwork},
+		{"slow readers", testSlowReaders},
+		{"door", testDoor},
 		{"restart of the server", testServerRestart},
 		{"remove images", testRemoveImages},
 	} {

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,16 +8,18 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 )
 
 // A listenPlan says where the API is to be reached, and how. Whoever reaches it is root on every
-// container, so TCP beyond this machine needs certificates on both sides.
+// container, so TCP beyond this machine needs certificates on both sides, unless open says otherwise.
 type listenPlan struct {
 	addresses []string // unix:///path or tcp://host:port
-	noTLS     bool     // do without certificates on any address
-	cert, key string   // files of the server's certificate
-	ca        string   // file of the authorities that sign clients' certificates
+	open      bool     // let anybody in on any TCP address
+	tls       bool     // TCP with TLS
+	verify    bool     // and with clients' certificates
+	files     certificateFiles
 }
 
 // An address is one of a plan's, taken apart.
@@ -28,41 +28,64 @@ type address struct {
 }
 
 // check takes the addresses apart and refuses what would be open to everybody.
-func (p listenPlan) check() ([]address, error) {
-	if (p.cert == "") != (p.key == "") || (p.cert == "") != (p.ca == "") {
-		return nil, usageErrorf("--tls-cert, --tls-key and --tls-ca go together: the last says whose certificates clients may show")
-	}
-	if p.cert != "" && p.noTLS {
-		return nil, usageErrorf("--no-tls contradicts --tls-cert")
-	}
-	if len(p.addresses) == 0 {
-		return nil, usageErrorf("no --listen address")
+func (p *listenPlan) check() ([]address, error) {
+	p.tls = p.tls || p.verify
+	switch {
+	case !p.tls && (p.files.cert != "" || p.files.key != ""):
+		return nil, usageErrorf("--tlscert and --tlskey are of no use without --tlsverify, or --tls")
+	case !p.verify && p.files.ca != "":
+		return nil, usageErrorf("--tlscacert says whose certificates clients may show: it needs --tlsverify")
+	case p.verify && p.open:
+		return nil, usageErrorf("--open-tcp contradicts --tlsverify")
+	case len(p.addresses) == 0:
+		return nil, usageErrorf("no --host address")
 	}
 	var out []address
+	anyTCP := false
 	for _, text := range p.addresses {
-		a, err := parseAddress(text)
+		a, err := p.parse(text)
 		if err != nil {
 			return nil, err
 		}
-		if a.network == "tcp" && p.cert == "" && !p.noTLS && !a.loopback() {
-			return nil, usageErrorf("--listen %s: anybody who reaches this address could run anything: give --tls-cert, --tls-key and --tls-ca, or say --no-tls", text)
+		anyTCP = anyTCP || a.network == "tcp"
+		if a.network == "tcp" && !p.verify && !p.open && !a.loopback() {
+			return nil, usageErrorf("--host %s: anybody who reaches this address could run anything: give --tlsverify (vic certs makes certificates), or say --open-tcp", text)
 		}
 		out = append(out, a)
+	}
+	if p.tls && !anyTCP {
+		return nil, usageErrorf("TLS is for TCP: give a --host tcp://HOST:PORT")
 	}
 	return out, nil
 }
 
-func parseAddress(text string) (address, error) {
+// Ports of the Docker API, without and with TLS.
+const plainPort, tlsPort = "2375", "2376"
+
+func (p *listenPlan) parse(text string) (address, error) {
 	network, addr, ok := strings.Cut(text, "://")
 	switch {
 	case ok && network == "unix" && filepath.IsAbs(addr):
 		return address{network, filepath.Clean(addr)}, nil
-	case ok && network == "tcp":
-		if _, port, err := net.SplitHostPort(addr); err == nil && port != "" {
-			return address{network, addr}, nil
+	case ok && network == "tcp" && !strings.ContainsAny(addr, "/?#@"):
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil { // no port
+			if host, port, err = net.SplitHostPort(addr + ":"); err != nil {
+				break
+			}
 		}
+		if port == "" {
+			port = plainPort
+			if p.tls {
+				port = tlsPort
+			}
+		}
+		if addr == "" {
+			host = "localhost"
+		}
+		return address{network, net.JoinHostPort(host, port)}, nil
 	}
-	return address{}, usageErrorf("--listen %s: use unix:///PATH or tcp://HOST:PORT", text)
+	return address{}, usageErrorf("--host %s: use unix:///PATH or tcp://HOST:PORT", text)
 }
 
 // loopback says whether a TCP address can only be reached from this machine.
@@ -77,48 +100,77 @@ func (a address) loopback() bool {
 
 func (a address) String() string { return a.network + "://" + a.addr }
 
-// listen opens an address. The listener's Close also removes the socket of a UNIX one.
-func (p listenPlan) listen(a address) (net.Listener, error) {
+// listen opens an address. The listener's Close also removes the socket of a UNIX one. TCP has TLS if
+// there are certificates.
+func (a address) listen(c *certificates) (net.Listener, error) {
 	if a.network == "unix" {
 		return listenUnix(a.addr)
-	}
-	var config *tls.Config
-	if p.cert != "" {
-		var err error
-		if config, err = p.tlsConfig(); err != nil {
-			return nil, err
-		}
 	}
 	l, err := net.Listen(a.network, a.addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", a, err)
 	}
-	if config != nil {
-		l = tls.NewListener(l, config)
+	l = &boundedListener{Listener: l, free: make(chan struct{}, maxConnections), closed: make(chan struct{})}
+	if c != nil {
+		l = c.listener(l)
 	}
 	return l, nil
 }
 
-func (p listenPlan) tlsConfig() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(p.cert, p.key)
+// maxConnections bounds the TCP connections of one address, each of which may cost a descriptor before
+// its client has shown a certificate: the containers' own must not run out. More wait until one ends.
+const maxConnections = 1024
+
+// A boundedListener has so many connections at most.
+type boundedListener struct {
+	net.Listener
+	free   chan struct{} // has one for each connection
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *boundedListener) Accept() (net.Conn, error) {
+	select {
+	case l.free <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	conn, err := l.Listener.Accept()
 	if err != nil {
-		return nil, fmt.Errorf("load --tls-cert and --tls-key: %w", err)
+		<-l.free
+		return nil, err
 	}
-	pem, err := os.ReadFile(p.ca)
-	if err != nil {
-		return nil, fmt.Errorf("load --tls-ca: %w", err)
+	return &boundedConn{TCPConn: conn.(*net.TCPConn), done: sync.OnceFunc(func() { <-l.free })}, nil
+}
+
+func (l *boundedListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// A boundedConn tells its listener of its end. It can still be half-closed, as a TCP connection can.
+type boundedConn struct {
+	*net.TCPConn
+	done func()
+}
+
+func (c *boundedConn) Close() error {
+	defer c.done()
+	return c.TCPConn.Close()
+}
+
+// addrOf is where a listener is reached.
+func addrOf(l net.Listener) string {
+	if u, ok := l.(*unixListener); ok {
+		return u.path
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("load --tls-ca: %s holds no certificate in PEM", p.ca)
+	return l.Addr().String()
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
 	}
-	return &tls.Config{
-		Certificates: []tls.Certificate{cert},
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		ClientCAs:    pool,
-		MinVersion:   tls.VersionTLS12,
-		NextProtos:   []string{"http/1.1"}, // a connection of HTTP/2 cannot be taken over
-	}, nil
 }
 
 // socketMode lets root and the socket's group in.

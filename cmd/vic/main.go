@@ -69,7 +69,7 @@ or is damaged.`,
 		pullCommand(), seedCommand(), pushCommand(), saveCommand(), rmCommand(),
 		lsCommand(), duCommand(), diskCommand(), catCommand(), diffCommand(), exportCommand(), convertCommand(), mountCommand(),
 		checkCommand(), gcCommand(), flattenCommand(),
-		benchCommand(), isoCommand(), versionCommand(),
+		benchCommand(), isoCommand(), certsCommand(), versionCommand(),
 	)
 	// What goes wrong before a command begins is a mistake in how it was called.
 	begun := false

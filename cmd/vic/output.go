@@ -72,7 +72,7 @@ func (w written) print(cmd *cobra.Command, path string) error {
 // writeOutput writes to a file, or to standard output if there is none or it is called -.
 func writeOutput(cmd *cobra.Command, path string, write func(io.Writer) error) error {
 	if path != "" && path != "-" {
-		return writeFile(path, func(f *os.File) error { return write(f) })
+		return writeFile(path, 0o644, func(f *os.File) error { return write(f) })
 	}
 	if isTerminal(cmd.OutOrStdout()) {
 		return errors.New("standard output is a terminal: name a file with --output, or redirect it")
@@ -82,7 +82,7 @@ func writeOutput(cmd *cobra.Command, path string, write func(io.Writer) error) e
 
 // writeFile writes a new file, which gets its name once it is complete and durable. Only a
 // file may have had the name before.
-func writeFile(path string, write func(*os.File) error) (err error) {
+func writeFile(path string, mode fs.FileMode, write func(*os.File) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("write %s: %w", path, err)
@@ -104,7 +104,7 @@ func writeFile(path string, write func(*os.File) error) (err error) {
 	}()
 	err = write(f)
 	if err == nil {
-		err = f.Chmod(0o644)
+		err = f.Chmod(mode)
 	}
 	if err == nil {
 		err = f.Sync()

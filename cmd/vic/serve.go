@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
-	"time"
+	"sync"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"vic/api"
@@ -32,7 +33,9 @@ type serveFlags struct {
 	accel       string
 	qemu        string
 	hostGateway string
-	debug       bool
+	metricsAddr string
+	logLevel    string
+	logFormat   string
 }
 
 func serveCommand() *cobra.Command {
@@ -44,10 +47,11 @@ func serveCommand() *cobra.Command {
 its image's chain of VMDKs in the store.
 
 Container VMs run on when this process ends, and are found again when it starts on the same store.
-SIGINT and SIGTERM end it.
+SIGINT and SIGTERM end it. SIGHUP makes it read its certificates again.
 
-On TCP, certificates are needed on both sides (--tls-cert, --tls-key, --tls-ca), except on loopback
-addresses or with --no-tls.`,
+On TCP, certificates are needed on both sides (--tlsverify; vic certs makes them), except on loopback
+addresses or with --open-tcp. Files that are not named are ca.pem, cert.pem and key.pem in
+$DOCKER_CERT_PATH, or else in ~/.docker.`,
 		Example: `  vic serve --store /var/lib/vic
   docker -H unix:///run/vic.sock run --rm -it alpine`,
 		Args: cobra.NoArgs,
@@ -57,15 +61,25 @@ addresses or with --no-tls.`,
 	insecureFlag(cmd, &f.insecure)
 	f.guest.add(cmd)
 	fl := cmd.Flags()
-	fl.StringArrayVar(&f.listen.addresses, "listen", []string{"unix:///run/vic.sock"}, "`ADDRESS` to serve on, unix:///PATH or tcp://HOST:PORT (may be given several times)")
-	fl.BoolVar(&f.listen.noTLS, "no-tls", false, "serve on any TCP address without certificates: whoever reaches it controls this host's containers")
-	fl.StringVar(&f.listen.cert, "tls-cert", "", "`file` of the server's certificate, PEM")
-	fl.StringVar(&f.listen.key, "tls-key", "", "`file` of its private key, PEM")
-	fl.StringVar(&f.listen.ca, "tls-ca", "", "`file` of the authorities whose certificates clients must have, PEM")
+	fl.StringArrayVarP(&f.listen.addresses, "host", "H", []string{"unix:///run/vic.sock"}, "`ADDRESS` to serve on, unix:///PATH or tcp://HOST:PORT (may be given several times; --listen is the same)")
+	fl.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "listen" {
+			name = "host"
+		}
+		return pflag.NormalizedName(name)
+	})
+	fl.BoolVar(&f.listen.tls, "tls", false, "use TLS on TCP, without asking clients for certificates")
+	fl.BoolVar(&f.listen.verify, "tlsverify", false, "use TLS on TCP, and let in only clients with a certificate")
+	fl.StringVar(&f.listen.files.ca, "tlscacert", "", "`file` of the authorities whose certificates clients must have, PEM")
+	fl.StringVar(&f.listen.files.cert, "tlscert", "", "`file` of the server's certificate, PEM")
+	fl.StringVar(&f.listen.files.key, "tlskey", "", "`file` of its private key, PEM")
+	fl.BoolVar(&f.listen.open, "open-tcp", false, "let anybody in who reaches a TCP address, without a certificate: they control this host's containers")
+	fl.StringVar(&f.metricsAddr, "metrics-addr", "", "`HOST:PORT` of /metrics for Prometheus; default none")
+	fl.StringVar(&f.logLevel, "log-level", "info", "least `LEVEL` to log: debug (every request), info, warn or error")
+	fl.StringVar(&f.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
 	fl.StringVar(&f.accel, "accel", "", "`kvm` or tcg (emulation); default KVM if a virtual machine is seen to boot with it")
 	fl.StringVar(&f.qemu, "qemu", "", "`file` of QEMU; default qemu-system-x86_64 in $PATH")
 	fl.StringVar(&f.hostGateway, "host-gateway", "", "`IP` address of this machine that containers reach at their gateway; default none of its own services")
-	fl.BoolVar(&f.debug, "debug", false, "log every request")
 	return cmd
 }
 
@@ -75,98 +89,68 @@ func serve(ctx context.Context, cmd *cobra.Command, f serveFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	level := slog.LevelInfo
-	if f.debug {
-		level = slog.LevelDebug
+	log, err := newLog(cmd.ErrOrStderr(), f.logLevel, f.logFormat)
+	if err != nil {
+		return err
 	}
-	log := logger(cmd, level)
+	certs, err := openCertificates(f.listen)
+	if err != nil {
+		return err
+	}
 	h, err := openHost(ctx, f, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	server := api.New(api.Options{Store: h.store, Containers: h.containers, Registry: newRegistry(f.insecure), Host: h.facts, Log: log})
+	metrics := newMetrics()
+	server := api.New(api.Options{
+		Store: h.store, Containers: h.containers, Registry: newRegistry(f.insecure), Host: h.facts, Metrics: metrics, Log: log,
+	})
 	var listeners []net.Listener
+	fail := func(err error) error {
+		closeAll(listeners)
+		server.Close()
+		return err
+	}
 	for _, a := range addresses {
-		l, err := f.listen.listen(a)
+		l, err := a.listen(certs)
 		if err != nil {
-			closeAll(listeners)
-			server.Close()
-			return err
+			return fail(err)
 		}
 		listeners = append(listeners, l)
 	}
+	if f.metricsAddr != "" {
+		stop, err := serveMetrics(f.metricsAddr, metrics, log)
+		if err != nil {
+			return fail(err)
+		}
+		defer stop()
+	}
+	defer onHangup(certs, log)()
 	return serveHTTP(ctx, server, listeners, log)
 }
 
-func closeAll(listeners []net.Listener) {
-	for _, l := range listeners {
-		l.Close()
-	}
-}
-
-const (
-	// headerTimeout is how long a client may take to say what it wants.
-	headerTimeout = time.Minute
-	// shutdownTimeout is how long requests may take to end once the server is to.
-	shutdownTimeout = 20 * time.Second
-)
-
-// serveHTTP serves until ctx ends or a listener fails. Then what follows something, pulls and waits
-// are cut short, and what is being done to a container is finished.
-func serveHTTP(ctx context.Context, handler *api.Server, listeners []net.Listener, log *slog.Logger) error {
-	requests, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true) // a connection of HTTP/2 cannot be taken over
-	srv := &http.Server{
-		Handler:           handler,
-		BaseContext:       func(net.Listener) context.Context { return requests },
-		ReadHeaderTimeout: headerTimeout,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		Protocols:         protocols,
-	}
-	failed := make(chan error, len(listeners))
-	for _, l := range listeners {
-		go func() { failed <- srv.Serve(l) }()
-		log.Info("serving the Docker API", "address", l.Addr().Network()+"://"+addrOf(l))
-	}
-	running := len(listeners)
-	var err error
-	select {
-	case <-ctx.Done():
-		log.Info("shutting down; containers run on")
-	case err = <-failed:
-		running--
-	}
-	cancel()
-	stop, cancelStop := context.WithTimeout(context.Background(), shutdownTimeout)
-	defer cancelStop()
-	err = errors.Join(err, srv.Shutdown(stop))
-	for range running {
-		if e := <-failed; !errors.Is(e, http.ErrServerClosed) {
-			err = errors.Join(err, e)
+// onHangup reads the certificates again at each SIGHUP, until the function it returns is called.
+func onHangup(certs *certificates, log *slog.Logger) (stop func()) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, unix.SIGHUP)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range hangup {
+			if certs == nil {
+				log.Info("SIGHUP: there are no certificates to read again")
+			} else if err := certs.read(); err != nil {
+				log.Error("certificates not read again: those before stay", "error", err)
+			} else {
+				log.Info("certificates read again")
+			}
 		}
+	})
+	return func() {
+		signal.Stop(hangup)
+		close(hangup)
+		wg.Wait()
 	}
-	done := make(chan struct{})
-	go func() {
-		handler.Close()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-stop.Done():
-		log.Warn("requests did not end in time")
-	}
-	return err
-}
-
-// addrOf is where a listener is reached.
-func addrOf(l net.Listener) string {
-	if u, ok := l.(*unixListener); ok {
-		return u.path
-	}
-	return l.Addr().String()
 }
 
 // A host is the parts behind the API.

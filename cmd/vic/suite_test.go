@@ -86,6 +86,9 @@ func newSuite(t *testing.T) *suite {
 	}
 	t.Cleanup(func() { s.registry.Stop() })
 	s.image = s.push(t, "lib/bb:1", v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin", "FROM=image"}, Labels: map[string]string{"kind": "test"}})
+	if err := makeCertificates(filepath.Join(dir, "certs"), []string{"127.0.0.1"}, time.Now(), 1); err != nil {
+		t.Fatal(err)
+	}
 	s.serve(t)
 	t.Cleanup(func() {
 		s.docker(t, "", "ps", "-aq").each(func(id string) { s.docker(t, "", "rm", "-f", id) })
@@ -120,7 +123,10 @@ func (s *suite) serve(t *testing.T) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop, s.ended = stop, make(chan error, 1)
-	args := []string{"serve", "--store", filepath.Join(s.dir, "store"), "--listen", "unix://" + s.socket, "--tether", s.tether, "--accel", "tcg"}
+	args := []string{"serve", "--store", filepath.Join(s.dir, "store"), "--listen", "unix://" + s.socket, "--tether", s.tether, "--accel", "tcg",
+		"--host", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", filepath.Join(s.dir, "certs/server/ca.pem"),
+		"--tlscert", filepath.Join(s.dir, "certs/server/cert.pem"), "--tlskey", filepath.Join(s.dir, "certs/server/key.pem"),
+		"--metrics-addr", "127.0.0.1:0"}
 	go func() { s.ended <- run(ctx, args, strings.NewReader(""), &s.log, &s.log) }()
 	for {
 		c, err := net.Dial("unix", s.socket)
