@@ -164,6 +164,8 @@ const (
 	// killPatience is how long a guest may take from SIGKILL to its end, with all it has
 	// to write, before its VM is killed.
 	killPatience = 20 * time.Second
+	// answerPatience is how long a guest may take to carry out what nobody else waits for.
+	answerPatience = time.Minute
 )
 
 // Stop sends a signal, waits and kills, and returns when the VM has ended. The
@@ -293,6 +295,8 @@ func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
 		c.mu.Unlock()
 		return c.kill(r)
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
 	return c.signal(ctx, r, sig)
 }
 

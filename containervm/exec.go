@@ -135,6 +135,8 @@ func (e *Exec) start(ctx context.Context, o ExecStartOptions) error {
 	if now, err := e.c.current(); err != nil || now != e.run {
 		return refuse(ErrNotRunning, "container %s is not running", e.c.id)
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
 	conn, err := e.c.control(ctx, e.run)
 	if err != nil {
 		return err

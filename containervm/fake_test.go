@@ -26,6 +26,7 @@ type rack struct {
 	mu    sync.Mutex
 	vms   map[string]*fakeVM
 	fails error // of the next Start
+	wild  func(net.Conn, *fakeVM)
 }
 
 // fakeVM is a VM whose guest knows a few commands, see live.
@@ -42,6 +43,7 @@ type fakeVM struct {
 	sizes   []Size
 	dials   int
 	wg      sync.WaitGroup
+	wild    func(net.Conn, *fakeVM) // what its control port does
 }
 
 func (r *rack) Start(_ context.Context, vm VM) (Machine, error) {
@@ -60,6 +62,9 @@ func (r *rack) Start(_ context.Context, vm VM) (Machine, error) {
 		r.vms = map[string]*fakeVM{}
 	}
 	r.vms[vm.ID] = v
+	if conf.Args[0] == "wild" {
+		v.wild = r.wild
+	}
 	go v.live()
 	return fakeMachine{v}, nil
 }
@@ -104,6 +109,8 @@ func (m fakeMachine) Dial(ctx context.Context, end string) (net.Conn, error) {
 	switch {
 	case deaf:
 		go io.Copy(io.Discard, guest)
+	case end == "control" && m.v.wild != nil:
+		go m.v.wild(guest, m.v)
 	case end == "control":
 		go (&wire.Server{ID: m.v.vm.ID, Token: m.v.conf.Token, Handler: m.v}).Serve(guest)
 	}
@@ -152,12 +159,17 @@ func (v *fakeVM) exit(code int) {
 //	crash           ends without an exit record
 //	nope            is not found
 //	never           does not start
+//	liar CODE       says that it has ended, and has not
+//	wild            does what the test says with its control port
 func (v *fakeVM) live() {
 	args := v.conf.Args
 	switch args[0] {
 	case "nope":
 		v.record(wire.RecExit, `{"code":127,"error":"exec: \"nope\": executable file not found in $PATH"}`)
 		v.end()
+		return
+	case "liar":
+		v.record(wire.RecExit, `{"code":`+args[1]+`}`)
 		return
 	case "never":
 		return

@@ -59,7 +59,16 @@ func (f *follower) next(ctx context.Context, over func() bool) (wire.Record, err
 	}
 }
 
-func (f *follower) close() { f.f.Close() }
+// maxDamage is how many bytes of a log that are no records, as VMs leave that were killed, are passed over
+// without a word.
+const maxDamage = 1 << 20
+
+func (f *follower) close() {
+	if n := f.r.Skipped(); n > maxDamage {
+		f.c.m.o.Log.Warn("guest misbehaves: its log has bytes that are no records", "container", f.c.id, "size", n)
+	}
+	f.f.Close()
+}
 
 // logSize is where the log ends now.
 func (c *Container) logSize() int64 {

@@ -17,6 +17,9 @@ import (
 // redial is how long to wait before a port that failed is tried again.
 const redial = 100 * time.Millisecond
 
+// maxRedial is the same for a guest that broke the protocol again and again.
+const maxRedial = 30 * time.Second
+
 // helloPatience is how long a guest may take to answer a hello before another is sent. One
 // that is still booting takes longer, and answers the last. One that was sent while the port
 // changed hands can be lost, and nothing but silence tells.
@@ -45,8 +48,10 @@ func (c *Container) serve(r *run) {
 	})
 }
 
-// serveControl keeps a control session open.
+// serveControl keeps a control session open. A guest that breaks the protocol is spoken to less and less
+// often: it costs this host time.
 func (c *Container) serveControl(ctx context.Context, r *run) {
+	pause := redial
 	for ctx.Err() == nil {
 		conn, err := c.connect(ctx, r)
 		if err == nil {
@@ -58,12 +63,34 @@ func (c *Container) serveControl(ctx context.Context, r *run) {
 			c.setConn(r, nil)
 			err = errors.Join(conn.Err(), conn.Close())
 		}
-		c.m.o.Log.Debug("control session ended", "container", c.id, "error", err)
+		if errors.Is(err, wire.ErrProtocol) {
+			pause = min(2*pause, maxRedial)
+			c.accuse(r, err)
+		} else {
+			pause = redial
+			c.m.o.Log.Debug("control session ended", "container", c.id, "error", err)
+		}
 		select {
-		case <-time.After(redial):
+		case <-time.After(pause):
 		case <-ctx.Done():
 		}
 	}
+}
+
+// accuse tells of a guest that does what no tether does, in the log each time, and in the container's state.
+func (c *Container) accuse(r *run, err error) {
+	c.mu.Lock()
+	first := c.run == r && c.state.Error == ""
+	if first {
+		c.state.Error = "its guest misbehaves: " + err.Error()
+	}
+	c.mu.Unlock()
+	if first {
+		if err := c.saveState(); err != nil {
+			c.m.o.Log.Warn("save state", "container", c.id, "error", err)
+		}
+	}
+	c.m.o.Log.Warn("guest misbehaves", "container", c.id, "error", err)
 }
 
 func (c *Container) connect(ctx context.Context, r *run) (*wire.Conn, error) {

@@ -223,7 +223,14 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 			if err != nil {
 				return err
 			}
-			<-r.ended
+			select {
+			case <-r.ended:
+			case <-time.After(killPatience): // it says that it ends, and does not
+				if err := r.machine.Kill(); err != nil {
+					return err
+				}
+				<-r.ended
+			}
 			return &StartError{ExitCode: exit.Code, Message: exit.Error}
 		case wire.RecStarted:
 			c.mu.Lock()

@@ -119,19 +119,28 @@ func (c *Conn) hangUp() {
 	c.closeOnce.Do(func() { c.closeErr = c.rw.Close() })
 }
 
+// maxRubbish is how many bytes a guest may send in a session that do not belong to it. What is left over from
+// a session before is bounded by the buffers on the way.
+const maxRubbish = 4 << 20
+
 // readFrames dispatches what the guest sends. It never waits but in Read.
 func (c *Conn) readFrames() {
 	defer c.hangUp()
 	fr := newFrameReader(c.rw)
+	fr.maxSkipped = maxRubbish
 	greeted := false
+	stale := 0 // bytes left over from a session before
 	for {
 		f, _, err := fr.next()
+		if err == nil && uint32(f.stamp>>32) != c.s.id {
+			if stale += headerSize + len(f.payload); stale <= maxRubbish {
+				continue
+			}
+			err = fmt.Errorf("%w: %d bytes of other sessions", ErrProtocol, stale)
+		}
 		if err != nil {
 			c.s.fail(fmt.Errorf("%w: %w", ErrLost, err))
 			return
-		}
-		if uint32(f.stamp>>32) != c.s.id {
-			continue // left over from a session before
 		}
 		switch {
 		case greeted || f.typ == frameLost:
@@ -139,7 +148,7 @@ func (c *Conn) readFrames() {
 		case f.typ == frameHello:
 			var h guestHello
 			if err = json.Unmarshal(f.payload, &h); err != nil {
-				err = fmt.Errorf("%w: parse hello: %w", ErrLost, err)
+				err = broken("parse hello: %w", err)
 			} else if err = c.s.numbered(f); err == nil {
 				greeted = true
 				c.hello <- h
@@ -168,7 +177,14 @@ func (c *Conn) writeMessages(chan0 *Channel) {
 func (c *Conn) readMessages(chan0 *Channel) {
 	for {
 		var a answer
-		if err := readMessage(chan0, &a); err != nil {
+		err := readMessage(chan0, &a)
+		if err == nil && a.Exit != nil {
+			err = a.Exit.check()
+		}
+		if err != nil {
+			if c.s.failure() == nil { // the guest's own doing: no end of the line breaks a message
+				err = fmt.Errorf("%w: %w", ErrProtocol, err)
+			}
 			c.s.fail(fmt.Errorf("%w: %w", ErrLost, err))
 			c.hangUp()
 			return

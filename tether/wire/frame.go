@@ -152,6 +152,7 @@ type frameReader struct {
 	start, end int   // of what was read and not consumed
 	off        int64 // of buf[start] in the stream
 	skipped    int64 // bytes that belonged to no frame
+	maxSkipped int64 // of them; 0 for any number
 }
 
 func newFrameReader(r io.Reader) *frameReader {
@@ -172,6 +173,9 @@ func (r *frameReader) next() (frame, int64, error) {
 			r.start += size
 			r.off += int64(size)
 			return f, at, nil
+		}
+		if r.maxSkipped > 0 && r.skipped > r.maxSkipped {
+			return frame{}, 0, fmt.Errorf("%w: %d bytes that are no frames", ErrProtocol, r.skipped)
 		}
 		if r.start > 0 {
 			copy(r.buf, r.buf[r.start:r.end])

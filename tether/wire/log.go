@@ -76,7 +76,15 @@ func (r Record) Exit() (Exit, error) {
 	if err := json.Unmarshal(r.Data, &e); err != nil {
 		return e, fmt.Errorf("wire: parse exit record: %w", err)
 	}
-	return e, nil
+	return e, e.check()
+}
+
+// check refuses what is no exit code.
+func (e Exit) check() error {
+	if e.Code < 0 || e.Code > 255 {
+		return fmt.Errorf("wire: exit code %d", e.Code)
+	}
+	return nil
 }
 
 // AppendRecord appends a record as it is written to the log. It panics if data

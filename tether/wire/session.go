@@ -40,6 +40,14 @@ const (
 // the other side vanished, bytes were lost on the way, or a new session began.
 var ErrLost = errors.New("wire: session lost")
 
+// ErrProtocol is, with ErrLost, the error of a session whose other side did what no tether and no host does. A
+// line that loses bytes does not do that to a session.
+var ErrProtocol = errors.New("wire: protocol broken")
+
+func broken(format string, args ...any) error {
+	return fmt.Errorf("%w: %w: %w", ErrLost, ErrProtocol, fmt.Errorf(format, args...))
+}
+
 // session is one side of a control session: numbering of frames and channels.
 type session struct {
 	id     uint32
@@ -133,18 +141,18 @@ func (s *session) handle(f frame) error {
 	switch f.typ {
 	case frameData:
 		if len(f.payload) > s.window-c.unread() || c.peerEnded {
-			return fmt.Errorf("%w: channel %d was sent more than its credit", ErrLost, f.channel)
+			return broken("channel %d was sent more than its credit", f.channel)
 		}
 		if !c.dropped {
 			c.push(f.payload)
 		}
 	case frameCredit:
 		if len(f.payload) != 4 {
-			return fmt.Errorf("%w: credit of %d bytes", ErrLost, len(f.payload))
+			return broken("credit of %d bytes", len(f.payload))
 		}
 		n := binary.LittleEndian.Uint32(f.payload)
 		if int64(n) > int64(s.window-c.credit) {
-			return fmt.Errorf("%w: channel %d was given more credit than its window", ErrLost, f.channel)
+			return broken("channel %d was given more credit than its window", f.channel)
 		}
 		c.credit += int(n)
 	case frameEnd:
@@ -153,7 +161,7 @@ func (s *session) handle(f frame) error {
 	case frameDrop:
 		c.peerDropped = true
 	default:
-		return fmt.Errorf("%w: frame of type %d", ErrLost, f.typ)
+		return broken("frame of type %d", f.typ)
 	}
 	c.wake.Broadcast()
 	return nil
