@@ -19,6 +19,9 @@ type FormatOptions struct {
 	Journal  int64 // bytes; 0 means 16 MiB, or 4 MiB on disks below 256 MiB
 	// NoJournal leaves the journal out: guests lose what a power cut leaves half written.
 	NoJournal bool
+	// UUID of the file system; zero means one that Capacity and Journal determine, the same
+	// for all disks of one shape.
+	UUID [16]byte
 }
 
 // Format makes an empty file system. The Delta, written to a disk that reads as zeros,
@@ -45,7 +48,7 @@ func Format(o FormatOptions) (*FS, *Delta, error) {
 	f := newFS(zeros{})
 	f.applying = true
 	f.initGroups(blocks)
-	f.initSuper(journal / BlockSize)
+	f.initSuper(journal/BlockSize, o.UUID)
 	data, err := f.layOut(journal / BlockSize)
 	if err != nil {
 		return nil, nil, fmt.Errorf("format a disk of %d bytes: %w", o.Capacity, err)
@@ -89,7 +92,7 @@ func (f *FS) initGroups(blocks int64) {
 	}
 }
 
-func (f *FS) initSuper(journal int64) {
+func (f *FS) initSuper(journal int64, uuid [16]byte) {
 	s := &f.sb
 	s.state = 1
 	s.compat, s.incompat, s.roCompat = ourCompat, ourIncompat, ourRO
@@ -99,6 +102,9 @@ func (f *FS) initSuper(journal int64) {
 	id := sha256.Sum256(fmt.Appendf(nil, "vic root disk, ext4 format 1, %d blocks, journal %d", s.blocksCount, journal))
 	copy(s.uuid[:], id[:16])
 	s.uuid[6], s.uuid[8] = s.uuid[6]&0x0f|0x80, s.uuid[8]&0x3f|0x80 // RFC 9562 version 8
+	if uuid != [16]byte{} {
+		s.uuid = uuid
+	}
 	for i := range s.hashSeed {
 		s.hashSeed[i] = le.Uint32(id[16+4*i:])
 	}

@@ -28,6 +28,7 @@ func (d Dir) images() string     { return d.in("images") }
 func (d Dir) names() string      { return d.in("names") }
 func (d Dir) tmp() string        { return d.in("tmp") }
 func (d Dir) containers() string { return d.in("containers") }
+func (d Dir) volumes() string    { return d.in("volumes") }
 
 // layer returns the path of a layer's record.
 func (d Dir) layer(chain digest.Digest) string { return d.in("layers", chain.Encoded()+".json") }
@@ -54,6 +55,9 @@ func (d Dir) image(id digest.Digest) string    { return d.in("images", id.Encode
 func (d Dir) name(name string) string          { return d.in("names", escapeName(name)) }
 func (d Dir) container(id string) string       { return d.in("containers", id) }
 func (d Dir) pin(id string) string             { return d.in("containers", id, "layers.json") }
+func (d Dir) volumePin(id string) string       { return d.in("containers", id, "volumes.json") }
+func (d Dir) volume(name string) string        { return d.in("volumes", name) }
+func (d Dir) volumeRecord(name string) string  { return d.in("volumes", name, volumeRecord) }
 func (d Dir) tmpDisk(c digest.Digest) string   { return d.in("tmp", diskName(c)+".vmdk") }
 func (d Dir) tmpLayer(c digest.Digest) string  { return d.in("tmp", diskName(c)+".json") }
 func (d Dir) tmpRecipe(c digest.Digest) string { return d.in("tmp", diskName(c)+recipeSuffix) }
@@ -88,7 +92,7 @@ func parseHex(name string) (digest.Digest, bool) {
 }
 
 // subfolders are made when the store is, in this order.
-var subfolders = []string{"disks", "layers", "images", "names", "tmp", "containers"}
+var subfolders = []string{"disks", "layers", "images", "names", "tmp", "containers", "volumes"}
 
 // makeFolder makes a folder and those above it that are not there, and their names
 // durable: else all that is in them is lost with their names.

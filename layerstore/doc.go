@@ -53,8 +53,14 @@
 //	  containers/
 //	    ID/                     of a container; other files in it belong to others
 //	      layers.json           the pin: image, parent disk and layers that the disk needs
+//	      volumes.json          the volumes that it mounts, and which of them are its own
 //	      disk.vmdk             descriptor of the container's disk
 //	      disk-delta.vmdk       its extent file
+//	  volumes/
+//	    NAME/                   of a volume; appears and disappears whole
+//	      volume.json           Volume: the record
+//	      disk.vmdk             descriptor of its disk, which has no parent
+//	      disk-delta.vmdk       its extent file, written by guests
 //	  boot/                     what guests boot from; belongs to others
 //	  tmp/
 //	    <chain>-delta.vmdk, <chain>.vmdk, <chain>.recipe
@@ -62,7 +68,8 @@
 //	    <chain>.json            its record, before it is committed or while it is removed: says
 //	                            that files in disks may be there for no layer
 //	    lease-*                 JSON: chain IDs of the layers that a pull or a check wants to keep
-//	    file-*, image-*         files and image folders that are about to be renamed
+//	    file-*, image-*, volume-*
+//	                            files, and folders of images and volumes, that are about to be renamed
 //	    removed-*               folders that are about to be removed
 //	    spool-*                 an archive that is being read, a blob that is being pushed; loses its
 //	                            name at once, see TempFile
@@ -104,6 +111,10 @@
 // point at it; a name is one file, renamed into place. Removal goes backwards:
 // names, image, layers. So at any moment a name has its image, an image its layers,
 // a layer its parent.
+//
+// A volume's folder is made in the same way, and goes in one rename to tmp. A container's
+// volumes.json is written before the volumes are made that it is the first to name, and goes
+// with the container's folder, after the volumes that are its own: so none is left to nobody.
 //
 // Open looks into tmp and at nothing else, however large the store is.
 //

@@ -163,6 +163,9 @@ func (s *Store) open(o Options) error {
 	if o.Depth != 0 && o.Depth != s.info.Depth {
 		return fmt.Errorf("its chains may have %d disks, not the %d asked for", s.info.Depth, o.Depth)
 	}
+	if err := os.Mkdir(s.dir.volumes(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) { // older stores have none
+		return err
+	}
 	return s.dir.cleanTmp()
 }
 

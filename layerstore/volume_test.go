@@ -1,0 +1,321 @@
+package layerstore
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+func openVolumes(t *testing.T) *Store {
+	t.Helper()
+	s := openStoreIn(t, filepath.Join(t.TempDir(), "store"), Options{Capacity: testCapacity})
+	return s
+}
+
+func makeVolume(t *testing.T, s *Store, o VolumeOptions) *Volume {
+	t.Helper()
+	v, made, err := s.CreateVolume(o)
+	if err != nil || !made {
+		t.Fatalf("create %s: made %v, %v", o.Name, made, err)
+	}
+	return v
+}
+
+// rawVolume converts a volume's disk into a file of its bytes, by qemu-img.
+func rawVolume(t *testing.T, s *Store, name string) string {
+	t.Helper()
+	needTool(t, "qemu-img")
+	needTool(t, "e2fsck")
+	path, err := s.VolumeDisk(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := filepath.Join(t.TempDir(), "raw")
+	command(t, "qemu-img", "convert", "-O", "raw", path, raw)
+	command(t, "e2fsck", "-fn", raw)
+	return raw
+}
+
+// An empty volume of any size is a file system to e2fsck, and takes next to nothing.
+func TestVolumeDisk(t *testing.T) {
+	for _, size := range []string{"16m", "100000000", "1g", ""} {
+		t.Run("size "+size, func(t *testing.T) {
+			s := openVolumes(t)
+			o := VolumeOptions{Name: "vol", Labels: map[string]string{"a": "b"}}
+			if size != "" {
+				o.Options = map[string]string{"size": size}
+			}
+			v := makeVolume(t, s, o)
+			raw := rawVolume(t, s, "vol")
+			if fi, err := os.Stat(raw); err != nil || fi.Size() != v.Capacity {
+				t.Errorf("%v bytes, the record says %d", fi.Size(), v.Capacity)
+			}
+			if n, err := s.VolumeStored("vol"); err != nil || n > 4<<20 {
+				t.Errorf("an empty volume takes %d bytes, %v", n, err)
+			}
+			path, _ := s.VolumeDisk("vol")
+			if out := command(t, "qemu-img", "check", path); !strings.Contains(out, "No errors") {
+				t.Error(out)
+			}
+		})
+	}
+}
+
+// The largest volume takes little as well.
+func TestVolumeLargest(t *testing.T) {
+	needTool(t, "qemu-img")
+	s := openVolumes(t)
+	makeVolume(t, s, VolumeOptions{Name: "vol", Options: map[string]string{"size": "2047g"}})
+	if n, err := s.VolumeStored("vol"); err != nil || n > 32<<20 {
+		t.Errorf("an empty volume takes %d bytes, %v", n, err)
+	}
+	path, err := s.VolumeDisk("vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := command(t, "qemu-img", "check", path); !strings.Contains(out, "No errors") {
+		t.Error(out)
+	}
+}
+
+// Two volumes can be told apart by their file systems' UUIDs.
+func TestVolumeUUID(t *testing.T) {
+	s := openVolumes(t)
+	var seen []string
+	for _, name := range []string{"v1", "v2"} {
+		makeVolume(t, s, VolumeOptions{Name: name, Options: map[string]string{"size": "32m"}})
+		for line := range strings.Lines(command(t, "dumpe2fs", "-h", rawVolume(t, s, name))) {
+			if strings.HasPrefix(line, "Filesystem UUID:") {
+				seen = append(seen, line)
+			}
+		}
+	}
+	if len(seen) != 2 || seen[0] == seen[1] {
+		t.Errorf("UUIDs: %q", seen)
+	}
+}
+
+func TestVolumeOptions(t *testing.T) {
+	s := openVolumes(t)
+	for _, tt := range []struct {
+		name     string
+		o        VolumeOptions
+		capacity int64
+		err      string // in the error
+	}{
+		{"default", VolumeOptions{Name: "default"}, 64 << 30, ""},
+		{"bytes", VolumeOptions{Name: "bytes", Options: map[string]string{"size": "20000000"}}, 20054016, ""},
+		{"unit", VolumeOptions{Name: "unit", Options: map[string]string{"size": "1.5GiB"}}, 1610612736, ""},
+		{"capacity in MiB", VolumeOptions{Name: "mb", Driver: "vsphere", Options: map[string]string{"Capacity": "64"}}, 64 << 20, ""},
+		{"capacity with unit", VolumeOptions{Name: "gb", Options: map[string]string{"capacity": "2g"}}, 2 << 30, ""},
+		{"zero", VolumeOptions{Name: "zero", Options: map[string]string{"size": "0"}}, 0, "option size: 0B: a volume has from 16MiB to 1.999TiB"},
+		{"negative", VolumeOptions{Name: "minus", Options: map[string]string{"Capacity": "-1"}}, 0, "option Capacity: invalid size: '-1'"},
+		{"no number", VolumeOptions{Name: "word", Options: map[string]string{"size": "much"}}, 0, "invalid size: 'much'"},
+		{"empty", VolumeOptions{Name: "empty", Options: map[string]string{"Capacity": ""}}, 0, "invalid size"},
+		{"too small", VolumeOptions{Name: "small", Options: map[string]string{"size": "1m"}}, 0, "1MiB: a volume has from"},
+		{"too big", VolumeOptions{Name: "big", Options: map[string]string{"size": "3t"}}, 0, "3TiB: a volume has from"},
+		{"beyond numbers", VolumeOptions{Name: "huge", Options: map[string]string{"size": "99999999999999999999999"}}, 0, "a volume has from"},
+		{"both", VolumeOptions{Name: "both", Options: map[string]string{"size": "1g", "Capacity": "1g"}}, 0, "are the same"},
+		{"store", VolumeOptions{Name: "store", Options: map[string]string{"VolumeStore": "x"}}, 0, `invalid option: "VolumeStore"`},
+		{"type", VolumeOptions{Name: "nfs", Options: map[string]string{"type": "nfs"}}, 0, `invalid option: "type"`},
+		{"driver", VolumeOptions{Name: "x1", Driver: "flocker"}, 0, `create x1: error looking up volume plugin flocker: plugin "flocker" not found`},
+		{"slash", VolumeOptions{Name: "a/b"}, 0, `create a/b: "a/b" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path`},
+		{"dots", VolumeOptions{Name: ".."}, 0, "includes invalid characters"},
+		{"one letter", VolumeOptions{Name: "a"}, 0, "includes invalid characters"},
+		{"long", VolumeOptions{Name: strings.Repeat("a", 201)}, 0, "200 characters"},
+		{"labels", VolumeOptions{Name: "labels", Labels: map[string]string{"a": strings.Repeat("b", 256<<10)}}, 0, "labels and options of"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v, _, err := s.CreateVolume(tt.o)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("got %v, want %q", err, tt.err)
+				}
+				if _, err := os.Stat(filepath.Join(s.Dir(), "volumes", tt.o.Name, volumeRecord)); err == nil {
+					t.Error("there is a volume")
+				}
+				return
+			}
+			if err != nil || v.Capacity != tt.capacity {
+				t.Fatalf("got %+v, %v, want %d bytes", v, err, tt.capacity)
+			}
+			got, err := s.Volume(tt.o.Name)
+			if err != nil || got.Capacity != tt.capacity || got.Driver == "" || got.Created.IsZero() {
+				t.Errorf("read %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// The same name gives the same volume, whoever comes first.
+func TestCreateVolumeTwice(t *testing.T) {
+	s := openVolumes(t)
+	o := VolumeOptions{Name: "twice", Options: map[string]string{"size": "32m"}}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	count := 0
+	for range 8 {
+		wg.Go(func() {
+			_, made, err := s.CreateVolume(o)
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if made {
+				count++
+			}
+		})
+	}
+	wg.Wait()
+	if count != 1 {
+		t.Errorf("made %d times", count)
+	}
+	if _, made, err := s.CreateVolume(VolumeOptions{Name: "twice"}); made || err != nil {
+		t.Errorf("without options: made %v, %v", made, err)
+	}
+	o.Options = map[string]string{"size": "64m"}
+	if _, _, err := s.CreateVolume(o); err == nil || !strings.Contains(err.Error(), "vic volume grow") {
+		t.Errorf("with another size: %v", err)
+	}
+	emptyTmp(t, s)
+}
+
+// claim makes a container's folder and its claims.
+func claim(t *testing.T, s *Store, container string, claims ...VolumeClaim) []*Volume {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(s.Dir(), "containers", container), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	made, err := s.ClaimVolumes(container, claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+func small(name string) VolumeOptions {
+	return VolumeOptions{Name: name, Options: map[string]string{"size": "32m"}}
+}
+
+func TestVolumeUse(t *testing.T) {
+	s := openVolumes(t)
+	makeVolume(t, s, small("data"))
+	if err := s.RemoveVolume("nope"); !errors.Is(err, ErrNotFound) || err.Error() != "get nope: no such volume" {
+		t.Errorf("remove what is not there: %v", err)
+	}
+	made := claim(t, s, "c1", VolumeClaim{VolumeOptions: small("data")}, VolumeClaim{VolumeOptions: small("own1"), Own: true}, VolumeClaim{VolumeOptions: small("own2"), Own: true})
+	if len(made) != 2 {
+		t.Errorf("made %d volumes", len(made))
+	}
+	claim(t, s, "c2", VolumeClaim{VolumeOptions: small("own2"), Own: true})
+	v, err := s.Volume("own2")
+	if err != nil || !slices.Equal(v.Users, []string{"c1", "c2"}) {
+		t.Errorf("%+v, %v", v, err)
+	}
+	var inUse *VolumeInUseError
+	if err := s.RemoveVolume("data"); !errors.As(err, &inUse) || err.Error() != "remove data: volume is in use - [c1]" {
+		t.Errorf("remove a used one: %v", err)
+	}
+	if removed, err := s.RemoveOwnVolumes("c1"); err != nil || !slices.Equal(removed, []string{"own1"}) {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	if removed, err := s.RemoveOwnVolumes("c3"); err != nil || removed != nil {
+		t.Errorf("of no container: %q, %v", removed, err)
+	}
+	if err := s.RemoveContainer("c1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveVolume("data"); err != nil {
+		t.Errorf("remove a freed one: %v", err)
+	}
+	if all, damaged, err := s.Volumes(); err != nil || damaged != nil || len(all) != 1 || all[0].Name != "own2" {
+		t.Errorf("left: %v, %v, %v", all, damaged, err)
+	}
+	if err := s.RemoveContainer("c2"); err != nil {
+		t.Fatal(err)
+	}
+	emptyTmp(t, s)
+}
+
+// A volume whose record is damaged is told of, breaks nothing, and can be removed; a container's claims that cannot
+// be read keep every volume.
+func TestVolumeDamaged(t *testing.T) {
+	s := openStoreIn(t, filepath.Join(t.TempDir(), "store"), Options{Capacity: testCapacity})
+	for _, name := range []string{"good", "text", "gone", "liar"} {
+		makeVolume(t, s, small(name))
+	}
+	for name, text := range map[string]string{"text": "{", "liar": `{"name":"other","driver":"local","capacity":33554432}`} {
+		if err := os.WriteFile(s.dir.volumeRecord(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(s.dir.volumeRecord("gone")); err != nil {
+		t.Fatal(err)
+	}
+	all, damaged, err := s.Volumes()
+	if err != nil || len(all) != 1 || all[0].Name != "good" || len(damaged) != 3 {
+		t.Errorf("got %v, %v, %v", all, damaged, err)
+	}
+	if _, _, err := s.CreateVolume(small("gone")); err == nil || !strings.Contains(err.Error(), "volume record: is missing") {
+		t.Errorf("create over a damaged one: %v", err)
+	}
+	for _, name := range []string{"text", "gone", "liar"} {
+		if err := s.RemoveVolume(name); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+	}
+	claim(t, s, "c1")
+	if err := os.WriteFile(s.dir.volumePin("c1"), []byte(`[{"name":"../x"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveVolume("good"); err == nil {
+		t.Error("removed although it cannot be known who uses it")
+	}
+	if _, err := s.Volume("good"); err != nil {
+		t.Error(err)
+	}
+	if err := s.RemoveContainer("c1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveVolume("good"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A store made before there were volumes gets the folder when it is opened.
+func TestVolumesOfOldStore(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	s := openStoreIn(t, dir, Options{Capacity: testCapacity})
+	s.Close()
+	if err := os.Remove(filepath.Join(dir, "volumes")); err != nil {
+		t.Fatal(err)
+	}
+	s = openStoreIn(t, dir, Options{})
+	makeVolume(t, s, small("vol"))
+}
+
+// The kernel mounts a volume, fills it, and e2fsck finds it sound.
+func TestVolumeMounted(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	s := openVolumes(t)
+	makeVolume(t, s, small("vol"))
+	raw := rawVolume(t, s, "vol")
+	dir := t.TempDir()
+	command(t, "mount", "-o", "loop", raw, dir)
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 0 {
+		t.Errorf("a new volume has %v, %v", entries, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("text"), 0o644); err != nil {
+		t.Error(err)
+	}
+	command(t, "umount", dir)
+	command(t, "e2fsck", "-fn", raw)
+}
