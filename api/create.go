@@ -51,6 +51,9 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := s.setMounts(&spec, &body); err != nil {
+		return err
+	}
 	spec.Name = r.URL.Query().Get("name")
 	spec.ImageID = img.ID
 	c, err := s.containers.Create(r.Context(), spec)

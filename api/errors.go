@@ -56,6 +56,7 @@ var classes = []struct {
 	{containervm.ErrClosed, http.StatusServiceUnavailable},
 	{layerstore.ErrNotFound, http.StatusNotFound},
 	{layerstore.ErrAmbiguous, http.StatusBadRequest},
+	{layerstore.ErrNoDriver, http.StatusNotFound},
 	{layerstore.ErrClosed, http.StatusServiceUnavailable},
 	{fetch.ErrNotFound, http.StatusNotFound},
 	{fetch.ErrNoPlatform, http.StatusNotFound},
@@ -85,6 +86,12 @@ func statusOf(err error) int {
 	}
 	if _, ok := errors.AsType[*layerstore.InUseError](err); ok {
 		return http.StatusConflict
+	}
+	if _, ok := errors.AsType[*layerstore.VolumeInUseError](err); ok {
+		return http.StatusConflict
+	}
+	if _, ok := errors.AsType[*layerstore.VolumeOptionError](err); ok {
+		return http.StatusBadRequest
 	}
 	for _, c := range classes {
 		if errors.Is(err, c.err) {

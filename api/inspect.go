@@ -66,7 +66,7 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		Platform:     "linux",
 		HostConfig:   made.HostConfig,
 		GraphDriver:  &storage.DriverData{Name: diskDriver, Data: map[string]string{"Disk": info.DiskPath}},
-		Mounts:       []container.MountPoint{},
+		Mounts:       s.mountPoints(info.Spec),
 		Config:       made.Config,
 	}, NetworkSettings: s.networkSettings(info)}
 	if args := info.Spec.Args; len(args) > 0 { // a damaged container has none

@@ -202,7 +202,7 @@ func (s *Server) removeContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := c.Remove(finish(r), containervm.RemoveOptions{Force: boolParam(r, "force")}); err != nil {
+	if err := c.Remove(finish(r), containervm.RemoveOptions{Force: boolParam(r, "force"), Volumes: boolParam(r, "v")}); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

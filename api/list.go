@@ -73,7 +73,7 @@ func (s *Server) summaryOf(info containervm.Info, now time.Time) containerSummar
 		Labels:  info.Spec.Labels,
 		State:   container.ContainerState(info.State.Status),
 		Status:  statusText(info.State, now),
-		Mounts:  []container.MountPoint{},
+		Mounts:  s.mountPoints(info.Spec),
 	}, Ports: []portSummary{}}
 	if sum.Labels == nil {
 		sum.Labels = map[string]string{}
@@ -140,7 +140,7 @@ func (s *Server) containerMatcher(f filters) (func(containervm.Info) bool, error
 			f.labels("label", info.Spec.Labels) &&
 			f.exact("health", string(container.NoHealthcheck)) && f.exact("is-task", "false") && f.exact("isolation", "default") &&
 			(f.exact("network", networkOf(info)) || f.prefix("network", s.networkID(networkOf(info)))) &&
-			!f.has("volume") && // no container has any
+			f.mounts(info.Spec) &&
 			portsMatch(ports, s.networkSettings(info).Ports)
 	}, nil
 }

@@ -60,6 +60,12 @@ func merge(c *container.Config, img *dockerspec.DockerOCIImageConfig) error {
 	}
 	maps.Copy(labels, c.Labels)
 	c.Labels = labels
+	for target := range img.Volumes {
+		if c.Volumes == nil {
+			c.Volumes = make(map[string]struct{})
+		}
+		c.Volumes[target] = struct{}{}
+	}
 	if c.ExposedPorts == nil {
 		c.ExposedPorts = make(network.PortSet)
 	}

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/network"
-	"github.com/moby/moby/api/types/volume"
 )
 
 // The networks of this host: bridge, which containervm makes, and none, which is the lack of one.
@@ -94,16 +93,4 @@ func (s *Server) removeNetwork(_ http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) pruneNetworks(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, network.PruneReport{})
-}
-
-func (s *Server) listVolumes(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, http.StatusOK, volume.ListResponse{Volumes: []volume.Volume{}, Warnings: []string{}})
-}
-
-func (s *Server) noVolume(_ http.ResponseWriter, r *http.Request) error {
-	return notFound("get %s: no such volume", param(r, "name"))
-}
-
-func (s *Server) pruneVolumes(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, http.StatusOK, volume.PruneReport{VolumesDeleted: []string{}})
 }

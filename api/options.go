@@ -41,7 +41,6 @@ type option struct {
 const (
 	oneVM     = "a container is a virtual machine with a kernel of its own"
 	noCgroups = "the limits of a container are those of its virtual machine: use --memory and --cpus"
-	noVolumes = "this host has no volumes and no bind mounts yet; --tmpfs is there"
 	noNets    = "this host has no networks other than bridge and none yet"
 	noPolicy  = "this host does not restrict a process further than its virtual machine does"
 	noWindows = "it is for Windows containers"
@@ -64,7 +63,7 @@ var options = []option{
 	{field: "Healthcheck", flag: "--health-cmd", takes: noHealthcheck, why: "this host does not run health checks yet", yet: true},
 	{field: "ArgsEscaped", takes: all}, // says how Windows is to read Cmd
 	{field: "Image", takes: all},
-	{field: "Volumes", flag: "--volume", takes: none, why: noVolumes, yet: true},
+	{field: "Volumes", flag: "--volume", takes: all},
 	{field: "WorkingDir", flag: "--workdir", takes: all},
 	{field: "Entrypoint", flag: "--entrypoint", takes: all},
 	{field: "NetworkDisabled", takes: all},
@@ -75,15 +74,15 @@ var options = []option{
 	{field: "Shell", takes: all}, // for builds
 	{field: "MacAddress", flag: "--mac-address", takes: all},
 
-	{field: "HostConfig.Binds", flag: "--volume", takes: none, why: noVolumes, yet: true},
+	{field: "HostConfig.Binds", flag: "--volume", takes: all},            // setMounts
 	{field: "HostConfig.ContainerIDFile", flag: "--cidfile", takes: all}, // written by the client
 	{field: "HostConfig.LogConfig", flag: "--log-driver, --log-opt", takes: ownLog, why: "this host keeps the logs of all containers itself, for docker logs"},
 	{field: "HostConfig.NetworkMode", flag: "--network", takes: only("default", "bridge", "none"), why: noNets, yet: true},
 	{field: "HostConfig.PortBindings", flag: "--publish", takes: all},
 	{field: "HostConfig.RestartPolicy", flag: "--restart", takes: noRestart, why: "this host does not restart containers by itself yet", yet: true},
 	{field: "HostConfig.AutoRemove", flag: "--rm", takes: all},
-	{field: "HostConfig.VolumeDriver", flag: "--volume-driver", takes: none, why: noVolumes, yet: true},
-	{field: "HostConfig.VolumesFrom", flag: "--volumes-from", takes: none, why: noVolumes, yet: true},
+	{field: "HostConfig.VolumeDriver", flag: "--volume-driver", takes: all},
+	{field: "HostConfig.VolumesFrom", flag: "--volumes-from", takes: all},
 	{field: "HostConfig.ConsoleSize", takes: all},
 	{field: "HostConfig.Annotations", flag: "--annotation", takes: none, why: "there is no container runtime that would read them"},
 	{field: "HostConfig.CapAdd", flag: "--cap-add", takes: all}, // root in its own VM has them all
@@ -112,7 +111,7 @@ var options = []option{
 	{field: "HostConfig.Runtime", flag: "--runtime", takes: only(runtimeName), why: "there is one runtime, " + runtimeName},
 	{field: "HostConfig.Umask", takes: none, why: "a container's process starts with umask 022"},
 	{field: "HostConfig.Isolation", flag: "--isolation", takes: only("default"), why: noWindows},
-	{field: "HostConfig.Mounts", flag: "--mount", takes: tmpfsOnly, why: noVolumes, yet: true},
+	{field: "HostConfig.Mounts", flag: "--mount", takes: knownMounts, why: "this host has mounts of type volume and tmpfs"},
 	{field: "HostConfig.MaskedPaths", takes: none, why: noPolicy},
 	{field: "HostConfig.ReadonlyPaths", takes: none, why: noPolicy},
 	{field: "HostConfig.Init", flag: "--init", takes: all}, // PID 1 of the VM forwards signals and reaps
@@ -195,8 +194,11 @@ func noRestart(v any) bool {
 
 func wholeCPUs(v any) bool { return v.(int64)%1e9 == 0 }
 
-func tmpfsOnly(v any) bool {
-	return !slices.ContainsFunc(v.([]mount.Mount), func(m mount.Mount) bool { return m.Type != mount.TypeTmpfs })
+// knownMounts are the types of mounts that there are; setMounts looks at each.
+func knownMounts(v any) bool {
+	return !slices.ContainsFunc(v.([]mount.Mount), func(m mount.Mount) bool {
+		return !slices.Contains([]mount.Type{mount.TypeVolume, mount.TypeTmpfs}, m.Type)
+	})
 }
 
 func onlyIPv4(v any) bool {

@@ -106,10 +106,11 @@ func TestOptionsRefused(t *testing.T) {
 		word       string
 	}{
 		{"nothing", `{}`, 0, ""},
-		{"bind", `{"HostConfig":{"Binds":["/a:/b"]}}`, yet, "--volume"},
-		{"bind mount", `{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/a","Target":"/b"}]}}`, yet, "--mount"},
+		{"volume", `{"HostConfig":{"Binds":["a:/b"],"VolumeDriver":"local","VolumesFrom":["c"]}}`, 0, ""},
+		{"volume mount", `{"HostConfig":{"Mounts":[{"Type":"volume","Source":"a","Target":"/b"}]}}`, 0, ""},
+		{"image mount", `{"HostConfig":{"Mounts":[{"Type":"image","Source":"a","Target":"/b"}]}}`, never, "--mount"},
 		{"tmpfs mount", `{"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/b"}]}}`, 0, ""},
-		{"anonymous volume", `{"Volumes":{"/data":{}}}`, yet, "--volume"},
+		{"anonymous volume", `{"Volumes":{"/data":{}}}`, 0, ""},
 		{"restart always", `{"HostConfig":{"RestartPolicy":{"Name":"always"}}}`, yet, "--restart"},
 		{"restart of compose", `{"HostConfig":{"RestartPolicy":{"Name":"","MaximumRetryCount":0}}}`, 0, ""},
 		{"cpu shares", `{"HostConfig":{"CpuShares":3}}`, never, "--cpu-shares"},

@@ -165,7 +165,7 @@ func (s *Server) diskUsage(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
-	reply := usageReply{LayersSize: size, Images: []image.Summary{}, Containers: []containerSummary{}, Volumes: []volume.Volume{}, BuildCache: []struct{}{}}
+	reply := usageReply{LayersSize: size, Images: []image.Summary{}, Containers: []containerSummary{}, BuildCache: []struct{}{}}
 	users := make(map[string]int64)
 	now := time.Now()
 	for _, c := range s.containers.List() {
@@ -190,6 +190,9 @@ func (s *Server) diskUsage(w http.ResponseWriter, _ *http.Request) error {
 		}
 		sum.SharedSize = shared[img.ID.String()]
 		reply.Images = append(reply.Images, sum)
+	}
+	if reply.Volumes, err = s.volumeUsage(); err != nil {
+		return err
 	}
 	return writeJSON(w, http.StatusOK, reply)
 }

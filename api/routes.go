@@ -73,10 +73,10 @@ func (s *Server) routes() []route {
 		{http.MethodPost, "/networks/{name}/disconnect", missing("disconnecting containers from their network")},
 
 		{http.MethodGet, "/volumes", s.listVolumes},
-		{http.MethodGet, "/volumes/{name}", s.noVolume},
-		{http.MethodDelete, "/volumes/{name}", s.noVolume},
+		{http.MethodGet, "/volumes/{name}", s.inspectVolume},
+		{http.MethodDelete, "/volumes/{name}", s.removeVolume},
 		{http.MethodPost, "/volumes/prune", s.pruneVolumes},
-		{http.MethodPost, "/volumes/create", missing("volumes")},
+		{http.MethodPost, "/volumes/create", s.createVolume},
 
 		{http.MethodGet, "/plugins", s.listPlugins},
 		{http.MethodGet, "/plugins/{name*}/json", s.noPlugin},

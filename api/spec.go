@@ -125,6 +125,9 @@ func setTmpfs(s *containervm.Spec, body *createBody) error {
 		s.Tmpfs = append(s.Tmpfs, t)
 	}
 	for _, m := range h.Mounts {
+		if m.Type != mount.TypeTmpfs {
+			continue
+		}
 		t, err := tmpfsOf(m)
 		if err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 
 	"vic/containervm"
 	"vic/fetch"
+	"vic/layerstore"
 )
 
 func (s *Server) ping(w http.ResponseWriter, r *http.Request) error {
@@ -72,7 +73,7 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 			{"Disk Capacity", fmt.Sprintf("%d GiB", s.store.Capacity()>>30)},
 			{"Hypervisor", s.host.Hypervisor},
 		},
-		Plugins:     system.PluginsInfo{Volume: []string{}, Network: []string{"bridge", "null"}, Log: []string{logDriver}},
+		Plugins:     system.PluginsInfo{Volume: layerstore.VolumeDrivers, Network: []string{"bridge", "null"}, Log: []string{logDriver}},
 		MemoryLimit: true, SwapLimit: false, IPv4Forwarding: true,
 		NGoroutines:        runtime.NumGoroutine(),
 		SystemTime:         time.Now().Format(time.RFC3339Nano),

@@ -45,6 +45,9 @@ func (s *Spec) check() error {
 			return refuse(ErrInvalid, "invalid mount path: '%s' mount path must be absolute", t.Target)
 		}
 	}
+	if err := s.checkVolumes(); err != nil {
+		return err
+	}
 	return s.Network.check()
 }
 

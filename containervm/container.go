@@ -39,6 +39,8 @@ type Container struct {
 	removing     bool
 	removed      bool
 	keep         bool // Restart is at work: no AutoRemove
+	// removeVolumes tells that the container's own volumes go with it, once State.Status is Removing.
+	removeVolumes bool
 }
 
 // A run is one life of the VM.

@@ -7,19 +7,20 @@ import (
 )
 
 // Event is something that happened to a container or, with Type "network", to its
-// connection. The names are docker's.
+// connection, or to a volume. The names are docker's.
 type Event struct {
 	Time time.Time
-	Type string // container or network
+	Type string // container, network or volume
 	// Action is create, attach, detach, start, kill, oom, die, stop, restart, rename,
 	// resize, destroy, "exec_create: COMMAND", "exec_start: COMMAND", exec_detach, exec_die;
-	// of a network: connect, disconnect.
+	// of a network: connect, disconnect; of a volume: create, mount, unmount, destroy.
 	Action string
-	// ID of the container, or the name of the network.
+	// ID of the container, or the name of the network or volume.
 	ID string
 	// Attributes of a container: its labels, image, name, and what belongs to the action:
 	// signal, exitCode, execDuration (seconds), oldName, execID, height, width. Of a network:
-	// container, name, type. The map is shared by all who get the event.
+	// container, name, type. Of a volume: driver, and of a mount container, destination, driver, propagation,
+	// read/write. The map is shared by all who get the event.
 	Attributes map[string]string
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"vic/layerstore"
 	"vic/tether/wire"
 )
 
@@ -372,7 +373,12 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(run) })
-	s.o = Options{Store: dir, Disks: s.disks, Hypervisor: s.rack, Boot: boots{}, Network: s.net, RuntimeDir: run}
+	store, err := layerstore.Open(dir, layerstore.Options{Capacity: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	s.o = Options{Store: dir, Disks: s.disks, Volumes: store, Hypervisor: s.rack, Boot: boots{}, Network: s.net, RuntimeDir: run}
 	s.open()
 	t.Cleanup(func() {
 		for _, v := range s.rack.vms {

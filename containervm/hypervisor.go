@@ -65,13 +65,22 @@ type VM struct {
 	// Disk is the path of the root disk's VMDK descriptor; DiskSerial the serial number
 	// that the guest knows it by.
 	Disk, DiskSerial string
-	// Unsafe leaves out syncing the disk to the host's.
+	// Unsafe leaves out syncing the root disk to the host's.
 	Unsafe bool
+	// Disks are further ones.
+	Disks []Disk
 	// MACs of the NICs.
 	MACs []string
 	// Log is appended with what the guest writes to its log port, Console is
 	// replaced by what it writes to its console.
 	Log, Console string
+}
+
+// A Disk is a disk of a VM beside its root's. No other VM has it, unless all have it read-only.
+type Disk struct {
+	Path     string // of the VMDK descriptor
+	Serial   string // number that the guest knows it by, at most 20 bytes
+	ReadOnly bool
 }
 
 // Boot is what a VM boots.

@@ -18,13 +18,16 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
+
+	"vic/layerstore"
 )
 
-// Options of a Manager. Store, Disks, Hypervisor, Boot and Network must be set.
+// Options of a Manager. Store, Disks, Volumes, Hypervisor, Boot and Network must be set.
 type Options struct {
 	// Store is the folder of the layer store; containers live in its folder "containers".
 	Store      string
 	Disks      Disks
+	Volumes    *layerstore.Store // of the same folder
 	Hypervisor Hypervisor
 	Boot       Booter
 	Network    Network
@@ -47,11 +50,14 @@ type Manager struct {
 	closed  chan struct{}
 	wg      sync.WaitGroup
 
-	// Lock order: Container.op, Manager.mu, Container.mu, Manager.events.mu.
+	// Lock order: Container.op, Manager.volumes, Manager.mu, Container.mu, Manager.events.mu.
 	mu         sync.Mutex
 	containers map[string]*Container // by ID
 	names      map[string]*Container
 	execs      map[string]*Exec
+
+	volumes sync.Mutex          // guards holders; comes before mu
+	holders map[string][]holder // of each volume that a VM has
 
 	events events
 }
@@ -76,7 +82,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Manager{o: o, dir: filepath.Join(o.Store, "containers"), closed: make(chan struct{}),
-		containers: map[string]*Container{}, names: map[string]*Container{}, execs: map[string]*Exec{}}
+		containers: map[string]*Container{}, names: map[string]*Container{}, execs: map[string]*Exec{}, holders: map[string][]holder{}}
 	for _, dir := range []string{m.dir, o.RuntimeDir} {
 		if err := os.MkdirAll(dir, 0711); err != nil {
 			return nil, err
@@ -125,7 +131,7 @@ func (m *Manager) scan(ctx context.Context) error {
 		c := newContainer(m, e.Name())
 		err := c.load()
 		if errors.Is(err, fs.ErrNotExist) { // Create did not come to its end
-			if err := m.o.Disks.RemoveContainer(c.id); err != nil {
+			if err := c.removeFiles(true); err != nil {
 				m.o.Log.Warn("remove unfinished container", "container", c.id, "error", err)
 			}
 			continue
@@ -211,10 +217,12 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 	err := ctx.Err()
 	if err == nil {
 		if _, err = m.o.Disks.CreateContainerDisk(id, s.ImageID); err == nil {
-			err = c.save()
+			if err = c.claimVolumes(); err == nil {
+				err = c.save()
+			}
 		}
 		if err != nil {
-			err = errors.Join(err, m.o.Disks.RemoveContainer(id))
+			err = errors.Join(err, c.removeFiles(true))
 		}
 	}
 	if err != nil {

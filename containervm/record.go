@@ -35,6 +35,8 @@ type stateRecord struct {
 	Endpoint *EndpointInfo `json:"endpoint,omitempty"`
 	Accel    string        `json:"accel,omitempty"`
 	Boot     Boot          `json:"boot,omitzero"`
+	// RemoveVolumes goes with State.Status Removing.
+	RemoveVolumes bool `json:"removeVolumes,omitempty"`
 }
 
 // save writes both records; the first one with the container's creation.
@@ -50,7 +52,7 @@ func (c *Container) save() error {
 
 func (c *Container) saveState() error {
 	c.mu.Lock()
-	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoint: c.endpointInfo, Accel: c.accel, Boot: c.boot}
+	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoint: c.endpointInfo, Accel: c.accel, Boot: c.boot, RemoveVolumes: c.removeVolumes}
 	c.mu.Unlock()
 	return writeRecord(filepath.Join(c.dir, stateFile), st)
 }
@@ -66,7 +68,7 @@ func (c *Container) load() error {
 	if err := readRecord(filepath.Join(c.dir, stateFile), &st); err != nil {
 		return fmt.Errorf("state is lost: %v", err) // not fs.ErrNotExist: it did exist
 	}
-	c.state, c.logStart, c.endpointInfo, c.accel, c.boot = st.State, st.LogStart, st.Endpoint, st.Accel, st.Boot
+	c.state, c.logStart, c.endpointInfo, c.accel, c.boot, c.removeVolumes = st.State, st.LogStart, st.Endpoint, st.Accel, st.Boot, st.RemoveVolumes
 	return nil
 }
 

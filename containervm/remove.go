@@ -9,6 +9,8 @@ import (
 // RemoveOptions say how to remove a container.
 type RemoveOptions struct {
 	Force bool // kill it if it runs
+	// Volumes removes the volumes that are the container's own, too, as far as no other container mounts them.
+	Volumes bool
 }
 
 // Remove removes the container with its disk and log. The error is ErrConflict if it runs and is not
@@ -48,7 +50,7 @@ func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
 			return
 		}
 		defer c.releaseOp()
-		done <- c.delete()
+		done <- c.delete(o.Volumes)
 	})
 	select {
 	case err := <-done:
@@ -74,22 +76,23 @@ func (c *Container) autoRemove() {
 	if taken {
 		return
 	}
-	if err := c.delete(); err != nil {
+	if err := c.delete(true); err != nil {
 		c.m.o.Log.Warn("remove container", "container", c.id, "error", err)
 	}
 }
 
 // delete removes the container's folder, and then the container.
-func (c *Container) delete() error {
+func (c *Container) delete(volumes bool) error {
 	c.mu.Lock()
 	before := c.state.Status
 	c.state.Status = Removing
+	c.removeVolumes = c.removeVolumes || volumes
 	c.mu.Unlock()
 	err := c.saveState() // a crash from here on goes on with the removal
 	if before == Dead {
 		err = nil // its files are damaged anyway
 	}
-	if err = errors.Join(err, c.m.o.Disks.RemoveContainer(c.id)); err != nil {
+	if err = errors.Join(err, c.removeFiles(c.removeVolumes)); err != nil {
 		c.mu.Lock()
 		c.state.Status, c.state.Error, c.removing = Dead, err.Error(), false
 		c.notifyLocked()
@@ -104,4 +107,18 @@ func (c *Container) delete() error {
 	c.notifyLocked()
 	c.mu.Unlock()
 	return nil
+}
+
+// removeFiles removes the container's folder, and before it the volumes that are its own if they are to go.
+func (c *Container) removeFiles(volumes bool) error {
+	if volumes {
+		removed, err := c.m.o.Volumes.RemoveOwnVolumes(c.id)
+		for _, name := range removed {
+			c.m.emitVolume("destroy", name, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return c.m.o.Disks.RemoveContainer(c.id)
 }

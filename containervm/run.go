@@ -144,6 +144,7 @@ func (c *Container) finish(r *run) {
 	if err := os.RemoveAll(c.runtimeDir()); err != nil {
 		c.m.o.Log.Warn("remove sockets", "container", c.id, "error", err)
 	}
+	c.releaseVolumes()
 	c.mu.Lock()
 	started := r.started
 	lasted := at.Sub(c.state.Started)
@@ -162,6 +163,7 @@ func (c *Container) finish(r *run) {
 		if r.endpoint != nil {
 			c.emitNetwork("disconnect", r.endpoint.Info().Network)
 		}
+		c.emitMounts("unmount")
 	}
 	c.mu.Lock()
 	close(r.ended)
@@ -269,6 +271,7 @@ func (c *Container) reattach(ctx context.Context) {
 		return
 	}
 	r.machine, r.started = machine, true
+	c.holdVolumes()
 	if c.spec.Network.connected() && c.endpointInfo != nil {
 		if r.endpoint, err = c.join(c.endpointInfo); err != nil {
 			c.m.o.Log.Warn("container lost its network", "container", c.id, "error", err)

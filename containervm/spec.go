@@ -62,6 +62,7 @@ type Spec struct {
 
 	ReadOnlyRoot bool              `json:"readOnlyRoot,omitempty"`
 	Tmpfs        []Tmpfs           `json:"tmpfs,omitempty"`
+	Volumes      []VolumeMount     `json:"volumes,omitempty"`
 	ShmSize      int64             `json:"shmSize,omitempty"` // of /dev/shm in bytes; 0 means 64 MiB
 	Sysctls      map[string]string `json:"sysctls,omitempty"`
 	Rlimits      []Rlimit          `json:"rlimits,omitempty"`
@@ -90,6 +91,26 @@ type RestartPolicy struct {
 type Tmpfs struct {
 	Target  string   `json:"target"`
 	Options []string `json:"options,omitempty"` // as mount(8) takes them: size=64m, mode=1777, noexec, …
+}
+
+// VolumeMount mounts a volume, which Create makes if it is not there.
+type VolumeMount struct {
+	// Name of the volume; Create makes one up where it is "", and the volume is then the container's Own.
+	Name   string `json:"name"`
+	Target string `json:"target"` // absolute
+	// Driver, Options and Labels are for a volume that is made.
+	Driver  string            `json:"driver,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	// Own marks a volume that goes with the container: see RemoveOptions.Volumes.
+	Own      bool `json:"own,omitempty"`
+	ReadOnly bool `json:"readOnly,omitempty"`
+	// Subpath is what is mounted of the volume, which must be there; "" is all of it.
+	Subpath string `json:"subpath,omitempty"`
+	// NoCopy leaves an empty volume empty. Without it, and without a Subpath, the first start copies what the image has at Target.
+	NoCopy bool `json:"noCopy,omitempty"`
+	// Mode is the caller's own, such as the options in docker's notation.
+	Mode string `json:"mode,omitempty"`
 }
 
 // NetworkSpec says how a container is connected. The zero value connects it to the

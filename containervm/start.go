@@ -59,7 +59,11 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 			return nil, err
 		}
 	}
-	vm, err := c.vm(boot, r.endpoint)
+	disks, err := c.takeVolumes()
+	var vm VM
+	if err == nil {
+		vm, err = c.vm(boot, r.endpoint, disks)
+	}
 	if err == nil {
 		if err = os.MkdirAll(vm.RuntimeDir, 0700); err == nil {
 			if err = touch(vm.Log); err == nil {
@@ -68,6 +72,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 		}
 	}
 	if err != nil {
+		c.releaseVolumes()
 		if r.endpoint != nil {
 			err = errors.Join(err, r.endpoint.Close())
 		}
@@ -130,7 +135,7 @@ func (c *Container) networkNames() []string {
 }
 
 // vm describes the container's VM.
-func (c *Container) vm(boot Boot, e Endpoint) (VM, error) {
+func (c *Container) vm(boot Boot, e Endpoint, disks []volumeDisk) (VM, error) {
 	logPath := filepath.Join(c.dir, logFile)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,7 +143,7 @@ func (c *Container) vm(boot Boot, e Endpoint) (VM, error) {
 	if st, err := os.Stat(logPath); err == nil {
 		c.logStart = st.Size()
 	}
-	conf := c.config(e)
+	conf := c.config(e, disks)
 	text, err := conf.Strings()
 	if errors.Is(err, wire.ErrConfigTooLarge) {
 		return VM{}, refuse(ErrInvalid, "the container's command and environment are too large for a VM: %v", err)
@@ -157,6 +162,9 @@ func (c *Container) vm(boot Boot, e Endpoint) (VM, error) {
 	if vm.CPUs == 0 {
 		vm.CPUs = 1
 	}
+	for _, d := range disks {
+		vm.Disks = append(vm.Disks, d.Disk)
+	}
 	if e != nil {
 		vm.MACs = []string{e.Info().MAC}
 	}
@@ -166,7 +174,7 @@ func (c *Container) vm(boot Boot, e Endpoint) (VM, error) {
 func (c *Container) runtimeDir() string { return filepath.Join(c.m.o.RuntimeDir, c.id[:12]) }
 
 // config is what the guest is told. Call it with mu held.
-func (c *Container) config(e Endpoint) wire.Config {
+func (c *Container) config(e Endpoint, disks []volumeDisk) wire.Config {
 	s := &c.spec
 	conf := wire.Config{
 		ID: c.id, Token: c.token, Hostname: s.Hostname, Domain: s.Domain, Args: s.Args, Env: s.Env, Dir: s.Dir,
@@ -181,6 +189,8 @@ func (c *Container) config(e Endpoint) wire.Config {
 	for _, t := range s.Tmpfs {
 		conf.Mounts = append(conf.Mounts, wire.Mount{Type: "tmpfs", Target: t.Target, Options: t.Options})
 	}
+	conf.Mounts = append(conf.Mounts, c.volumeMounts(disks)...)
+	sortMounts(conf.Mounts)
 	if e == nil {
 		return conf
 	}
@@ -241,6 +251,7 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 			if r.endpoint != nil {
 				c.emitNetwork("connect", r.endpoint.Info().Network)
 			}
+			c.emitMounts("mount")
 			c.emit("start", nil)
 			return c.saveState()
 		}

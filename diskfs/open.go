@@ -110,6 +110,9 @@ func (f *FS) readGroups() error {
 // Capacity returns the size of the file system in bytes.
 func (f *FS) Capacity() int64 { return f.sb.blocksCount * BlockSize }
 
+// Unclean tells whether the file system was not unmounted: its journal may hold changes.
+func (f *FS) Unclean() bool { return f.sb.incompat&incompatRecover != 0 }
+
 // Rebase tells the FS that the last Delta has been written: disk is what it describes
 // now, and blocks not in memory come from there.
 func (f *FS) Rebase(disk io.ReaderAt) {

@@ -229,3 +229,64 @@ func (d Dir) discardVolume(name string) (string, error) {
 	}
 	return trash, nil
 }
+
+// A VolumeState is what can be seen of a volume from outside, while no VM writes it.
+type VolumeState struct {
+	Empty   bool // there are no files in it
+	Unclean bool // its journal holds changes, which may have removed or made files
+}
+
+// VolumeState looks into a volume. The error is ErrNotFound, or that of a damaged disk.
+func (s *Store) VolumeState(name string) (VolumeState, error) {
+	st, err := s.dir.volumeState(name)
+	if err != nil {
+		return st, fmt.Errorf("look into volume %s: %w", name, err)
+	}
+	return st, nil
+}
+
+func (d Dir) volumeState(name string) (st VolumeState, err error) {
+	desc, err := d.readVolumeDescriptor(name)
+	if err != nil {
+		return st, err
+	}
+	f, err := os.Open(filepath.Join(d.volume(name), containerExtent))
+	if err != nil {
+		return st, err
+	}
+	defer f.Close() // read only
+	disk, err := openVolumeExtent(f, desc)
+	if err != nil {
+		return st, err
+	}
+	fsys, err := diskfs.Open(disk, disk.Capacity())
+	if err != nil {
+		return st, err
+	}
+	st.Unclean = fsys.Unclean()
+	entries, err := fsys.ReadDir(".")
+	st.Empty = len(entries) == 0
+	return st, err
+}
+
+// readVolumeDescriptor reads and checks the descriptor of a volume's disk.
+func (d Dir) readVolumeDescriptor(name string) (*vmdk.Descriptor, error) {
+	v, err := d.readVolume(name)
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(d.volume(name), containerDisk)
+	desc, err := d.readDescriptor(path)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case desc.ParentCID != vmdk.NoParent:
+		return nil, formatErrorf(path, "parentCID", "a volume has no parent")
+	case len(desc.Extents) != 1 || desc.Extents[0].File != containerExtent:
+		return nil, formatErrorf(path, "extent", "is not the one file %s", containerExtent)
+	case desc.Capacity() != v.Capacity:
+		return nil, formatErrorf(path, "capacity", "%d bytes, the record says %d", desc.Capacity(), v.Capacity)
+	}
+	return desc, nil
+}

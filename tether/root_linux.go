@@ -119,6 +119,13 @@ func mount(source, dir, fs string, flags uintptr, data string) error {
 
 // mountFurther mounts what the configuration asks for.
 func (g *guest) mountFurther() error {
+	v, err := g.findVolumes()
+	if err != nil {
+		return err
+	}
+	if err := v.fill(g.conf.Mounts); err != nil {
+		return err
+	}
 	for _, m := range g.conf.Mounts {
 		flags, data := mountOptions(m.Options)
 		if m.ReadOnly {
@@ -131,10 +138,7 @@ func (g *guest) mountFurther() error {
 		case m.Type == "tmpfs":
 			err = mount("tmpfs", m.Target, "tmpfs", flags, data)
 		case m.Type == "disk":
-			var dev string
-			if dev, err = g.devices.disk(m.Serial); err == nil {
-				err = mount(dev, m.Target, "ext4", flags, data)
-			}
+			err = v.mount(m)
 		default:
 			err = fmt.Errorf("mount of type %q on %s", m.Type, m.Target)
 		}

@@ -199,7 +199,7 @@ func openHost(ctx context.Context, f serveFlags, log *slog.Logger) (_ *host, err
 		return nil, err
 	}
 	h.containers, err = containervm.Open(ctx, containervm.Options{
-		Store: h.store.Dir(), Disks: h.store, Hypervisor: driver, Boot: medium{m}, Network: h.network, Log: log,
+		Store: h.store.Dir(), Disks: h.store, Volumes: h.store, Hypervisor: driver, Boot: medium{m}, Network: h.network, Log: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open containers: %w", err)

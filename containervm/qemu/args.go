@@ -23,7 +23,7 @@ func socket(vm containervm.VM, end string) string { return filepath.Join(vm.Runt
 
 // args is QEMU's command line for vm.
 func args(vm containervm.VM, p Platform) ([]string, error) {
-	root, err := rootDisk(vm)
+	root, err := blockNode("root", containervm.Disk{Path: vm.Disk}, vm.Unsafe)
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +57,14 @@ func args(vm containervm.VM, p Platform) ([]string, error) {
 		"-chardev", "file,id=log,append=on,path="+escape(vm.Log),
 		"-device", "virtserialport,bus=ports.0,nr=2,chardev=log,name=vic.log",
 	)
+	for i, d := range vm.Disks {
+		name := fmt.Sprintf("disk%d", i)
+		node, err := blockNode(name, d, false)
+		if err != nil {
+			return nil, err
+		}
+		a = append(a, "-blockdev", node, "-device", fmt.Sprintf("virtio-blk-pci,id=%s,drive=%s,serial=%s", name, name, escape(d.Serial)))
+	}
 	for i, mac := range vm.MACs {
 		end := fmt.Sprintf("net%d", i)
 		a = append(a,
@@ -85,12 +93,13 @@ func platformArgs(p Platform) []string {
 	return a
 }
 
-// rootDisk describes the root disk. QEMU finds the disks below it by the hints in their descriptors.
-func rootDisk(vm containervm.VM) (string, error) {
-	cache := map[string]bool{"no-flush": vm.Unsafe}
+// blockNode describes a disk. QEMU finds the disks below it by the hints in their descriptors, and locks all of their
+// files: against every other VM if it may write them, else against those that may.
+func blockNode(name string, d containervm.Disk, unsafe bool) (string, error) {
+	cache := map[string]bool{"no-flush": unsafe}
 	b, err := json.Marshal(map[string]any{
-		"driver": "vmdk", "node-name": "root", "cache": cache,
-		"file": map[string]any{"driver": "file", "filename": vm.Disk, "cache": cache},
+		"driver": "vmdk", "node-name": name, "cache": cache, "read-only": d.ReadOnly,
+		"file": map[string]any{"driver": "file", "filename": d.Path, "cache": cache, "read-only": d.ReadOnly},
 	})
 	if err != nil {
 		return "", fmt.Errorf("describe disk: %w", err)

@@ -98,8 +98,17 @@ type Host struct {
 type Mount struct {
 	// Type is "tmpfs", or "disk" for a volume: an ext4 file system on a disk.
 	Type string `json:"type"`
-	// Serial of a "disk".
+	// Serial of a "disk". Several mounts may be of one disk; a disk that all of them want
+	// read-only is not written, so that other VMs may read it.
 	Serial string `json:"serial,omitempty"`
+	// Subpath of a "disk" is what is mounted of it, a folder or a file that is there. Symlinks in
+	// it are resolved inside the disk. "" is all of it.
+	Subpath string `json:"subpath,omitempty"`
+	// Copy has a "disk" that is empty filled, before anything is mounted, with what the root has at Target.
+	// It makes the disk writable, also where all mount it read-only.
+	Copy bool `json:"copy,omitempty"`
+	// Replay makes the disk writable likewise, for its journal.
+	Replay bool `json:"replay,omitempty"`
 	// Target is the absolute path, made if it is not there. Symlinks in it are
 	// resolved inside the root.
 	Target   string `json:"target"`

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"archive/tar"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"vic/bench/testimage"
+)
+
+// Volumes without a container. (Scenarios 43 and 45.)
+func testVolumes(t *testing.T, s *suite) {
+	s.docker(t, "", "volume", "create", "--label", "a=b", "-o", "size=100m", "v1").want(0, "v1\n")
+	s.docker(t, "", "volume", "create", "v1").want(0, "v1\n")
+	s.docker(t, "", "volume", "inspect", "v1", "--format", "{{.Name}} {{.Driver}} {{.Scope}} {{.Labels}} {{.Options}} {{.Status.Capacity}}").
+		want(0, "v1 local local map[a:b] map[size:100m] 100MiB\n")
+	s.docker(t, "", "volume", "create", "-d", "vsphere", "-o", "Capacity=64", "v2").want(0, "v2\n")
+	anonymous := s.docker(t, "", "volume", "create").ok()
+	if len(anonymous) != 64 {
+		t.Errorf("name %q", anonymous)
+	}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-d", "nope", "x1"}, `create x1: error looking up volume plugin nope: plugin "nope" not found`},
+		{[]string{"-o", "VolumeStore=other", "x1"}, `invalid option: "VolumeStore"`},
+		{[]string{"-o", "Capacity=0", "x1"}, "option Capacity: 0B: a volume has from 16MiB to"},
+		{[]string{"-o", "Capacity=-1", "x1"}, "invalid size: '-1'"},
+		{[]string{"-o", "size=4t", "x1"}, "option size: 4TiB: a volume has from 16MiB to"},
+		{[]string{"a/b"}, `create a/b: "a/b" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path`},
+	} {
+		s.docker(t, "", append([]string{"volume", "create"}, tt.args...)...).wantError(1, tt.want)
+	}
+	for _, tt := range []struct{ filter, want string }{
+		{"name=v[12]", "v1\nv2\n"},
+		{"driver=vsphere", "v2\n"},
+		{"label=a=b", "v1\n"},
+		{"label=com.docker.volume.anonymous", anonymous + "\n"},
+		{"dangling=false", ""},
+	} {
+		s.docker(t, "", "volume", "ls", "-q", "--filter", tt.filter).want(0, tt.want)
+	}
+	s.docker(t, "", "volume", "ls", "-q", "--filter", "dangling=true").has("v1\nv2\n", anonymous)
+	s.docker(t, "", "volume", "ls", "--filter", "nope=1").wantError(1, "invalid filter 'nope'")
+	s.docker(t, "", "info", "--format", "{{.Plugins.Volume}}").want(0, "[local vsphere]\n")
+	s.docker(t, "", "system", "df", "-v", "--format", "{{range .Volumes}}{{.Name}} {{.Links}} {{.Size}}\n{{end}}").has("v1 0 ")
+
+	s.docker(t, "", "create", "--name", "user", "-v", "v1:/data", "bb").ok()
+	id := s.docker(t, "", "inspect", "user", "--format", "{{.Id}}").ok()
+	s.docker(t, "", "volume", "rm", "v1").wantError(1, "remove v1: volume is in use - ["+id+"]")
+	s.docker(t, "", "volume", "ls", "-q", "--filter", "dangling=false").want(0, "v1\n")
+	s.docker(t, "", "volume", "prune", "-f").has("Deleted Volumes:\n"+anonymous, "Total reclaimed space:")
+	s.docker(t, "", "rm", "user").ok()
+	s.docker(t, "", "volume", "rm", "v1").want(0, "v1\n")
+	s.docker(t, "", "volume", "rm", "v1").wantError(1, "get v1: no such volume")
+	s.docker(t, "", "volume", "rm", "-f", "v1").want(0, "v1\n")
+	s.docker(t, "", "volume", "prune", "-af").has("Deleted Volumes:\nv2")
+	s.docker(t, "", "volume", "ls", "-q").want(0, "")
+}
+
+// volumeImage has files where volumes are mounted.
+func (s *suite) volumeImage(t *testing.T) string {
+	t.Helper()
+	busybox, err := testimage.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := testimage.Layer{CreatedBy: "COPY . /data", Write: func(w *tar.Writer) error {
+		for _, f := range []struct {
+			h    tar.Header
+			text string
+		}{
+			{tar.Header{Name: "data/", Mode: 0o2750, Uid: 1000, Gid: 2000}, ""},
+			{tar.Header{Name: "data/file", Mode: 0o4755, Uid: 1001, Gid: 2001, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}, "text"},
+			{tar.Header{Name: "data/link", Typeflag: tar.TypeSymlink, Linkname: "/nowhere", Uid: 5}, ""},
+			{tar.Header{Name: "data/hard", Typeflag: tar.TypeLink, Linkname: "data/file", Mode: 0o4755, Uid: 1001, Gid: 2001, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}, ""},
+			{tar.Header{Name: "data/null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666}, ""},
+			{tar.Header{Name: "data/inner/", Mode: 0o700}, ""},
+			{tar.Header{Name: "data/inner/deep", Mode: 0o600}, "deep"},
+			{tar.Header{Name: "image/"}, ""},
+			{tar.Header{Name: "image/file"}, "image's"},
+			{tar.Header{Name: "over/"}, ""},
+			{tar.Header{Name: "over/file"}, "over"},
+		} {
+			if err := testimage.Add(w, f.h, f.text); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}
+	img, err := testimage.Build(v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/image": {}, "/over": {}}}, busybox, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := s.registry.Push(t.Context(), "lib/volumes:1", img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.docker(t, "", "pull", "-q", ref).ok()
+	return ref
+}
+
+// Containers with volumes: topologies, what the image has in their place, who may have them at once. (Scenarios 17,
+// 44 and 46.)
+func testContainerVolumes(t *testing.T, s *suite) {
+	image := s.volumeImage(t)
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-v", "rel/path:/x"}, "includes invalid characters for a local volume name"},
+		{[]string{"-v", "vol:rel"}, "invalid mount path: 'rel' mount path must be absolute"},
+		{[]string{"-v", "vol:/"}, "destination can't be '/'"},
+		{[]string{"-v", "vol:/x:frob"}, "invalid mode: frob"},
+		{[]string{"-v", "vol:/x:rshared"}, "mount propagation rshared is not supported"},
+		{[]string{"-v", "vol:/x", "-v", "other:/x/"}, "Duplicate mount point: /x"},
+		{[]string{"-v", "vol:/x", "--tmpfs", "/x"}, "Duplicate mount point: /x"},
+		{[]string{"--volumes-from", "nope"}, "No such container: nope"},
+		{[]string{"--volume-driver", "nope", "-v", "vol:/x"}, `plugin "nope" not found`},
+		{[]string{"--mount", "type=volume,src=vol,dst=/x,volume-subpath=../y"}, "must be a relative path"},
+	} {
+		s.docker(t, "", append(append([]string{"create"}, tt.args...), image)...).wantError(1, tt.want)
+	}
+	s.docker(t, "", "volume", "ls", "-q").want(0, "")
+
+	s.docker(t, "", "run", "-d", "--name", "writer", "-v", "named:/data:z", "-v", "inner:/data/inner", "-v", "/anonymous", "-v", "over:/over",
+		"--mount", "type=volume,src=empty,dst=/empty,volume-nocopy", "--mount", "type=volume,dst=/data/inner/tmp,volume-opt=size=32m",
+		image, "sleep", "1000").ok()
+	sh := func(name, script string) result { return s.docker(t, "", "exec", name, "sh", "-c", script) }
+	sh("writer", "cd /data; stat -c '%n %a %u %g %h' . file hard inner; stat -c '%n %F %u %t,%T' link null; cat file inner/deep; readlink link").want(0,
+		". 2750 1000 2000 3\nfile 4755 1001 2001 2\nhard 4755 1001 2001 2\ninner 700 0 0 3\nlink symbolic link 5 0,0\nnull character special file 0 1,3\ntextdeep/nowhere\n")
+	sh("writer", "cat /image/file /over/file; ls -A /empty /anonymous; df -m /data /data/inner/tmp | awk 'NR>1{print ($2 > 20), $NF}'").want(0,
+		"image'sover/anonymous:\n\n/empty:\n1 /data\n1 /data/inner/tmp\n")
+	sh("writer", "echo mine > /data/mine; mkdir /data/sub; echo sub > /data/sub/file; rm /data/inner/deep; echo x > /data/inner/tmp/x; sync").want(0, "")
+	s.docker(t, "", "inspect", "writer", "--format", "{{range .Mounts}}{{.Type}} {{.Destination}} {{.Driver}} {{.Mode}} {{.RW}}\n{{end}}").want(0,
+		"volume /data local z true\nvolume /data/inner local z true\nvolume /over local z true\nvolume /empty local z true\nvolume /data/inner/tmp local z true\n"+
+			"volume /anonymous local  true\nvolume /image local  true\n\n")
+	s.docker(t, "", "ps", "--filter", "volume=named", "--format", "{{.Names}} {{.LocalVolumes}}").want(0, "writer 7\n")
+	s.docker(t, "", "ps", "--filter", "volume=/data", "--format", "{{.Mounts}}").has("named")
+	s.docker(t, "", "ps", "--filter", "volume=nope", "-q").want(0, "")
+
+	// One machine may write, or several read.
+	s.docker(t, "", "run", "--rm", "-v", "named:/x:ro", "bb").wantError(125, "volume named is in use by running container writer")
+	s.docker(t, "", "create", "--name", "reader", "--volumes-from", "writer:ro", "bb", "sleep", "1000").ok()
+	s.docker(t, "", "start", "reader").wantError(1, "volume named is in use by running container writer")
+	s.docker(t, "", "kill", "writer").ok()
+	s.docker(t, "", "start", "reader").ok() // replays the journals, which it may
+	sh("reader", "cat /data/mine /data/inner/tmp/x; ls /data/inner; echo no > /data/mine").wantError(1, "Read-only file system")
+	s.docker(t, "", "start", "writer").wantError(1, "volume named is in use by running container reader")
+	s.docker(t, "", "stop", "-t", "0", "reader").ok()
+	s.docker(t, "", "start", "reader").ok()
+	s.docker(t, "", "run", "--rm", "-v", "named:/a:ro", "-v", "named:/b:ro", "--mount", "type=volume,src=named,dst=/c,volume-subpath=sub,ro",
+		"--mount", "type=volume,src=named,dst=/d,volume-subpath=mine,ro", "bb", "cat", "/a/mine", "/b/mine", "/c/file", "/d").want(0, "mine\nmine\nsub\nmine\n")
+	sh("reader", "cat /data/mine").want(0, "mine\n")
+	s.docker(t, "", "run", "--rm", "-v", "named:/x", "bb").wantError(125, "which reads it")
+
+	// What goes with a container and what stays.
+	s.docker(t, "", "rm", "-f", "-v", "reader").ok() // writer has its anonymous volumes
+	if n := len(strings.Fields(s.docker(t, "", "volume", "ls", "-q").ok())); n != 7 {
+		t.Errorf("%d volumes are left, want 7", n)
+	}
+	s.docker(t, "", "rm", "-v", "writer").ok()
+	s.docker(t, "", "volume", "ls", "-q").want(0, "empty\ninner\nnamed\nover\n")
+	s.docker(t, "", "run", "--rm", "-v", "/gone", image, "true").want(0, "")
+	s.docker(t, "", "volume", "ls", "-q").want(0, "empty\ninner\nnamed\nover\n")
+	for _, name := range []string{"named", "inner"} {
+		raw := filepath.Join(t.TempDir(), "raw")
+		tool(t, "qemu-img", "convert", "-O", "raw", s.docker(t, "", "volume", "inspect", name, "--format", "{{.Mountpoint}}").ok(), raw)
+		if out, err := exec.Command("e2fsck", "-fn", raw).CombinedOutput(); err != nil {
+			t.Errorf("e2fsck %s: %v\n%s", name, err, out)
+		}
+	}
+	s.docker(t, "", "volume", "rm", "empty", "inner", "named", "over").ok()
+	s.docker(t, "", "rmi", image).ok()
+}
