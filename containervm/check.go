@@ -6,10 +6,12 @@ import (
 	"strings"
 )
 
+// DefaultMemory is that of a VM whose Spec does not say, in bytes.
+const DefaultMemory = 256 << 20
+
 const (
-	defaultMemory = 256 << 20
-	minMemory     = 96 << 20
-	maxExtra      = 1 << 20
+	minMemory = 96 << 20
+	maxExtra  = 1 << 20
 )
 
 // check refuses a Spec that makes no sense or cannot be carried out, in docker's words.

@@ -51,6 +51,7 @@ type run struct {
 	conn     *wire.Conn // nil while there is no control session
 	started  bool       // the container's process runs
 	manual   bool       // somebody stops or kills it
+	usage    Usage      // what its guest said last
 	ended    chan struct{}
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // what serves the VM

@@ -157,7 +157,7 @@ func (c *Container) vm(boot Boot, e Endpoint, disks []volumeDisk) (VM, error) {
 		Unsafe: c.spec.AutoRemove, Log: logPath, Console: filepath.Join(c.dir, consoleFile),
 	}
 	if vm.Memory == 0 {
-		vm.Memory = defaultMemory
+		vm.Memory = DefaultMemory
 	}
 	if vm.CPUs == 0 {
 		vm.CPUs = 1

@@ -46,6 +46,24 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 		return wire.Reply{}, p.resize(r.Size)
 	case wire.OpShutdown:
 		return wire.Reply{}, g.shutdown(time.Duration(r.Grace))
+	case wire.OpTask:
+		return g.task(s, r)
+	case wire.OpPath:
+		if _, err := g.process(""); err != nil {
+			return wire.Reply{}, err
+		}
+		st, err := statPath(r.Path)
+		return wire.Reply{Path: &st}, fileError(err)
+	case wire.OpUsage:
+		u, err := usage()
+		return wire.Reply{Usage: u}, err
+	case wire.OpFreeze:
+		if _, err := g.process(""); err != nil {
+			return wire.Reply{}, err
+		}
+		return wire.Reply{}, g.freezer.freeze(s)
+	case wire.OpThaw:
+		return wire.Reply{}, g.freezer.release(nil)
 	}
 	return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: fmt.Sprintf("operation %q is not known", r.Op)}
 }

@@ -26,6 +26,7 @@ type guest struct {
 	conf    *wire.Config
 	reaper  *reaper
 	stdin   *stdin
+	freezer freezer
 
 	mu    sync.Mutex
 	main  *process // nil until it runs, and once it has ended
@@ -93,6 +94,7 @@ func (g *guest) live() (wire.Exit, error) {
 	g.mu.Lock()
 	g.main = nil
 	g.mu.Unlock()
+	_ = g.freezer.release(nil) // mostly there is nothing to thaw
 	g.reaper.killAll()
 	p.drained()
 	exit.OOM = oomKills() > ooms

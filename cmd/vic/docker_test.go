@@ -49,6 +49,7 @@ func TestDocker(t *testing.T) {
 		{"network", testNetwork},
 		{"slow readers", testSlowReaders},
 		{"door", testDoor},
+		{"inside", testInside},
 		{"restart of the server", testServerRestart},
 		{"remove images", testRemoveImages},
 	} {

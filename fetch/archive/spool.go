@@ -143,35 +143,62 @@ const (
 	freeSpool  = 64 << 20
 )
 
-// spool copies a stream, decompressed, and returns its length.
-func spool(w io.Writer, r io.Reader) (int64, error) {
-	in := &countReader{r: r}
+// Decompress returns what a stream holds, whether it is compressed with gzip, zstd or not at all; another
+// compression is a *FormatError. Streams that grow without measure fail. It reads ahead.
+func Decompress(r io.Reader) (io.ReadCloser, error) {
+	d, err := decompress(&countReader{r: r})
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// A decompressor is what a stream holds.
+type decompressor struct {
+	io.Reader
+	close func()
+}
+
+func (d *decompressor) Close() error {
+	d.close()
+	return nil
+}
+
+func decompress(in *countReader) (*decompressor, error) {
 	b := bufio.NewReaderSize(in, 64<<10)
 	magic, err := b.Peek(magicSize)
 	if err != nil && err != io.EOF {
-		return 0, fmt.Errorf("read image archive: %w", err)
+		return nil, fmt.Errorf("read archive: %w", err)
 	}
-	var dec io.Reader
 	switch kind := compression(magic); kind {
 	case plain:
-		dec = b
+		return &decompressor{b, func() {}}, nil
 	case gzipped:
 		z, err := gzip.NewReader(b)
 		if err != nil {
-			return 0, formatErrorf("", "%v", err)
+			return nil, formatErrorf("", "%v", err)
 		}
-		dec = z
+		return &decompressor{&ratioReader{r: z, in: in}, func() {}}, nil
 	case zstdType:
 		z, err := zstd.NewReader(b, zstd.WithDecoderMaxWindow(zstdWindow))
 		if err != nil {
-			return 0, fmt.Errorf("read image archive: %w", err)
+			return nil, fmt.Errorf("read archive: %w", err)
 		}
-		defer z.Close()
-		dec = z
+		return &decompressor{&ratioReader{r: z, in: in}, z.Close}, nil
 	default:
-		return 0, formatErrorf("", "compressed with %s: gzip, zstd and no compression are supported", kind)
+		return nil, formatErrorf("", "compressed with %s: gzip, zstd and no compression are supported", kind)
 	}
-	n, err := io.Copy(w, &ratioReader{r: dec, in: in})
+}
+
+// spool copies a stream, decompressed, and returns its length.
+func spool(w io.Writer, r io.Reader) (int64, error) {
+	in := &countReader{r: r}
+	dec, err := decompress(in)
+	if err != nil {
+		return 0, err
+	}
+	defer dec.Close()
+	n, err := io.Copy(w, dec)
 	if err != nil {
 		if _, disk := errors.AsType[*fs.PathError](err); !disk && in.err == nil && in.r.(*contextReader).ctx.Err() == nil {
 			return 0, formatErrorf("", "%v", err)

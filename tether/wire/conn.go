@@ -304,30 +304,40 @@ type Process struct {
 // Stdout and stderr must be read to the end, or given up by Close; else
 // the process waits, and so does Wait.
 func (c *Conn) Exec(ctx context.Context, e Exec) (*Process, error) {
-	p := &Process{s: c.s, exited: make(chan struct{})}
-	n, err := c.openExec(p, e.ID)
+	p, r, err := c.begin(ctx, e.ID, Request{Op: OpExec, Exec: &e})
 	if err != nil {
-		return nil, fmt.Errorf("exec %s: %w", e.ID, err)
-	}
-	r, err := c.call(ctx, Request{Op: OpExec, Exec: &e, Channel: n})
-	if err != nil {
-		c.mu.Lock()
-		delete(c.processes, e.ID)
-		c.mu.Unlock()
-		// If they fail the session is over, and err says so.
-		_ = p.stdio.Close()
-		_ = p.stderr.Close()
-		var ge *Error
-		if errors.As(err, &ge) {
-			return nil, err
-		}
-		return nil, fmt.Errorf("exec %s: %w", e.ID, err)
+		return nil, err
 	}
 	p.PID = r.PID
 	if err := p.stderr.CloseWrite(); err != nil { // nothing ever goes that way
 		return nil, fmt.Errorf("exec %s: %w", e.ID, err)
 	}
 	return p, nil
+}
+
+// begin sends the request for what has channels, an exec or a task, and an ID.
+func (c *Conn) begin(ctx context.Context, id string, req Request) (*Process, Reply, error) {
+	p := &Process{s: c.s, exited: make(chan struct{})}
+	n, err := c.openExec(p, id)
+	if err != nil {
+		return nil, Reply{}, fmt.Errorf("%s %s: %w", req.Op, id, err)
+	}
+	req.Channel = n
+	r, err := c.call(ctx, req)
+	if err != nil {
+		c.mu.Lock()
+		delete(c.processes, id)
+		c.mu.Unlock()
+		// If they fail the session is over, and err says so.
+		_ = p.stdio.Close()
+		_ = p.stderr.Close()
+		var ge *Error
+		if errors.As(err, &ge) {
+			return nil, Reply{}, err
+		}
+		return nil, Reply{}, fmt.Errorf("%s %s: %w", req.Op, id, err)
+	}
+	return p, r, nil
 }
 
 // openExec opens the channels of p and registers it under its ID.

@@ -23,6 +23,11 @@ const (
 	OpState    Op = "state"    // Reply: State
 	OpShutdown Op = "shutdown" // send Config.StopSignal to the container's process, and SIGKILL after Grace
 	OpPing     Op = "ping"
+	OpTask     Op = "task"   // begin Task; its channels are open already. Reply: Path, of a TaskRead
+	OpPath     Op = "path"   // describe the file Path. Reply: Path
+	OpUsage    Op = "usage"  // Reply: Usage
+	OpFreeze   Op = "freeze" // hold back all writes to the root disk, until OpThaw or the session's end
+	OpThaw     Op = "thaw"
 )
 
 // Request is what a host asks of a guest.
@@ -31,7 +36,9 @@ type Request struct {
 	// Process is an exec's ID; "" is the container's process.
 	Process string `json:"process,omitempty"`
 	Exec    *Exec  `json:"exec,omitempty"`
-	Channel uint16 `json:"channel,omitempty"` // even: stdin and stdout of Exec; the next: stderr
+	Task    *Task  `json:"task,omitempty"`
+	Path    string `json:"path,omitempty"`
+	Channel uint16 `json:"channel,omitempty"` // even: stdin and stdout of Exec, or Task's stream; the next: stderr
 	Signal  int    `json:"signal,omitempty"`
 	Size    Size   `json:"size,omitzero"`
 	Grace   int64  `json:"grace,omitempty"` // ns
@@ -57,8 +64,10 @@ type Exec struct {
 
 // Reply is a guest's answer to a Request that it has carried out.
 type Reply struct {
-	PID   int    `json:"pid,omitempty"`
-	State *State `json:"state,omitempty"`
+	PID   int       `json:"pid,omitempty"`
+	State *State    `json:"state,omitempty"`
+	Path  *PathStat `json:"path,omitempty"`
+	Usage *Usage    `json:"usage,omitempty"`
 }
 
 // State is what runs in a guest.
@@ -90,7 +99,7 @@ type ErrorKind string
 const (
 	NotStarted ErrorKind = "not started" // the exec's process could not be started
 	NotRunning ErrorKind = "not running" // the process has ended, or not begun
-	NotFound   ErrorKind = "not found"   // no exec of that ID
+	NotFound   ErrorKind = "not found"   // no exec of that ID, or no such file
 	Invalid    ErrorKind = "invalid"     // the request makes no sense
 	Failed     ErrorKind = "failed"      // anything else
 )

@@ -186,7 +186,10 @@ func (g *GuestSession) Open(n uint16) (stdio, stderr *Channel, err error) {
 	return stdio, stderr, nil
 }
 
-// Exited tells the host that an exec has ended, after all its output was
+// Done is closed when the session has ended.
+func (g *GuestSession) Done() <-chan struct{} { return g.s.done }
+
+// Exited tells the host that an exec or a task has ended, after all its output was
 // written to its channels.
 func (g *GuestSession) Exited(process string, e Exit) error {
 	return g.write(answer{Process: process, Exit: &e})

@@ -1,0 +1,329 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+)
+
+// insideTree makes what moby's TestCopyFromContainer copies from, and users to own it.
+const insideTree = `mkdir -p /bar/quux /tmp /etc; printf hello >/foo; printf world >/bar/quux/baz
+ln -s notexist /bar/notarget; ln -s quux/baz /bar/filesymlink; ln -s quux /bar/dirsymlink; ln -s / /bar/root
+echo 'root:x:0:0::/:' >/etc/passwd; echo 'app:x:2375:2376::/:' >>/etc/passwd; `
+
+// testInside looks into a container that runs, and into the same one when it has ended.
+func testInside(t *testing.T, s *suite) {
+	id := s.docker(t, "", "run", "-d", "--name", "inside", "-u", "2375:2376", s.image, "sleep", "100000").ok()
+	s.docker(t, "", "exec", "-u", "0", "inside", "sh", "-ec", insideTree).want(0, "")
+	t.Run("top", func(t *testing.T) { testTop(t, s) })
+	t.Run("stats", func(t *testing.T) { testStats(t, s) })
+	t.Run("copy from", func(t *testing.T) { testCopyFrom(t, s, id) })
+	t.Run("copy to", func(t *testing.T) { testCopyTo(t, s, id) })
+	t.Run("copies side by side", func(t *testing.T) { testManyCopies(t, s) })
+	s.docker(t, "", "rm", "-f", "inside").ok()
+}
+
+func testTop(t *testing.T, s *suite) {
+	s.docker(t, "", "top", "inside").has("UID ", "PID ", "PPID ", "STIME ", "CMD", "app ", "sleep 100000")
+	s.docker(t, "", "top", "inside", "aux").has("USER ", "%CPU ", "RSS ", "COMMAND", "Ss ")
+	// The tether's children alone: neither PID 1 nor the kernel's threads.
+	guest := s.docker(t, "", "exec", "inside", "pidof", "sleep").ok()
+	if got := strings.Fields(s.docker(t, "", "top", "inside", "-o", "pid,user=WHO").ok()); !slices.Equal(got, []string{"PID", "WHO", guest, "app"}) {
+		t.Errorf("top -o pid,user=WHO: %q", got)
+	}
+	s.docker(t, "", "top", "inside", "-p", "1").wantError(1, `"-p" of ps is not supported`)
+	s.docker(t, "", "top", "inside", "-o", "comm").wantError(1, "Couldn't find PID field in ps output")
+	s.docker(t, "", "top", "nope").wantError(1, "No such container: nope")
+}
+
+// testStats compares what stats tells with the guest's own /proc.
+func testStats(t *testing.T, s *suite) {
+	s.docker(t, "", "exec", "-d", "inside", "dd", "if=/dev/zero", "of=/dev/null").ok()
+	stats := func() (st container.StatsResponse) {
+		t.Helper()
+		resp := s.fetch(t, http.MethodGet, "/containers/inside/stats?stream=0&one-shot=1", nil)
+		defer resp.Body.Close()
+		if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	guest := func() (busy, mem float64) {
+		t.Helper()
+		out := s.docker(t, "", "exec", "inside", "sh", "-c", "head -1 /proc/stat; cat /proc/meminfo").ok()
+		var user, nice, system, idle, iowait, irq, soft float64
+		fmt.Sscanf(out, "cpu %g %g %g %g %g %g %g", &user, &nice, &system, &idle, &iowait, &irq, &soft)
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); f[0] == "MemTotal:" || f[0] == "MemFree:" {
+				n, _ := strconv.ParseFloat(f[1], 64)
+				mem += map[string]float64{"MemTotal:": n, "MemFree:": -n}[f[0]] * 1024
+			}
+		}
+		return (user + nice + system + irq + soft) * 1e7, mem
+	}
+	near := func(what string, got, want float64) {
+		t.Helper()
+		if d := got - want; d > 0.1*want || d < -0.1*want {
+			t.Errorf("%s: %g, the guest says %g", what, got, want)
+		}
+	}
+	busy, mem := guest()
+	st := stats()
+	near("CPU time", float64(st.CPUStats.CPUUsage.TotalUsage), busy)
+	near("memory", float64(st.MemoryStats.Usage), mem)
+	if st.MemoryStats.Limit != 256<<20 || st.PidsStats.Current < 2 || st.Networks["eth0"].TxBytes == 0 || len(st.BlkioStats.IoServiceBytesRecursive) != 2 || !st.PreRead.IsZero() {
+		t.Errorf("one shot: %+v", st)
+	}
+	resp := s.fetch(t, http.MethodGet, "/containers/inside/stats", nil)
+	defer resp.Body.Close()
+	dec := json.NewDecoder(resp.Body)
+	var first, second container.StatsResponse
+	if err := dec.Decode(&first); err != nil {
+		t.Fatal(err)
+	}
+	if err := dec.Decode(&second); err != nil {
+		t.Fatal(err)
+	}
+	if !first.PreRead.IsZero() || second.PreRead != first.Read || second.PreCPUStats.CPUUsage.TotalUsage != first.CPUStats.CPUUsage.TotalUsage ||
+		second.CPUStats.CPUUsage.TotalUsage <= first.CPUStats.CPUUsage.TotalUsage || second.CPUStats.SystemUsage <= first.CPUStats.SystemUsage {
+		t.Errorf("stream: %+v, then %+v", first, second)
+	}
+	s.docker(t, "", "exec", "-u", "0", "inside", "sh", "-c", "kill $(pidof dd)").ok()
+	if got := s.docker(t, "", "stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "inside").ok(); got != "inside 1" {
+		t.Errorf("docker stats: %q", got)
+	}
+}
+
+// fetch sends a request; the caller closes the reply's body.
+func (s *suite) fetch(t *testing.T, method, path string, body io.Reader) *http.Response {
+	t.Helper()
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", s.socket) }}}
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://vic"+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
+}
+
+// archive reads a path of a container: names and contents of the tar, or the error.
+func (s *suite) archive(t *testing.T, id, path string) (files map[string]string, st container.PathStat, status int) {
+	t.Helper()
+	resp := s.fetch(t, http.MethodGet, "/containers/"+id+"/archive?path="+url.QueryEscape(path), nil)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(resp.Body)
+		return map[string]string{"": string(text)}, st, resp.StatusCode
+	}
+	text, err := base64.StdEncoding.DecodeString(resp.Header.Get("X-Docker-Container-Path-Stat"))
+	if err == nil {
+		err = json.Unmarshal(text, &st)
+	}
+	if err != nil {
+		t.Fatalf("description of %s: %v", path, err)
+	}
+	files = map[string]string{}
+	for r := tar.NewReader(resp.Body); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return files, st, resp.StatusCode
+		}
+		var data []byte
+		if err == nil {
+			data, err = io.ReadAll(r)
+		}
+		if err != nil {
+			t.Fatalf("tar of %s: %v", path, err)
+		}
+		files[h.Name] = string(data)
+	}
+}
+
+// testCopyFrom is moby's TestCopyFromContainer, and what else docker cp from a container can meet.
+func testCopyFrom(t *testing.T, s *suite, id string) {
+	all := func(top, prefix string) map[string]string {
+		return map[string]string{top: "", prefix + "foo": "hello", prefix + "bar/quux/baz": "world",
+			prefix + "bar/filesymlink": "", prefix + "bar/dirsymlink": "", prefix + "bar/notarget": ""}
+	}
+	for path, want := range map[string]map[string]string{
+		"/": all("/", "/"), ".": all("./", "./"), "/.": all("./", "./"), "./": all("./", "./"), "/./": all("./", "./"),
+		"/bar/root":         {"root": ""},
+		"/bar/root/":        all("root/", "root/"),
+		"/bar/root/.":       all("./", "./"),
+		"bar/quux":          {"quux/": "", "quux/baz": "world"},
+		"bar/quux/":         {"quux/": "", "quux/baz": "world"},
+		"bar/quux/.":        {"./": "", "./baz": "world"},
+		"bar/quux/baz":      {"baz": "world"},
+		"bar/filesymlink":   {"filesymlink": ""},
+		"bar/dirsymlink":    {"dirsymlink": ""},
+		"bar/dirsymlink/":   {"dirsymlink/": "", "dirsymlink/baz": "world"},
+		"bar/dirsymlink/.":  {"./": "", "./baz": "world"},
+		"bar/notarget":      {"notarget": ""},
+		"/bar/../bar/quux/": {"quux/": "", "quux/baz": "world"},
+	} {
+		got, st, status := s.archive(t, id, path)
+		for name, data := range want {
+			if have, ok := got[name]; !ok || have != data {
+				t.Errorf("%s: %q is %q (there: %v), want %q", path, name, have, ok, data)
+			}
+		}
+		if len(want) < 4 && len(got) != len(want) {
+			t.Errorf("%s: %q", path, got)
+		}
+		if status != http.StatusOK || st.Name != filepath.Base("/"+path) {
+			t.Errorf("%s: status %d, %+v", path, status, st)
+		}
+	}
+	for path, want := range map[string]struct {
+		status int
+		text   string
+	}{
+		"/dne":         {http.StatusNotFound, "Could not find the file /dne in container " + id},
+		"/etc/passwd/": {http.StatusInternalServerError, "not a directory"},
+		"":             {http.StatusBadRequest, "cannot be empty"},
+	} {
+		if got, _, status := s.archive(t, id, path); status != want.status || !strings.Contains(got[""], want.text) {
+			t.Errorf("%q: status %d, %s", path, status, got[""])
+		}
+	}
+	if _, st, _ := s.archive(t, id, "/bar/dirsymlink"); st.LinkTarget != "/bar/quux" || st.Mode&os.ModeSymlink == 0 {
+		t.Errorf("a symlink: %+v", st)
+	}
+	dir := t.TempDir()
+	s.docker(t, "", "cp", "inside:/bar", dir).ok()
+	if b, err := os.ReadFile(filepath.Join(dir, "bar/filesymlink")); err != nil || string(b) != "world" {
+		t.Errorf("docker cp: %q, %v", b, err)
+	}
+	s.docker(t, "", "cp", "-L", "inside:/bar/filesymlink", filepath.Join(dir, "followed")).ok()
+	if fi, err := os.Lstat(filepath.Join(dir, "followed")); err != nil || !fi.Mode().IsRegular() {
+		t.Errorf("docker cp -L: %v, %v", fi, err)
+	}
+}
+
+// put extracts a tar of the headers in a folder of a container, and returns status and text. A regular
+// file has its name as contents.
+func (s *suite) put(t *testing.T, id, query string, headers ...tar.Header) (int, string) {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range headers {
+		if h.Typeflag == 0 {
+			h.Typeflag, h.Size = tar.TypeReg, int64(len(h.Name))
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o755
+		}
+		err := w.WriteHeader(&h)
+		if err == nil && h.Size > 0 {
+			_, err = io.WriteString(w, h.Name)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	resp := s.fetch(t, http.MethodPut, "/containers/"+id+"/archive?"+query, &b)
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(text)
+}
+
+// hostileCopies are tars that want out of the folder, with the status that they get; the container must
+// be none the worse for them.
+var hostileCopies = []struct {
+	name, query string
+	headers     []tar.Header
+	status      int
+	text        string
+}{
+	{"parent", "path=/tmp", []tar.Header{{Name: "../escaped"}}, http.StatusInternalServerError, "outside of"},
+	{"deep parent", "path=/tmp", []tar.Header{{Name: "a/../../escaped"}}, http.StatusInternalServerError, "outside of"},
+	{"absolute", "path=/tmp", []tar.Header{{Name: "/absolute"}}, http.StatusOK, ""},
+	{"hard link", "path=/tmp", []tar.Header{{Name: "hard", Typeflag: tar.TypeLink, Linkname: "../etc/passwd"}}, http.StatusInternalServerError, "outside of"},
+	{"through a symlink", "path=/tmp", []tar.Header{{Name: "out", Typeflag: tar.TypeSymlink, Linkname: "/bar"}, {Name: "out/through"}}, http.StatusOK, ""},
+	{"no such folder", "path=/dne", nil, http.StatusNotFound, "Could not find the file /dne in container"},
+	{"no folder", "path=/etc/passwd/", nil, http.StatusBadRequest, "not a directory"},
+	{"folder over file", "path=/&noOverwriteDirNonDir=1", []tar.Header{{Name: "foo", Typeflag: tar.TypeDir}}, http.StatusInternalServerError, "cannot overwrite non-directory"},
+	{"file over folder", "path=/&noOverwriteDirNonDir=1", []tar.Header{{Name: "bar"}}, http.StatusInternalServerError, "cannot overwrite directory"},
+}
+
+// testCopyTo is docker cp to a container.
+func testCopyTo(t *testing.T, s *suite, id string) {
+	for _, tt := range hostileCopies {
+		if status, text := s.put(t, id, tt.query, tt.headers...); status != tt.status || !strings.Contains(text, tt.text) {
+			t.Errorf("%s: status %d, %s", tt.name, status, text)
+		}
+	}
+	s.docker(t, "", "exec", "inside", "sh", "-c", "cat /tmp/absolute /bar/through; ls / | grep escaped").want(1, "/absoluteout/through")
+	if status, text := s.put(t, id, "path=/tmp&copyUIDGID=1", tar.Header{Name: "sub/own"}, tar.Header{Name: "dev", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}); status != http.StatusOK {
+		t.Errorf("own: status %d, %s", status, text)
+	}
+	if status, text := s.put(t, id, "path=tmp", tar.Header{Name: "suid", Mode: 0o4711, Uid: 5, Gid: 6, ModTime: time.Unix(1e9, 0)}); status != http.StatusOK {
+		t.Errorf("suid: status %d, %s", status, text)
+	}
+	s.docker(t, "", "exec", "inside", "stat", "-c", "%u:%g %a %t:%T %Y", "/tmp/suid").want(0, "5:6 4711 0:0 1000000000\n")
+	s.docker(t, "", "exec", "inside", "stat", "-c", "%u:%g %F %t:%T", "/tmp/sub/own", "/tmp/dev").want(0, "2375:2376 regular file 0:0\n2375:2376 character special file 1:3\n")
+	resp := s.fetch(t, http.MethodPut, "/containers/"+id+"/archive?path=/tmp", strings.NewReader("this is no tar, and long enough to be sure of it"+strings.Repeat("!", 1024)))
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusInternalServerError {
+		t.Errorf("no tar: status %d", resp.StatusCode)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("copied"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.docker(t, "", "cp", dir, "inside:/tmp/new").ok()
+	s.docker(t, "", "cp", filepath.Join(dir, "file"), "inside:/bar/dirsymlink").ok()
+	s.docker(t, "", "exec", "-u", "0", "inside", "cat", "/tmp/new/file", "/bar/quux/file").want(0, "copiedcopied")
+	s.docker(t, "", "cp", filepath.Join(dir, "file"), "inside:/dne/").wantError(1, "no such directory")
+}
+
+// testManyCopies copies both ways at once; all must come through whole.
+func testManyCopies(t *testing.T, s *suite) {
+	needTool(t, "cmp")
+	dir := t.TempDir()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		size := 20_000
+		if i < 2 {
+			size = 3 << 20
+		}
+		name := filepath.Join(dir, strconv.Itoa(i))
+		if err := os.WriteFile(name, bytes.Repeat([]byte{byte(i), 0xf5, 'V', 'I', 'C', byte(i * 7)}, size/6), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			for _, args := range [][]string{{"cp", name, "inside:/tmp/"}, {"cp", "inside:/tmp/" + filepath.Base(name), name + ".back"}} {
+				if out, err := s.command(t.Context(), args...).CombinedOutput(); err != nil {
+					t.Errorf("docker %q: %v\n%s", args, err, out)
+				}
+			}
+			if out, err := exec.Command("cmp", name, name+".back").CombinedOutput(); err != nil {
+				t.Errorf("%s", out)
+			}
+		})
+	}
+	wg.Wait()
+}
