@@ -39,7 +39,7 @@ func (s *Server) createExec(w http.ResponseWriter, r *http.Request) error {
 	}
 	spec := containervm.ExecSpec{
 		Args: body.Cmd, Env: env, Dir: body.WorkingDir, User: body.User, TTY: body.Tty,
-		Stdin: body.AttachStdin, Stdout: body.AttachStdout, Stderr: body.AttachStderr, DetachKeys: keys,
+		Stdin: body.AttachStdin, Stdout: body.AttachStdout, Stderr: body.AttachStderr, DetachKeys: keys, Privileged: body.Privileged,
 		Extra: execExtra{keys, body.Privileged},
 	}
 	if spec.Size, err = consoleSize(body.ConsoleSize); err != nil {
@@ -86,7 +86,9 @@ func (s *Server) startExec(w http.ResponseWriter, r *http.Request) error {
 	switch info := e.Info(); {
 	case info.Started:
 		return conflict("exec command %s has already run", info.ID)
-	case e.Container().Info().State.Status != containervm.Running:
+	case e.Container().Info().State.Status == containervm.Paused:
+		return conflict("container %s is paused, unpause the container before exec", info.ContainerID)
+	case !e.Container().Info().State.Status.Alive():
 		return conflict("container %s is not running", info.ContainerID)
 	}
 	conn, err := hijack(w, r, streamType(r, body.Tty))

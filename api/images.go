@@ -17,7 +17,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"vic/containervm"
 	"vic/layerstore"
 )
 
@@ -346,5 +345,5 @@ func (s *Server) deleteImage(ref string, img *layerstore.Image, force bool) ([]i
 // runs tells whether a container's VM runs.
 func (s *Server) runs(id string) bool {
 	c, err := s.containers.Container(id)
-	return err == nil && c.Info().State.Status == containervm.Running
+	return err == nil && c.Info().State.Status.Alive()
 }

@@ -100,7 +100,8 @@ func createdOf(info containervm.Info) created {
 func stateOf(st containervm.State) *container.State {
 	return &container.State{
 		Status:     container.ContainerState(st.Status),
-		Running:    st.Status == containervm.Running,
+		Running:    st.Status.Alive(),
+		Paused:     st.Status == containervm.Paused,
 		Dead:       st.Status == containervm.Dead,
 		OOMKilled:  st.OOM,
 		Pid:        st.PID,

@@ -119,6 +119,30 @@ func (s *Server) killContainer(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+func (s *Server) pauseContainer(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.container(r)
+	if err != nil {
+		return err
+	}
+	if err := c.Pause(finish(r)); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) unpauseContainer(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.container(r)
+	if err != nil {
+		return err
+	}
+	if err := c.Unpause(finish(r)); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
 // waitContainer registers the waiter, answers with the headers, and only when the container has ended
 // with the body: docker run starts the container when it has seen the headers.
 func (s *Server) waitContainer(w http.ResponseWriter, r *http.Request) error {

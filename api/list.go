@@ -47,7 +47,7 @@ func (s *Server) listContainers(w http.ResponseWriter, r *http.Request) error {
 	out := []containerSummary{}
 	for _, c := range s.containers.List() {
 		info := c.Info()
-		if !everything && info.State.Status != containervm.Running || !match(info) {
+		if !everything && !info.State.Status.Alive() || !match(info) {
 			continue
 		}
 		sum := s.summaryOf(info, now)

@@ -42,7 +42,6 @@ const (
 	oneVM     = "a container is a virtual machine with a kernel of its own"
 	noCgroups = "the limits of a container are those of its virtual machine: use --memory and --cpus"
 	noNets    = "this host has no networks other than bridge and none yet"
-	noPolicy  = "this host does not restrict a process further than its virtual machine does"
 	noWindows = "it is for Windows containers"
 )
 
@@ -84,9 +83,9 @@ var options = []option{
 	{field: "HostConfig.VolumeDriver", flag: "--volume-driver", takes: all},
 	{field: "HostConfig.VolumesFrom", flag: "--volumes-from", takes: all},
 	{field: "HostConfig.ConsoleSize", takes: all},
-	{field: "HostConfig.Annotations", flag: "--annotation", takes: none, why: "there is no container runtime that would read them"},
-	{field: "HostConfig.CapAdd", flag: "--cap-add", takes: all}, // root in its own VM has them all
-	{field: "HostConfig.CapDrop", flag: "--cap-drop", takes: none, why: noPolicy, yet: true},
+	{field: "HostConfig.Annotations", flag: "--annotation", takes: all}, // kept, for who asks
+	{field: "HostConfig.CapAdd", flag: "--cap-add", takes: all},
+	{field: "HostConfig.CapDrop", flag: "--cap-drop", takes: all},
 	{field: "HostConfig.CgroupnsMode", flag: "--cgroupns", takes: only("private"), why: oneVM},
 	{field: "HostConfig.DNS", flag: "--dns", takes: all},
 	{field: "HostConfig.DNSOptions", flag: "--dns-option", takes: all},
@@ -96,12 +95,12 @@ var options = []option{
 	{field: "HostConfig.IpcMode", flag: "--ipc", takes: only("private", "shareable"), why: oneVM},
 	{field: "HostConfig.Cgroup", takes: none, why: oneVM},
 	{field: "HostConfig.Links", flag: "--link", takes: none, why: "containers on the bridge network reach each other by name without it"},
-	{field: "HostConfig.OomScoreAdj", flag: "--oom-score-adj", takes: none, why: oneVM},
+	{field: "HostConfig.OomScoreAdj", flag: "--oom-score-adj", takes: all},
 	{field: "HostConfig.PidMode", flag: "--pid", takes: only("private"), why: oneVM},
-	{field: "HostConfig.Privileged", flag: "--privileged", takes: all}, // as CapAdd
+	{field: "HostConfig.Privileged", flag: "--privileged", takes: all}, // in its own VM
 	{field: "HostConfig.PublishAllPorts", flag: "--publish-all", takes: all},
 	{field: "HostConfig.ReadonlyRootfs", flag: "--read-only", takes: all},
-	{field: "HostConfig.SecurityOpt", flag: "--security-opt", takes: unconfined, why: noPolicy},
+	{field: "HostConfig.SecurityOpt", flag: "--security-opt", takes: securityOptions, why: "this host has no seccomp, AppArmor or SELinux profiles: unconfined is there, and no-new-privileges"},
 	{field: "HostConfig.StorageOpt", flag: "--storage-opt", takes: none, why: "a container's disk has the capacity of the store's"},
 	{field: "HostConfig.Tmpfs", flag: "--tmpfs", takes: all},
 	{field: "HostConfig.UTSMode", flag: "--uts", takes: none, why: oneVM},
@@ -109,18 +108,18 @@ var options = []option{
 	{field: "HostConfig.ShmSize", flag: "--shm-size", takes: all},
 	{field: "HostConfig.Sysctls", flag: "--sysctl", takes: all},
 	{field: "HostConfig.Runtime", flag: "--runtime", takes: only(runtimeName), why: "there is one runtime, " + runtimeName},
-	{field: "HostConfig.Umask", takes: none, why: "a container's process starts with umask 022"},
+	{field: "HostConfig.Umask", takes: all},
 	{field: "HostConfig.Isolation", flag: "--isolation", takes: only("default"), why: noWindows},
 	{field: "HostConfig.Mounts", flag: "--mount", takes: knownMounts, why: "this host has mounts of type volume and tmpfs"},
-	{field: "HostConfig.MaskedPaths", takes: none, why: noPolicy},
-	{field: "HostConfig.ReadonlyPaths", takes: none, why: noPolicy},
-	{field: "HostConfig.Init", flag: "--init", takes: all}, // PID 1 of the VM forwards signals and reaps
+	{field: "HostConfig.MaskedPaths", takes: all},
+	{field: "HostConfig.ReadonlyPaths", takes: all},
+	{field: "HostConfig.Init", flag: "--init", takes: all},
 	{field: "HostConfig.KernelMemory", flag: "--kernel-memory", takes: none, why: noCgroups},
 	{field: "HostConfig.KernelMemoryTCP", takes: none, why: noCgroups},
 
-	{field: "HostConfig.CPUShares", flag: "--cpu-shares", takes: none, why: noCgroups},
+	{field: "HostConfig.CPUShares", flag: "--cpu-shares", takes: none, why: "virtual machines have no shares of each other's CPU time: use --cpus"},
 	{field: "HostConfig.Memory", flag: "--memory", takes: all},
-	{field: "HostConfig.NanoCPUs", flag: "--cpus", takes: wholeCPUs, why: "a virtual machine has whole processors: use a whole number"},
+	{field: "HostConfig.NanoCPUs", flag: "--cpus", takes: all},
 	{field: "HostConfig.CgroupParent", flag: "--cgroup-parent", takes: none, why: noCgroups},
 	{field: "HostConfig.BlkioWeight", flag: "--blkio-weight", takes: none, why: noCgroups},
 	{field: "HostConfig.BlkioWeightDevice", flag: "--blkio-weight-device", takes: none, why: noCgroups},
@@ -128,20 +127,20 @@ var options = []option{
 	{field: "HostConfig.BlkioDeviceWriteBps", flag: "--device-write-bps", takes: none, why: noCgroups},
 	{field: "HostConfig.BlkioDeviceReadIOps", flag: "--device-read-iops", takes: none, why: noCgroups},
 	{field: "HostConfig.BlkioDeviceWriteIOps", flag: "--device-write-iops", takes: none, why: noCgroups},
-	{field: "HostConfig.CPUPeriod", flag: "--cpu-period", takes: none, why: noCgroups},
-	{field: "HostConfig.CPUQuota", flag: "--cpu-quota", takes: none, why: noCgroups},
+	{field: "HostConfig.CPUPeriod", flag: "--cpu-period", takes: all},
+	{field: "HostConfig.CPUQuota", flag: "--cpu-quota", takes: all},
 	{field: "HostConfig.CPURealtimePeriod", flag: "--cpu-rt-period", takes: none, why: noCgroups},
 	{field: "HostConfig.CPURealtimeRuntime", flag: "--cpu-rt-runtime", takes: none, why: noCgroups},
-	{field: "HostConfig.CpusetCpus", flag: "--cpuset-cpus", takes: none, why: noCgroups},
+	{field: "HostConfig.CpusetCpus", flag: "--cpuset-cpus", takes: all},
 	{field: "HostConfig.CpusetMems", flag: "--cpuset-mems", takes: none, why: noCgroups},
 	{field: "HostConfig.Devices", flag: "--device", takes: none, why: oneVM},
 	{field: "HostConfig.DeviceCgroupRules", flag: "--device-cgroup-rule", takes: none, why: oneVM},
 	{field: "HostConfig.DeviceRequests", flag: "--gpus", takes: none, why: oneVM},
-	{field: "HostConfig.MemoryReservation", flag: "--memory-reservation", takes: none, why: noCgroups},
-	{field: "HostConfig.MemorySwap", flag: "--memory-swap", takes: all}, // specOf looks at it beside Memory
+	{field: "HostConfig.MemoryReservation", flag: "--memory-reservation", takes: all},
+	{field: "HostConfig.MemorySwap", flag: "--memory-swap", takes: all}, // warned about: no VM has swap
 	{field: "HostConfig.MemorySwappiness", flag: "--memory-swappiness", takes: only("-1", "0"), why: "a container's virtual machine does not swap"},
 	{field: "HostConfig.OomKillDisable", flag: "--oom-kill-disable", takes: only("false"), why: oneVM},
-	{field: "HostConfig.PidsLimit", flag: "--pids-limit", takes: only("0", "-1"), why: noCgroups},
+	{field: "HostConfig.PidsLimit", flag: "--pids-limit", takes: all},
 	{field: "HostConfig.Ulimits", flag: "--ulimit", takes: all},
 	{field: "HostConfig.CPUCount", flag: "--cpu-count", takes: none, why: noWindows},
 	{field: "HostConfig.CPUPercent", flag: "--cpu-percent", takes: none, why: noWindows},
@@ -192,8 +191,6 @@ func noRestart(v any) bool {
 	return p.IsNone()
 }
 
-func wholeCPUs(v any) bool { return v.(int64)%1e9 == 0 }
-
 // knownMounts are the types of mounts that there are; setMounts looks at each.
 func knownMounts(v any) bool {
 	return !slices.ContainsFunc(v.([]mount.Mount), func(m mount.Mount) bool {
@@ -206,9 +203,8 @@ func onlyIPv4(v any) bool {
 	return !c.IPv6Address.IsValid() && len(c.LinkLocalIPs) == 0
 }
 
-// unconfined takes the security options that ask for less than the default, of which there is nothing
-// here to take away.
-func unconfined(v any) bool {
+// securityOptions takes those that ask for no profile, and no-new-privileges.
+func securityOptions(v any) bool {
 	return !slices.ContainsFunc(v.([]string), func(opt string) bool {
 		name, value, _ := strings.Cut(strings.Replace(opt, ":", "=", 1), "=")
 		switch name {
@@ -217,7 +213,7 @@ func unconfined(v any) bool {
 		case "label":
 			return value != "disable"
 		case "no-new-privileges":
-			return value != "false"
+			return value != "" && value != "true" && value != "false"
 		}
 		return true
 	})

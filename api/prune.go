@@ -54,7 +54,7 @@ func (s *Server) pruneContainers(w http.ResponseWriter, r *http.Request) error {
 	report := container.PruneReport{ContainersDeleted: []string{}}
 	for _, c := range s.containers.List() {
 		info := c.Info()
-		if info.State.Status == containervm.Running || info.State.Status == containervm.Removing ||
+		if info.State.Status.Alive() || info.State.Status == containervm.Removing ||
 			!until.IsZero() && !info.Created.Before(until) || !f.labelsPass(info.Spec.Labels) {
 			continue
 		}

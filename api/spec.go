@@ -43,23 +43,18 @@ func specOf(body *createBody) (containervm.Spec, error) {
 		OpenStdin:    c.OpenStdin,
 		StdinOnce:    c.StdinOnce,
 		AutoRemove:   h.AutoRemove,
-		Memory:       h.Memory,
-		CPUs:         int(h.NanoCPUs / 1e9),
 		ReadOnlyRoot: h.ReadonlyRootfs,
 		ShmSize:      h.ShmSize,
 		Sysctls:      h.Sysctls,
 		Labels:       c.Labels,
 	}
-	if h.MemorySwap != 0 && h.MemorySwap != -1 && h.MemorySwap != h.Memory {
-		return s, badRequest("--memory-swap is not supported: a container's virtual machine does not swap")
-	}
 	if h.ShmSize < 0 {
 		return s, badRequest("SHM size can not be less than 0")
 	}
-	if h.Memory < 0 || h.NanoCPUs < 0 {
-		return s, badRequest("a limit can not be less than 0")
+	if err := setResources(&s, &h.Resources); err != nil {
+		return s, err
 	}
-	for _, set := range []func(*containervm.Spec, *createBody) error{setStop, setSize, setTmpfs, setUlimits, setNetwork} {
+	for _, set := range []func(*containervm.Spec, *createBody) error{setPrivileges, setStop, setSize, setTmpfs, setUlimits, setNetwork} {
 		if err := set(&s, body); err != nil {
 			return s, err
 		}

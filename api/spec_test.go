@@ -101,7 +101,7 @@ func TestSpecOf(t *testing.T) {
 	s, body, err := specFrom(t, `{
 		"Image":"bb","Cmd":["sh"],"Tty":true,"OpenStdin":true,"StdinOnce":true,"User":"1:2","WorkingDir":"/w/../v","Hostname":"h",
 		"StopSignal":"SIGINT","StopTimeout":3,"Labels":{"a":"b"},"ExposedPorts":{"90/tcp":{}},
-		"HostConfig":{"Memory":536870912,"MemorySwap":-1,"NanoCpus":2000000000,"AutoRemove":true,"ConsoleSize":[24,80],"ReadonlyRootfs":true,
+		"HostConfig":{"Privileged":true,"Memory":536870912,"MemorySwap":-1,"NanoCpus":2000000000,"AutoRemove":true,"ConsoleSize":[24,80],"ReadonlyRootfs":true,
 			"ShmSize":1048576,"Sysctls":{"net.ipv4.ip_forward":"1"},"GroupAdd":["5"],"PublishAllPorts":true,
 			"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}],"53/udp":[{"HostIp":"","HostPort":""}]},
 			"Tmpfs":{"/run":"size=1m,exec"},"Mounts":[{"Type":"tmpfs","Target":"/x","ReadOnly":true,"TmpfsOptions":{"SizeBytes":4096,"Mode":448}}],
@@ -161,7 +161,7 @@ func TestSpecRefused(t *testing.T) {
 		{"relative workdir", `{"WorkingDir":"rel"}`, "the working directory 'rel' is invalid, it needs to be an absolute path"},
 		{"bad signal", `{"StopSignal":"NOPE"}`, "invalid signal: NOPE"},
 		{"bad env", `{"Env":["=x"]}`, "invalid environment variable: =x"},
-		{"swap", `{"HostConfig":{"Memory":100000000,"MemorySwap":200000000}}`, "--memory-swap"},
+		{"less swap than memory", `{"HostConfig":{"Memory":200000000,"MemorySwap":100000000}}`, "Minimum memoryswap limit"},
 		{"port with no network", `{"HostConfig":{"NetworkMode":"none","PortBindings":{"80/tcp":[]}}}`, "conflicting options"},
 		{"sctp", `{"HostConfig":{"PortBindings":{"80/sctp":[]}}}`, "SCTP"},
 		{"port zero", `{"ExposedPorts":{"0/tcp":{}}}`, "invalid port"},

@@ -17,6 +17,8 @@ func statusText(st containervm.State, now time.Time) string {
 		return "Created"
 	case containervm.Running:
 		return "Up " + units.HumanDuration(now.Sub(st.Started))
+	case containervm.Paused:
+		return "Up " + units.HumanDuration(now.Sub(st.Started)) + " (Paused)"
 	case containervm.Exited:
 		if st.Finished.IsZero() {
 			return fmt.Sprintf("Exited (%d)", st.ExitCode)

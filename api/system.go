@@ -14,7 +14,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 
-	"vic/containervm"
 	"vic/fetch"
 	"vic/layerstore"
 )
@@ -100,7 +99,7 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 	}
 	for _, c := range s.containers.List() {
 		info.Containers++
-		if c.Info().State.Status == containervm.Running {
+		if c.Info().State.Status.Alive() {
 			info.ContainersRunning++
 		} else {
 			info.ContainersStopped++

@@ -42,6 +42,8 @@ func (c *Container) Attach(o AttachOptions) (*Attachment, error) {
 		return nil, c.notFound()
 	case c.removing:
 		return nil, refuse(ErrConflict, "container %s is being removed", c.id)
+	case c.state.Status == Paused:
+		return nil, refuse(ErrConflict, "container %s is paused, unpause the container before attach", c.id)
 	}
 	a := &Attachment{c: c, o: o, run: c.runs, end: c.logSize()}
 	if c.run == nil {

@@ -36,6 +36,7 @@ type Container struct {
 	runs         int           // how many runs have begun
 	changed      chan struct{} // closed, and replaced, when any of these or the log changes
 	waiters      []*waiter
+	pending      []syscall.Signal // sent while the container was paused
 	removing     bool
 	removed      bool
 	keep         bool // Restart is at work: no AutoRemove
@@ -215,6 +216,10 @@ func (c *Container) stop(r *run, o StopOptions) error {
 		ctx, cancel = context.WithTimeout(context.Background(), grace)
 	}
 	defer cancel()
+	err := c.resume(ctx, r) // a process that stands still gets no signal
+	if err != nil {
+		c.m.o.Log.Warn("stop container", "container", c.id, "error", err)
+	}
 	_ = c.signal(ctx, r, sig) // whatever came of it, the process has its time
 	select {
 	case <-r.ended:
@@ -266,6 +271,9 @@ func (c *Container) kill(r *run) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killPatience)
 	defer cancel()
+	if err := c.resume(ctx, r); err != nil {
+		c.m.o.Log.Warn("kill container", "container", c.id, "error", err)
+	}
 	_ = c.signal(ctx, r, syscall.SIGKILL) // a process that has ended is none to be killed, and its VM may still be writing
 	select {
 	case <-r.ended:
@@ -285,7 +293,7 @@ func (c *Container) kill(r *run) error {
 	}
 }
 
-// Kill sends a signal to the container's process. With SIGKILL it returns when the
+// Kill sends a signal to the container's process, when it goes on if it is paused. With SIGKILL it returns when the
 // VM has ended. The error is ErrNotRunning if the container does not run.
 func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
 	r, err := c.current()
@@ -297,6 +305,11 @@ func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
 		r.manual = true
 		c.mu.Unlock()
 		return c.kill(r)
+	}
+	if waits, err := c.postpone(sig); err != nil {
+		return err
+	} else if waits {
+		return c.saveState()
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()

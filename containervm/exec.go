@@ -25,6 +25,8 @@ type ExecSpec struct {
 	// The streams that are not wanted are /dev/null. With TTY all output is on stdout.
 	Stdin, Stdout, Stderr bool
 	DetachKeys            []byte
+	// Privileged leaves the process all that the container's may not do.
+	Privileged bool
 	// Extra is the caller's own.
 	Extra any
 }
@@ -49,7 +51,7 @@ func (c *Container) CreateExec(s ExecSpec) (*Exec, error) {
 	if len(s.Args) == 0 {
 		return nil, refuse(ErrInvalid, "No exec command specified")
 	}
-	r, err := c.current()
+	r, err := c.active("exec")
 	if err != nil {
 		return nil, err
 	}
@@ -132,8 +134,12 @@ func (e *Exec) Start(ctx context.Context, o ExecStartOptions) error {
 }
 
 func (e *Exec) start(ctx context.Context, o ExecStartOptions) error {
-	if now, err := e.c.current(); err != nil || now != e.run {
-		return refuse(ErrNotRunning, "container %s is not running", e.c.id)
+	now, err := e.c.active("exec")
+	if err == nil && now != e.run {
+		err = refuse(ErrNotRunning, "container %s is not running", e.c.id)
+	}
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
@@ -142,7 +148,7 @@ func (e *Exec) start(ctx context.Context, o ExecStartOptions) error {
 		return err
 	}
 	s := e.spec
-	x := wire.Exec{ID: e.id, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Groups: e.c.spec.Groups, TTY: s.TTY, Size: s.Size}
+	x := wire.Exec{ID: e.id, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Groups: e.c.spec.Groups, TTY: s.TTY, Size: s.Size, Privileged: s.Privileged}
 	if o.Size != (Size{}) {
 		x.Size = o.Size
 	}

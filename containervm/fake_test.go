@@ -43,6 +43,8 @@ type fakeVM struct {
 	signals chan syscall.Signal
 	sizes   []Size
 	dials   int
+	paused  bool
+	clock   int64 // as it was set
 	wg      sync.WaitGroup
 	wild    func(net.Conn, *fakeVM) // what its control port does
 }
@@ -91,7 +93,22 @@ func (r *rack) vm(id string) *fakeVM {
 
 type fakeMachine struct{ v *fakeVM }
 
-func (m fakeMachine) Info() MachineInfo     { return MachineInfo{PID: 4711, Accel: "tcg"} }
+func (m fakeMachine) Info() MachineInfo {
+	m.v.mu.Lock()
+	defer m.v.mu.Unlock()
+	return MachineInfo{PID: 4711, Accel: "tcg", Paused: m.v.paused}
+}
+
+func (m fakeMachine) Pause(context.Context) error  { return m.setPaused(true) }
+func (m fakeMachine) Resume(context.Context) error { return m.setPaused(false) }
+
+func (m fakeMachine) setPaused(paused bool) error {
+	m.v.mu.Lock()
+	defer m.v.mu.Unlock()
+	m.v.paused = paused
+	return nil
+}
+
 func (m fakeMachine) Done() <-chan struct{} { return m.v.done }
 func (m fakeMachine) Kill() error           { m.v.end(); return nil }
 func (m fakeMachine) Close() error          { return nil }
@@ -228,6 +245,10 @@ func (v *fakeVM) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 			return wire.Reply{}, &wire.Error{Kind: wire.NotRunning, Message: "process has ended"}
 		}
 		v.signals <- syscall.Signal(r.Signal)
+	case wire.OpClock:
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.clock = r.Time
 	case wire.OpResize:
 		v.mu.Lock()
 		defer v.mu.Unlock()

@@ -34,6 +34,10 @@ type Machine interface {
 	// Dial connects to an end of the VM on the host: "control", or "net0" and
 	// so on for the NICs. Each takes one connection at a time and any number one after another.
 	Dial(ctx context.Context, end string) (net.Conn, error)
+	// Pause stops the VM's CPUs and clocks, Resume lets them go on. Each returns when it is so, and
+	// is no error if it was so already.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
 	// Kill ends the VM at once, as pulling the plug does. It does not wait. A VM that
 	// has ended is no error.
 	Kill() error
@@ -45,6 +49,8 @@ type Machine interface {
 type MachineInfo struct {
 	PID   int    // of its process on the host
 	Accel string // kvm or tcg
+	// Paused says that the VM stands still.
+	Paused bool
 	// Reason is why the VM has ended, in the hypervisor's words; "" if it has not, or did not say.
 	Reason string
 }
@@ -62,6 +68,8 @@ type VM struct {
 	Config []string
 	Memory int64 // bytes
 	CPUs   int
+	// CPUSet are the host's CPUs that the VM may use; none means all.
+	CPUSet []int
 	// Disk is the path of the root disk's VMDK descriptor; DiskSerial the serial number
 	// that the guest knows it by.
 	Disk, DiskSerial string

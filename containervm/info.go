@@ -11,10 +11,14 @@ type Status string
 const (
 	Created  Status = "created"  // never started, or never successfully
 	Running  Status = "running"  // its process runs
+	Paused   Status = "paused"   // its VM stands still
 	Exited   Status = "exited"   // its process has ended
 	Removing Status = "removing" // it is being removed
 	Dead     Status = "dead"     // it could not be removed whole, or its files are damaged; it can only be removed
 )
+
+// Alive says that there is a process, whether it runs at this moment or not. Docker calls that running.
+func (s Status) Alive() bool { return s == Running || s == Paused }
 
 // Info is what is known of a container at one moment. It is the caller's own
 // copy, except that maps and slices of Spec must not be changed.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -37,6 +38,8 @@ type stateRecord struct {
 	Boot     Boot          `json:"boot,omitzero"`
 	// RemoveVolumes goes with State.Status Removing.
 	RemoveVolumes bool `json:"removeVolumes,omitempty"`
+	// Pending are signals for a container that is paused.
+	Pending []syscall.Signal `json:"pending,omitempty"`
 }
 
 // save writes both records; the first one with the container's creation.
@@ -52,7 +55,7 @@ func (c *Container) save() error {
 
 func (c *Container) saveState() error {
 	c.mu.Lock()
-	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoint: c.endpointInfo, Accel: c.accel, Boot: c.boot, RemoveVolumes: c.removeVolumes}
+	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoint: c.endpointInfo, Accel: c.accel, Boot: c.boot, RemoveVolumes: c.removeVolumes, Pending: c.pending}
 	c.mu.Unlock()
 	return writeRecord(filepath.Join(c.dir, stateFile), st)
 }
@@ -69,6 +72,7 @@ func (c *Container) load() error {
 		return fmt.Errorf("state is lost: %v", err) // not fs.ErrNotExist: it did exist
 	}
 	c.state, c.logStart, c.endpointInfo, c.accel, c.boot, c.removeVolumes = st.State, st.LogStart, st.Endpoint, st.Accel, st.Boot, st.RemoveVolumes
+	c.pending = st.Pending
 	return nil
 }
 

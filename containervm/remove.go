@@ -24,6 +24,8 @@ func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
 		err = c.notFound()
 	case c.removing:
 		err = refuse(ErrConflict, "removal of container %s is already in progress", c.id)
+	case c.state.Status == Paused && !o.Force:
+		err = refuse(ErrConflict, "cannot remove container %q: container is paused and must be unpaused first", "/"+name)
 	case r != nil && !o.Force:
 		err = refuse(ErrConflict, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+name)
 	}

@@ -251,7 +251,7 @@ func (c *Container) over(number int) bool {
 
 // reattach finds the container's VM again after a restart of the VCH, or learns how it ended.
 func (c *Container) reattach(ctx context.Context) {
-	if c.state.Status != Running {
+	if !c.state.Status.Alive() {
 		if c.spec.AutoRemove && c.state.Status == Exited || c.state.Status == Removing {
 			c.m.wg.Go(c.autoRemove)
 		}
@@ -271,6 +271,10 @@ func (c *Container) reattach(ctx context.Context) {
 		return
 	}
 	r.machine, r.started = machine, true
+	c.state.Status = Running
+	if machine.Info().Paused {
+		c.state.Status = Paused
+	}
 	c.holdVolumes()
 	if c.spec.Network.connected() && c.endpointInfo != nil {
 		if r.endpoint, err = c.join(c.endpointInfo); err != nil {

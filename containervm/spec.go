@@ -59,6 +59,20 @@ type Spec struct {
 	Memory int64 `json:"memory,omitempty"`
 	// CPUs of the VM; 0 means 1, more than the host has is refused.
 	CPUs int `json:"cpus,omitempty"`
+	// CPUSet are the host's CPUs that the VM may use; none means all.
+	CPUSet []int `json:"cpuSet,omitempty"`
+	// Limits are the guest's to keep, below what the VM has.
+	Limits Limits `json:"limits,omitzero"`
+
+	// Init runs the process beside an init, which reaps orphans, instead of as PID 1.
+	Init bool `json:"init,omitempty"`
+	// Privileges of the process and of execs; the zero value has all.
+	Privileges Privileges `json:"privileges,omitzero"`
+	// Umask of the process and of execs; nil means 022.
+	Umask *uint32 `json:"umask,omitempty"`
+	// Masked are paths that show nothing, ReadOnly such that cannot be written to.
+	Masked   []string `json:"masked,omitempty"`
+	ReadOnly []string `json:"readOnly,omitempty"`
 
 	ReadOnlyRoot bool              `json:"readOnlyRoot,omitempty"`
 	Tmpfs        []Tmpfs           `json:"tmpfs,omitempty"`
@@ -80,6 +94,12 @@ type Size = wire.Size
 
 // Rlimit is a resource limit by its number in setrlimit(2).
 type Rlimit = wire.Rlimit
+
+// Limits are those of the container's control group in the guest.
+type Limits = wire.Limits
+
+// Privileges bound what processes may do in the guest.
+type Privileges = wire.Privileges
 
 // RestartPolicy says when an ended container is started again.
 type RestartPolicy struct {

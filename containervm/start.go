@@ -29,6 +29,8 @@ func (c *Container) Start(ctx context.Context) error {
 		err = c.notFound()
 	case c.removing || c.state.Status == Dead:
 		err = refuse(ErrConflict, "container %s is marked for removal and cannot be started", c.id)
+	case c.state.Status == Paused:
+		err = refuse(ErrConflict, "cannot start a paused container, try unpause instead")
 	case c.run != nil:
 		err = refuse(ErrNotModified, "container %s is running already", c.id)
 	}
@@ -153,7 +155,7 @@ func (c *Container) vm(boot Boot, e Endpoint, disks []volumeDisk) (VM, error) {
 	}
 	vm := VM{
 		ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: boot, Config: text,
-		Memory: c.spec.Memory, CPUs: c.spec.CPUs, Disk: filepath.Join(c.dir, "disk.vmdk"), DiskSerial: "root",
+		Memory: c.spec.Memory, CPUs: c.spec.CPUs, CPUSet: c.spec.CPUSet, Disk: filepath.Join(c.dir, "disk.vmdk"), DiskSerial: "root",
 		Unsafe: c.spec.AutoRemove, Log: logPath, Console: filepath.Join(c.dir, consoleFile),
 	}
 	if vm.Memory == 0 {
@@ -180,6 +182,7 @@ func (c *Container) config(e Endpoint, disks []volumeDisk) wire.Config {
 		ID: c.id, Token: c.token, Hostname: s.Hostname, Domain: s.Domain, Args: s.Args, Env: s.Env, Dir: s.Dir,
 		User: s.User, Groups: s.Groups, TTY: s.TTY, Size: s.Size, OpenStdin: s.OpenStdin, StopSignal: int(s.StopSignal),
 		Root: wire.Root{Serial: "root", ReadOnly: s.ReadOnlyRoot}, ShmSize: s.ShmSize, Sysctls: s.Sysctls, Rlimits: s.Rlimits,
+		Init: s.Init, Privileges: s.Privileges, Limits: s.Limits, Umask: s.Umask, Masked: s.Masked, ReadOnly: s.ReadOnly,
 		Seed: make([]byte, 64), Time: time.Now().UnixNano(),
 	}
 	rand.Read(conf.Seed)

@@ -27,6 +27,12 @@ type command struct {
 	cred   *syscall.Credential
 	limits []wire.Rlimit
 	tty    bool
+
+	privileges wire.Privileges
+	umask      *uint32
+	in         enclosure
+	newPIDs    bool                // it is the first of a PID namespace
+	stopped    func(pid int) error // called before its first instruction; may be nil
 }
 
 // resolve makes a command of e in the container of conf. What cannot be executed
@@ -35,7 +41,10 @@ func resolve(conf *wire.Config, e wire.Exec) (*command, error) {
 	if len(e.Args) == 0 {
 		return nil, &wire.Error{Kind: wire.NotStarted, Message: "no command specified", ExitCode: 127}
 	}
-	c := &command{args: e.Args, dir: e.Dir, limits: conf.Rlimits, tty: e.TTY}
+	c := &command{args: e.Args, dir: e.Dir, limits: conf.Rlimits, tty: e.TTY, privileges: conf.Privileges, umask: conf.Umask}
+	if e.Privileged {
+		c.privileges = wire.Privileges{OOMScoreAdj: conf.Privileges.OOMScoreAdj}
+	}
 	if c.dir == "" {
 		c.dir = conf.Dir
 	}

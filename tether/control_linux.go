@@ -28,6 +28,12 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 	switch r.Op {
 	case wire.OpPing:
 		return wire.Reply{}, nil
+	case wire.OpClock:
+		ts := unix.NsecToTimespec(r.Time)
+		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+			return wire.Reply{}, fmt.Errorf("set clock to %v: %w", time.Unix(0, r.Time).UTC(), err)
+		}
+		return wire.Reply{}, nil
 	case wire.OpState:
 		return wire.Reply{State: g.state()}, nil
 	case wire.OpExec:
@@ -139,6 +145,7 @@ func (g *guest) exec(s *wire.GuestSession, r wire.Request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	cmd.in = g.in
 	stdio, stderr, err := s.Open(r.Channel)
 	if err != nil {
 		return 0, err

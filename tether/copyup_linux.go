@@ -53,7 +53,7 @@ func (v *volume) fill(target string) error {
 		return err
 	}
 	defer f.Close()
-	root := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	root := ownProc(fmt.Sprintf("self/fd/%d", f.Fd()))
 	empty, err := clearCopy(root)
 	if err != nil || !empty {
 		return err
@@ -104,7 +104,7 @@ func clearCopy(root string) (empty bool, err error) {
 }
 
 func syncFS(f *os.File) error {
-	d, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd())) // f was opened as a path
+	d, err := os.Open(ownProc(fmt.Sprintf("self/fd/%d", f.Fd()))) // f was opened as a path
 	if err != nil {
 		return err
 	}

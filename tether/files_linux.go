@@ -57,7 +57,7 @@ func bind(f *os.File, target string) error {
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), target, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(ownProc(fmt.Sprintf("self/fd/%d", f.Fd())), target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount file on %s: %w", target, err)
 	}
 	return nil

@@ -27,6 +27,7 @@ type guest struct {
 	reaper  *reaper
 	stdin   *stdin
 	freezer freezer
+	in      enclosure
 
 	mu    sync.Mutex
 	main  *process // nil until it runs, and once it has ended
@@ -123,6 +124,15 @@ func (g *guest) dress() ([][]string, error) {
 	if err := mountSystem(g.conf.ShmSize); err != nil {
 		return nil, err
 	}
+	if err := enterProc(); err != nil {
+		return nil, err
+	}
+	if g.in.group, err = g.reaper.newCgroup(); err != nil {
+		return nil, err
+	}
+	if err := g.in.group.set(g.conf.Limits); err != nil {
+		return nil, err
+	}
 	if err := g.mountFurther(); err != nil {
 		return nil, err
 	}
@@ -130,6 +140,9 @@ func (g *guest) dress() ([][]string, error) {
 		return nil, err
 	}
 	if err := writeSysctls(g.conf.Sysctls); err != nil {
+		return nil, err
+	}
+	if err := g.cover(false); err != nil {
 		return nil, err
 	}
 	n.keep(g.diagnose)
@@ -146,7 +159,41 @@ func (g *guest) mainCommand() (*command, error) {
 			return nil, fmt.Errorf("make root read-only: %w", err)
 		}
 	}
-	return resolve(g.conf, wire.Exec{Args: g.conf.Args, TTY: g.conf.TTY, Groups: g.conf.Groups})
+	cmd, err := resolve(g.conf, wire.Exec{Args: g.conf.Args, TTY: g.conf.TTY, Groups: g.conf.Groups})
+	if err != nil {
+		return nil, err
+	}
+	cmd.in = g.in
+	if g.conf.Init {
+		// A second one, so that what covers it is not in the tether's way.
+		if err := mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			return nil, err
+		}
+		return cmd, g.cover(true)
+	}
+	cmd.newPIDs, cmd.stopped = true, g.isolate
+	return cmd, nil
+}
+
+// isolate gives the container its own view of /proc, when its process has begun a PID namespace and has
+// not run yet. It is called on the thread that started it, with the reaper's lock held.
+func (g *guest) isolate(pid int) error {
+	ns, err := os.Open(ownProc(fmt.Sprintf("%d/ns/pid", pid)))
+	if err != nil {
+		return err
+	}
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWPID); err != nil {
+		return errors.Join(fmt.Errorf("enter PID namespace: %w", err), ns.Close())
+	}
+	h, err := newHelper("proc", "/proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if err == nil {
+		err = h.run(nil)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("mount /proc: %w", err), ns.Close())
+	}
+	g.in.pids = ns
+	return g.cover(true)
 }
 
 // startMain starts the container's process. Its start is in the log before its output, and who
@@ -252,7 +299,7 @@ func kernelRelease() string {
 
 // oomKills is how many processes the kernel has killed for lack of memory.
 func oomKills() int {
-	text, err := os.ReadFile("/proc/vmstat")
+	text, err := os.ReadFile(ownProc("vmstat"))
 	if err != nil {
 		return 0
 	}

@@ -22,8 +22,16 @@ func mountKernel() error {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
-	return nil
+	return enterProc()
 }
+
+// enterProc makes what is mounted on /proc now the tether's own.
+func enterProc() error { return os.Chdir("/proc") }
+
+// ownProc is the path of a file of /proc as the tether sees it. What is mounted on /proc later is the
+// container's view, in which there is no tether. So the tether's working directory is the /proc of before,
+// and nothing else is looked up there.
+func ownProc(name string) string { return name }
 
 // seedRandom feeds the kernel's random number generator and credits it, so that no
 // process waits for randomness in a machine that has no source of it (random(4)).

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -94,72 +93,6 @@ func (r *reaper) signal(pid int, sig syscall.Signal) error {
 		return fmt.Errorf("send signal %d: %w", int(sig), err)
 	}
 	return nil
-}
-
-// fork starts cmd with files as its streams. The channel gets its status.
-func (r *reaper) fork(cmd *command, files []uintptr) (int, <-chan syscall.WaitStatus, error) {
-	attr := &syscall.ProcAttr{Dir: cmd.dir, Env: cmd.env, Files: files, Sys: &syscall.SysProcAttr{
-		Credential: cmd.cred, Setsid: true, Setctty: cmd.tty,
-		Ptrace: len(cmd.limits) > 0, // it then stops before its first instruction
-	}}
-	runtime.LockOSThread() // which is the tracer
-	defer runtime.UnlockOSThread()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return 0, nil, &wire.Error{Kind: wire.NotRunning, Message: "container is not running"}
-	}
-	pid, err := syscall.ForkExec(cmd.path, cmd.args, attr)
-	if err != nil {
-		return 0, nil, notStarted(cmd.path, err)
-	}
-	if attr.Sys.Ptrace {
-		if err := limit(pid, cmd.limits); err != nil {
-			return 0, nil, err
-		}
-	}
-	status := make(chan syscall.WaitStatus, 1)
-	r.children[pid] = status
-	return pid, status, nil
-}
-
-// notStarted words what execve(2) said as runc does.
-func notStarted(path string, err error) error {
-	code := 126
-	if errors.Is(err, syscall.ENOENT) { // of an interpreter
-		code = 127
-	}
-	return &wire.Error{Kind: wire.NotStarted, ExitCode: code, Message: fmt.Sprintf("exec %s: %v", path, err)}
-}
-
-// limit sets the limits of a process that has stopped in exec, and lets it go. If it
-// cannot, it kills and reaps the process.
-func limit(pid int, limits []wire.Rlimit) (err error) {
-	var ws syscall.WaitStatus
-	for {
-		_, err = syscall.Wait4(pid, &ws, 0, nil)
-		if err != syscall.EINTR {
-			break
-		}
-	}
-	if err != nil || !ws.Stopped() {
-		return fmt.Errorf("stop process before its limits: status %#x, %w", ws, err)
-	}
-	for _, l := range limits {
-		err = unix.Prlimit(pid, l.Resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil)
-		if err != nil {
-			err = &wire.Error{Kind: wire.NotStarted, ExitCode: 126, Message: fmt.Sprintf("error setting rlimit %d: %v", l.Resource, err)}
-			break
-		}
-	}
-	if err == nil {
-		if err = unix.PtraceDetach(pid); err == nil {
-			return nil
-		}
-	}
-	_ = unix.Kill(pid, unix.SIGKILL) // it is a child and not reaped, so it is there
-	_, _ = syscall.Wait4(pid, &ws, 0, nil)
-	return err
 }
 
 // streams are what a process is connected to. Nil is /dev/null. With a terminal

@@ -26,7 +26,7 @@ const (
 
 // containerProcesses calls fn for each process but this one and the kernel's.
 func containerProcesses(fn func(p *wire.ProcessInfo) error) error {
-	dir, err := os.Open("/proc")
+	dir, err := os.Open(ownProc("."))
 	if err != nil {
 		return err
 	}
@@ -44,7 +44,7 @@ func containerProcesses(fn func(p *wire.ProcessInfo) error) error {
 		if err != nil || pid == 1 {
 			continue
 		}
-		text, err := os.ReadFile("/proc/" + name + "/stat")
+		text, err := os.ReadFile(ownProc(name + "/stat"))
 		if err != nil {
 			continue // it has ended
 		}
@@ -141,7 +141,7 @@ func writeProcesses(enc *json.Encoder) error {
 		groups.add(g.Gid, g.Name)
 	}
 	return containerProcesses(func(p *wire.ProcessInfo) error {
-		dir := fmt.Sprintf("/proc/%d/", p.PID)
+		dir := ownProc(fmt.Sprintf("%d/", p.PID))
 		status, err := os.ReadFile(dir + "status")
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			return nil // it has ended

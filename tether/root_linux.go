@@ -85,7 +85,6 @@ func mountSystem(shmSize int64) error {
 		{"tmpfs", "/dev/shm", quiet, fmt.Sprintf("mode=1777,size=%d", shmSize)},
 		{"mqueue", "/dev/mqueue", quiet, ""},
 		{"sysfs", "/sys", quiet, ""},
-		{"cgroup2", "/sys/fs/cgroup", quiet, ""},
 	} {
 		if err := mount(m.fs, m.dir, m.fs, m.flags, m.data); err != nil {
 			return err
@@ -237,7 +236,7 @@ func makeDir(dir string) error {
 // stands on it, becomes read-only.
 func unmountAll() {
 	unix.Sync()
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	text, err := os.ReadFile(ownProc("self/mountinfo"))
 	if err != nil {
 		printk("%v", err)
 	}

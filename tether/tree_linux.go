@@ -69,7 +69,7 @@ func readRoot(w io.Writer) error {
 	}
 	root := os.NewFile(uintptr(fd), "/")
 	defer root.Close()
-	return writeTree(w, fmt.Sprintf("/proc/self/fd/%d/.", fd), ".", "")
+	return writeTree(w, ownProc(fmt.Sprintf("self/fd/%d/.", fd)), ".", "")
 }
 
 // A treeWriter writes files as a tar.

@@ -19,14 +19,14 @@ func usage() (*wire.Usage, error) {
 		file string
 		line func(string) error
 	}{
-		{"/proc/stat", func(l string) error { return addCPU(u, l) }},
-		{"/proc/meminfo", func(l string) error { return addMemory(u, l) }},
-		{"/proc/vmstat", func(l string) error { return addFaults(u, l) }},
-		{"/proc/net/dev", func(l string) error { return addNetwork(u, l) }},
-		{"/proc/diskstats", func(l string) error { return addDisk(u, l) }},
+		{"stat", func(l string) error { return addCPU(u, l) }},
+		{"meminfo", func(l string) error { return addMemory(u, l) }},
+		{"vmstat", func(l string) error { return addFaults(u, l) }},
+		{"net/dev", func(l string) error { return addNetwork(u, l) }},
+		{"diskstats", func(l string) error { return addDisk(u, l) }},
 	} {
-		if err := eachLine(f.file, f.line); err != nil {
-			return nil, fmt.Errorf("%s: %w", f.file, err)
+		if err := eachLine(ownProc(f.file), f.line); err != nil {
+			return nil, fmt.Errorf("/proc/%s: %w", f.file, err)
 		}
 	}
 	err := containerProcesses(func(p *wire.ProcessInfo) error {

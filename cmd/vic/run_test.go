@@ -30,7 +30,7 @@ func testRun(t *testing.T, s *suite) {
 		{"exit code", []string{"bb", "sh", "-c", "exit 3"}, 3, "", ""},
 		{"not found", []string{"bb", "nope"}, 127, "", `exec: "nope": executable file not found in $PATH`},
 		{"not executable", []string{"bb", "/etc/passwd"}, 126, "", "permission denied"},
-		{"killed", []string{"bb", "sh", "-c", "kill -9 $$"}, 137, "", ""},
+		{"killed", []string{"--init", "bb", "sh", "-c", "kill -9 $$"}, 137, "", ""},
 		{"both streams", []string{"bb", "sh", "-c", "echo out; echo err >&2"}, 0, "out\n", "err\n"},
 		{"environment", []string{"-e", "A=b c", "-e", "FROM", "bb", "sh", "-c", `echo "$A|$FROM|$HOME|$(hostname)"`, "x"}, 0, "", ""},
 		{"user", []string{"-u", "app", "bb", "id"}, 0, "uid=1000(app) gid=1000(app) groups=1000(app),1001(extra)\n", ""},

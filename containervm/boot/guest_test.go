@@ -190,19 +190,29 @@ func TestGuest(t *testing.T) {
 		stdout string
 		exit   wire.Exit
 	}{
-		"output and code":  {wire.Config{Args: sh("echo out; echo err >&2; exit 3")}, "out\n", wire.Exit{Code: 3}},
-		"killed":           {wire.Config{Args: sh("kill -9 $$")}, "", wire.Exit{Code: 137, Signal: 9}},
-		"not found":        {wire.Config{Args: []string{"nope"}}, "", wire.Exit{Code: 127, Error: `exec: "nope": executable file not found in $PATH`}},
-		"not executable":   {wire.Config{Args: []string{"/etc/plain"}}, "", wire.Exit{Code: 126, Error: `exec: "/etc/plain": permission denied`}},
-		"directory":        {wire.Config{Args: []string{"/etc"}}, "", wire.Exit{Code: 126, Error: `exec: "/etc": is a directory`}},
-		"no such user":     {wire.Config{Args: sh("id"), User: "nobody-knows"}, "", wire.Exit{Code: 126, Error: "unable to find user nobody-knows: no matching entries in passwd file"}},
-		"user and groups":  {wire.Config{Args: sh("id -u; id -G; pwd; echo $HOME"), User: "app", Dir: "/home/app"}, "1000\n1000 1001\n/home/app\n/home/app\n", wire.Exit{}},
-		"names":            {wire.Config{Args: sh("hostname; cat /etc/hostname; grep -c localhost /etc/hosts"), Hostname: "box"}, "box\nbox\n2\n", wire.Exit{}},
-		"terminal":         {wire.Config{Args: sh("tty; stty size"), TTY: true, Size: wire.Size{Rows: 33, Cols: 77}}, "/dev/pts/0\r\n33 77\r\n", wire.Exit{}},
-		"orphans":          {wire.Config{Args: sh("(sleep 1000 &) ; sleep 1000 & exit 5")}, "", wire.Exit{Code: 5}},
-		"environment":      {wire.Config{Args: sh("echo $A $PATH"), Env: []string{"A=b", "PATH=/bin"}}, "b /bin\n", wire.Exit{}},
-		"new working dir":  {wire.Config{Args: sh("pwd"), Dir: "/not/there/yet"}, "/not/there/yet\n", wire.Exit{}},
-		"read-only":        {wire.Config{Args: sh("touch /x 2>/dev/null || echo refused"), Root: wire.Root{Serial: "root", ReadOnly: true}}, "refused\n", wire.Exit{}},
+		"output and code": {wire.Config{Args: sh("echo out; echo err >&2; exit 3")}, "out\n", wire.Exit{Code: 3}},
+		"killed":          {wire.Config{Args: sh("kill -9 $$"), Init: true}, "", wire.Exit{Code: 137, Signal: 9}},
+		"not found":       {wire.Config{Args: []string{"nope"}}, "", wire.Exit{Code: 127, Error: `exec: "nope": executable file not found in $PATH`}},
+		"not executable":  {wire.Config{Args: []string{"/etc/plain"}}, "", wire.Exit{Code: 126, Error: `exec: "/etc/plain": permission denied`}},
+		"directory":       {wire.Config{Args: []string{"/etc"}}, "", wire.Exit{Code: 126, Error: `exec: "/etc": is a directory`}},
+		"no such user":    {wire.Config{Args: sh("id"), User: "nobody-knows"}, "", wire.Exit{Code: 126, Error: "unable to find user nobody-knows: no matching entries in passwd file"}},
+		"user and groups": {wire.Config{Args: sh("id -u; id -G; pwd; echo $HOME"), User: "app", Dir: "/home/app"}, "1000\n1000 1001\n/home/app\n/home/app\n", wire.Exit{}},
+		"names":           {wire.Config{Args: sh("hostname; cat /etc/hostname; grep -c localhost /etc/hosts"), Hostname: "box"}, "box\nbox\n2\n", wire.Exit{}},
+		"terminal":        {wire.Config{Args: sh("tty; stty size"), TTY: true, Size: wire.Size{Rows: 33, Cols: 77}}, "/dev/pts/0\r\n33 77\r\n", wire.Exit{}},
+		"orphans":         {wire.Config{Args: sh("(sleep 1000 &) ; sleep 1000 & exit 5")}, "", wire.Exit{Code: 5}},
+		"environment":     {wire.Config{Args: sh("echo $A $PATH"), Env: []string{"A=b", "PATH=/bin"}}, "b /bin\n", wire.Exit{}},
+		"new working dir": {wire.Config{Args: sh("pwd"), Dir: "/not/there/yet"}, "/not/there/yet\n", wire.Exit{}},
+		"read-only":       {wire.Config{Args: sh("touch /x 2>/dev/null || echo refused"), Root: wire.Root{Serial: "root", ReadOnly: true}}, "refused\n", wire.Exit{}},
+		"namespaces": {wire.Config{Args: sh("echo $$; ls -d /proc/[0-9]*; cat /proc/self/cgroup; cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max; umask"),
+			Limits: wire.Limits{Pids: 50, CPUQuota: 30000, CPUPeriod: 100000}, Umask: new(uint32(0o77))},
+			"1\n/proc/1\n0::/\n50\n30000 100000\n0077\n", wire.Exit{}},
+		"an init": {wire.Config{Args: sh("[ $$ != 1 ] && (sleep 0.1 &) ; sleep 0.3; ps -o stat | grep -c Z"), Init: true}, "0\n", wire.Exit{Code: 1}},
+		"privileges": {wire.Config{Args: sh("grep -E 'Cap(Bnd|Eff|Inh|Amb)|NoNew' /proc/self/status; cat /proc/self/oom_score_adj; mount -t tmpfs x /tmp 2>&1; chown 1 /tmp"),
+			Privileges: wire.Privileges{Capabilities: new(uint64(1)), NoNew: true, OOMScoreAdj: 100}},
+			"CapInh:\t0000000000000000\nCapEff:\t0000000000000001\nCapBnd:\t0000000000000001\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\n100\nmount: permission denied (are you root?)\n", wire.Exit{}},
+		"masked": {wire.Config{Args: sh("wc -c </proc/kallsyms; ls /sys/firmware; echo 1 >/proc/sys/net/ipv4/ip_forward; touch /sys/fs/cgroup/x; mount | grep -c 'on /sys type sysfs (ro,nosuid,nodev,noexec'"),
+			Masked: []string{"/proc/kallsyms", "/sys/firmware", "/sys/nope"}, ReadOnly: []string{"/sys/fs/cgroup", "/sys", "/proc/sys", "/proc/nope"}},
+			"0\n1\n", wire.Exit{}},
 		"16 MiB of output": {wire.Config{Args: sh("dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\\0' x")}, strings.Repeat("x", 16<<20), wire.Exit{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -319,14 +329,16 @@ func TestShutdown(t *testing.T) {
 	m := build(t, t.TempDir(), realTether(t))
 	for name, x := range map[string]struct {
 		script string
+		init   bool
 		code   int
 	}{
-		"minds":      {"trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 0.1; done", 4},
-		"minds not":  {"trap '' TERM; echo up; while :; do sleep 0.1; done", 137},
-		"no handler": {"echo up; exec sleep 1000", 143},
+		"minds":                   {"trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 0.1; done", false, 4},
+		"minds not":               {"trap '' TERM; echo up; while :; do sleep 0.1; done", false, 137},
+		"no handler":              {"echo up; exec sleep 1000", true, 143},
+		"no handler and is PID 1": {"echo up; exec sleep 1000", false, 137},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/sh", "-c", x.script}})
+			v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/sh", "-c", x.script}, Init: x.init})
 			conn := v.connect()
 			v.await("up\n")
 			if err := conn.Shutdown(t.Context(), 500*time.Millisecond); err != nil {

@@ -3,12 +3,14 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +27,7 @@ type machine struct {
 	// it has ended.
 	process *os.File
 	mon     *monitor // nil if QEMU does not answer
+	paused  atomic.Bool
 
 	done    chan struct{}
 	watch   sync.WaitGroup // whoever closes done
@@ -32,6 +35,8 @@ type machine struct {
 	closing chan struct{}
 	close   sync.Once
 }
+
+var errNoAnswer = errors.New("qemu: the VM does not answer")
 
 // quitTimeout is how long QEMU may take to write its buffers and end.
 const quitTimeout = 3 * time.Second
@@ -109,7 +114,7 @@ func readable(fd int) bool {
 }
 
 func (m *machine) Info() containervm.MachineInfo {
-	i := containervm.MachineInfo{PID: m.pid, Accel: m.accel}
+	i := containervm.MachineInfo{PID: m.pid, Accel: m.accel, Paused: m.paused.Load()}
 	if m.mon != nil {
 		i.Reason = m.mon.reason()
 	}
@@ -154,6 +159,44 @@ func dialUnix(ctx context.Context, path string) (net.Conn, error) {
 			return nil, fmt.Errorf("connect: %w", err)
 		}
 	}
+}
+
+// Pause implements containervm.Machine.
+func (m *machine) Pause(ctx context.Context) error { return m.setPaused(ctx, "stop", true) }
+
+// Resume implements containervm.Machine.
+func (m *machine) Resume(ctx context.Context) error { return m.setPaused(ctx, "cont", false) }
+
+func (m *machine) setPaused(ctx context.Context, command string, paused bool) error {
+	if m.mon == nil {
+		return errNoAnswer
+	}
+	ctx, cancel := context.WithTimeout(ctx, monitorTimeout)
+	defer cancel()
+	if _, err := m.mon.execute(ctx, command, nil); err != nil {
+		return err
+	}
+	m.paused.Store(paused)
+	return nil
+}
+
+// learnPaused asks a QEMU that was found whether its guest stands still.
+func (m *machine) learnPaused(ctx context.Context) error {
+	if m.mon == nil {
+		return nil
+	}
+	text, err := m.mon.execute(ctx, "query-status", nil)
+	if err != nil {
+		return err
+	}
+	var status struct {
+		Status string `json:"status"`
+	}
+	if err := json.Unmarshal(text, &status); err != nil {
+		return fmt.Errorf("parse status: %w", err)
+	}
+	m.paused.Store(status.Status == "paused")
+	return nil
 }
 
 // Kill has QEMU write its buffers and end, and if it does not kills the process.

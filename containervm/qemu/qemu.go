@@ -30,9 +30,12 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vic/containervm"
 )
@@ -144,7 +147,7 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []str
 	cmd := exec.Command(d.binary(), a...)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = stderr, stderr, []*os.File{listener}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = startOn(vm.CPUSet, cmd)
 	listener.Close()
 	if err != nil {
 		return nil, err
@@ -164,6 +167,28 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []str
 		return nil, fmt.Errorf("%s", said)
 	}
 	return nil, err
+}
+
+// startOn starts a process that may use these CPUs only, or all if there are none. It inherits them from
+// the thread that starts it, which ends then.
+func startOn(cpus []int, cmd *exec.Cmd) error {
+	if len(cpus) == 0 {
+		return cmd.Start()
+	}
+	var set unix.CPUSet
+	for _, n := range cpus {
+		set.Set(n)
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			done <- fmt.Errorf("set CPUs %v: %w", cpus, err)
+			return
+		}
+		done <- cmd.Start()
+	}()
+	return <-done
 }
 
 // listen makes a UNIX socket that another process is to accept from.
@@ -213,7 +238,11 @@ func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machi
 		d.log().Warn("VM does not answer", "container", vm.ID, "pid", pid, "error", err)
 		mon = nil
 	}
-	return newMachine(vm, pid, process, accelOf(pid), mon), nil
+	m := newMachine(vm, pid, process, accelOf(pid), mon)
+	if err := m.learnPaused(ctx); err != nil {
+		d.log().Warn("VM does not say whether it is paused", "container", vm.ID, "pid", pid, "error", err)
+	}
+	return m, nil
 }
 
 // accelOf reads from a QEMU's command line how it carries out its guest.

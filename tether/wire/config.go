@@ -48,6 +48,19 @@ type Config struct {
 	Sysctls map[string]string `json:"sysctls,omitempty"` // net.ipv4.ip_forward = 1
 	Rlimits []Rlimit          `json:"rlimits,omitempty"` // of the container's process and of execs
 
+	// Init keeps the tether the parent of the container's process, to reap orphans and so that signals
+	// without a handler do what they do to any process. Without it the process is PID 1 of a namespace of
+	// its own, as in docker, and its end is the end of every other.
+	Init       bool       `json:"init,omitempty"`
+	Privileges Privileges `json:"privileges,omitzero"`
+	Limits     Limits     `json:"limits,omitzero"`
+	// Umask of the container's process and of execs; nil means 022.
+	Umask *uint32 `json:"umask,omitempty"`
+	// Masked are paths that show nothing, ReadOnly such that cannot be written to. What is not there is
+	// passed over.
+	Masked   []string `json:"masked,omitempty"`
+	ReadOnly []string `json:"readOnly,omitempty"`
+
 	// Seed goes into the kernel's random number generator and is credited in full.
 	// It must be new for every boot that must not repeat another's random numbers.
 	Seed []byte `json:"seed,omitempty"`
@@ -122,6 +135,24 @@ type Rlimit struct {
 	Resource int    `json:"resource"`
 	Soft     uint64 `json:"soft"`
 	Hard     uint64 `json:"hard"`
+}
+
+// Privileges bound what the container's process and execs may do. The zero value takes nothing away.
+type Privileges struct {
+	// Capabilities has bit n set for each capability n (capability.h) that there may be; nil means all.
+	Capabilities *uint64 `json:"capabilities,omitempty"`
+	// NoNew lets no exec of a set-user-ID file or one with capabilities gain any (PR_SET_NO_NEW_PRIVS).
+	NoNew       bool `json:"noNew,omitempty"`
+	OOMScoreAdj int  `json:"oomScoreAdj,omitempty"`
+}
+
+// Limits are those of the container's control group (cgroup v2). Zero is none.
+type Limits struct {
+	CPUQuota  int64 `json:"cpuQuota,omitempty"`  // µs of CPU time in each CPUPeriod
+	CPUPeriod int64 `json:"cpuPeriod,omitempty"` // µs; 0 means 100 ms
+	Pids      int64 `json:"pids,omitempty"`
+	Memory    int64 `json:"memory,omitempty"`    // bytes, below the VM's
+	MemoryLow int64 `json:"memoryLow,omitempty"` // bytes that are reclaimed last
 }
 
 const (

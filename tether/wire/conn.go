@@ -286,6 +286,12 @@ func (c *Conn) Shutdown(ctx context.Context, grace time.Duration) error {
 	return err
 }
 
+// SetClock sets the guest's clock, which does not run while its VM stands still.
+func (c *Conn) SetClock(ctx context.Context, now time.Time) error {
+	_, err := c.call(ctx, Request{Op: OpClock, Time: now.UnixNano()})
+	return err
+}
+
 // Process is an exec started over a Conn. Its methods may be called from
 // several goroutines.
 type Process struct {

@@ -28,6 +28,7 @@ const (
 	OpUsage    Op = "usage"  // Reply: Usage
 	OpFreeze   Op = "freeze" // hold back all writes to the root disk, until OpThaw or the session's end
 	OpThaw     Op = "thaw"
+	OpClock    Op = "clock" // set the clock to Time, after the VM has stood still
 )
 
 // Request is what a host asks of a guest.
@@ -42,6 +43,7 @@ type Request struct {
 	Signal  int    `json:"signal,omitempty"`
 	Size    Size   `json:"size,omitzero"`
 	Grace   int64  `json:"grace,omitempty"` // ns
+	Time    int64  `json:"time,omitempty"`  // ns since 1970
 }
 
 // Exec is a further process in a container.
@@ -56,6 +58,8 @@ type Exec struct {
 	Groups []string `json:"groups,omitempty"`
 	TTY    bool     `json:"tty,omitempty"` // all output is on stdout then
 	Size   Size     `json:"size,omitzero"`
+	// Privileged takes nothing of the Config's Privileges away from the process.
+	Privileged bool `json:"privileged,omitempty"`
 	// The streams that are not wanted are /dev/null. With TTY, Stdout stands for both.
 	Stdin  bool `json:"stdin,omitempty"`
 	Stdout bool `json:"stdout,omitempty"`

@@ -1,0 +1,130 @@
+package containervm
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+)
+
+// clockPatience is how long a guest may take to set its clock when its VM goes on.
+const clockPatience = 10 * time.Second
+
+// Pause has the container's VM stand still, with all its clocks. The error is ErrNotRunning, or ErrConflict if it does
+// so already.
+func (c *Container) Pause(ctx context.Context) error {
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.releaseOp()
+	r, err := c.current()
+	if err != nil {
+		return err
+	}
+	if c.paused() {
+		return refuse(ErrConflict, "container %s is already paused", c.id)
+	}
+	if err := r.machine.Pause(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("cannot pause container %s: %w", c.id, err)
+	}
+	c.setPaused(r, true)
+	c.emit("pause", nil)
+	return c.saveState()
+}
+
+// Unpause lets the VM go on; what signals came meanwhile reach the process now. The error is ErrNotRunning, or one
+// of no kind if the VM does not stand still.
+func (c *Container) Unpause(ctx context.Context) error {
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.releaseOp()
+	r, err := c.current()
+	if err != nil {
+		return err
+	}
+	if !c.paused() {
+		return fmt.Errorf("Container %s is not paused", c.id) // docker's words, and its 500
+	}
+	return c.resume(context.WithoutCancel(ctx), r)
+}
+
+// resume lets a run go on that was paused; it is no error if it was not.
+func (c *Container) resume(ctx context.Context, r *run) error {
+	if !c.paused() {
+		return nil
+	}
+	if err := r.machine.Resume(ctx); err != nil {
+		return fmt.Errorf("cannot unpause container %s: %w", c.id, err)
+	}
+	signals, was := c.setPaused(r, false)
+	if !was {
+		return nil
+	}
+	c.emit("unpause", nil)
+	err := c.saveState()
+	// The guest may be anybody's: it does not keep the caller waiting.
+	c.m.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), clockPatience)
+		defer cancel()
+		if conn, err := c.control(ctx, r); err == nil {
+			if err := conn.SetClock(ctx, time.Now()); err != nil {
+				c.m.o.Log.Warn("set guest's clock", "container", c.id, "error", err)
+			}
+		}
+		for _, sig := range signals {
+			if err := c.signal(ctx, r, sig); err != nil {
+				c.m.o.Log.Warn("send signal", "container", c.id, "signal", int(sig), "error", err)
+			}
+		}
+	})
+	return err
+}
+
+func (c *Container) paused() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state.Status == Paused
+}
+
+// setPaused changes the state of a run that has not ended, and returns the signals that waited for it to
+// go on, and whether it was paused.
+func (c *Container) setPaused(r *run, paused bool) (signals []syscall.Signal, was bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was = c.state.Status == Paused
+	if c.run != r || was == paused {
+		return nil, was
+	}
+	c.state.Status = Running
+	if paused {
+		c.state.Status = Paused
+	}
+	signals, c.pending = c.pending, nil
+	c.notifyLocked()
+	return signals, was
+}
+
+// postpone keeps a signal for a container that is paused, until it goes on.
+func (c *Container) postpone(sig syscall.Signal) (bool, error) {
+	const most = 64
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Status != Paused {
+		return false, nil
+	}
+	if len(c.pending) >= most {
+		return true, refuse(ErrConflict, "container %s is paused and %d signals wait for it already", c.id, most)
+	}
+	c.pending = append(c.pending, sig)
+	return true, nil
+}
+
+// active is current, but refuses a container that is paused.
+func (c *Container) active(what string) (*run, error) {
+	r, err := c.current()
+	if err == nil && c.paused() {
+		return nil, refuse(ErrConflict, "container %s is paused, unpause the container before %s", c.id, what)
+	}
+	return r, err
+}
