@@ -179,7 +179,7 @@ func testMissing(t *testing.T, s *suite) {
 	s.docker(t, "", "run", "--cpu-shares", "5", "bb").wantError(125, "--cpu-shares is not supported")
 	s.docker(t, "", "run", "--pid", "host", "bb").wantError(125, "--pid is not supported")
 	s.docker(t, "", "run", "--cpus", "99", "bb").wantError(125, "range of CPUs is from 0.01 to ")
-	s.docker(t, "", "run", "--cap-add", "FLY", "bb").wantError(125, `invalid CapAdd: unknown capability: "FLY"`)
+	s.docker(t, "", "run", "--cap-add", "FLY", "bb").wantError(125, `invalid CapAdd: unknown capability: "CAP_FLY"`)
 	s.docker(t, "", "run", "--gpus", "all", "bb").wantError(125, "--gpus is not supported")
 	s.docker(t, "", "swarm", "init").wantError(1, "not a swarm manager")
 }
