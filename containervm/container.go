@@ -53,6 +53,7 @@ type run struct {
 	started  bool       // the container's process runs
 	manual   bool       // somebody stops or kills it
 	usage    Usage      // what its guest said last
+	settled  chan struct{} // closed once it is known whether the process ran
 	ended    chan struct{}
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // what serves the VM

@@ -49,6 +49,7 @@ func TestDocker(t *testing.T) {
 		{"process options", testProcessOptions},
 		{"pause", testPause},
 		{"network", testNetwork},
+		{"leaks", testLeaks},
 		{"slow readers", testSlowReaders},
 		{"door", testDoor},
 		{"inside", testInside},
