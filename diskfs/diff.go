@@ -34,6 +34,10 @@ type DiffOptions struct {
 	// the same file blocks are there: up to where the lowest common layer's data ends.
 	// What lies there is not read. 0 means that nothing is known.
 	Shared int64
+	// Descends says that the new file system is the old one, written to by a kernel: a file
+	// that it changed, or was made to believe that it did, has another change time, whatever
+	// else is the same, and one that it did not is not read.
+	Descends bool
 }
 
 // Diff tells fn, in ascending order of paths, how to come from one file system to another,
@@ -264,6 +268,10 @@ func (d *differ) compare(a, b *diffNode) (what []string, err error) {
 			return nil, err
 		}
 		differs("xattrs", !slices.EqualFunc(from, to, func(p, q Xattr) bool { return p.Name == q.Name && bytes.Equal(p.Value, q.Value) }))
+	}
+	if d.o.Descends {
+		differs("content", kind != modeDir && len(what) == 0 && !x.time(inoCtime, inoCtimeX).Equal(y.time(inoCtime, inoCtimeX)))
+		return what, nil
 	}
 	if kind == modeFile && len(what) == 0 {
 		same, err := d.sameContent(a, b)

@@ -17,11 +17,63 @@ const maxFileSize = 1 << 32 * BlockSize
 // nanoseconds; extended attributes, ACLs among them, are SCHILY.xattr records. Holes are
 // written as the zeros that they read as. Sockets are left out: a tar has none.
 func (f *FS) WriteTar(w io.Writer) error {
-	e := exporter{fs: f, w: tar.NewWriter(w), first: make(map[uint32]string), buf: make([]byte, 1<<20)}
-	if err := e.run(); err != nil {
+	e := f.newExporter(w)
+	root, err := f.lockedDir(rootInode)
+	if err == nil {
+		if err = e.inode(rootInode, "./"); err == nil {
+			err = e.tree(root, nil)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("write tar: %w", err)
 	}
 	return e.w.Close()
+}
+
+// WriteTree is WriteTar for one file, a folder with all that is in it, under another name. A
+// symlink in the last place of file is not followed.
+func (f *FS) WriteTree(w io.Writer, file, as string) error {
+	e := f.newExporter(w)
+	if err := e.file(file, as); err != nil {
+		return fmt.Errorf("write tar of %s: %w", file, err)
+	}
+	return e.w.Close()
+}
+
+func (f *FS) newExporter(w io.Writer) *exporter {
+	return &exporter{fs: f, w: tar.NewWriter(w), first: make(map[uint32]string), buf: make([]byte, 1<<20)}
+}
+
+func (e *exporter) file(file, as string) error {
+	ino, kind, err := e.fs.kindOf(file)
+	if err != nil {
+		return err
+	}
+	if kind != modeDir {
+		return e.inode(ino, as)
+	}
+	d, err := e.fs.lockedDir(ino)
+	if err != nil {
+		return err
+	}
+	if err := e.inode(ino, as+"/"); err != nil {
+		return err
+	}
+	return e.tree(d, []byte(as+"/"))
+}
+
+// kindOf finds a file and what kind it is of.
+func (f *FS) kindOf(file string) (ino uint32, kind uint16, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if ino, err = f.lookup(file, false); err != nil {
+		return 0, 0, pathError("stat", file, err)
+	}
+	in, err := f.inode(ino)
+	if err != nil {
+		return 0, 0, err
+	}
+	return ino, in.kind(), nil
 }
 
 type exporter struct {
@@ -39,16 +91,9 @@ type openDir struct {
 	prefix int // length of its path, with a slash at the end
 }
 
-func (e *exporter) run() error {
-	root, err := e.fs.rootDir()
-	if err != nil {
-		return err
-	}
-	if err := e.inode(rootInode, "./"); err != nil {
-		return err
-	}
-	var path []byte
-	open := []openDir{{root, root.sorted(), 0}}
+// tree writes what is in a directory; path is what its names begin with.
+func (e *exporter) tree(root *dir, path []byte) (err error) {
+	open := []openDir{{root, root.sorted(), len(path)}}
 	for len(open) > 0 {
 		top := &open[len(open)-1]
 		if len(top.left) == 0 {
@@ -76,10 +121,10 @@ func (e *exporter) run() error {
 	return nil
 }
 
-func (f *FS) rootDir() (*dir, error) {
+func (f *FS) lockedDir(ino uint32) (*dir, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.dir(rootInode)
+	return f.dir(ino)
 }
 
 func (f *FS) lockedSubdir(d *dir, e dirent) (*dir, error) {
