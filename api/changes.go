@@ -5,6 +5,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/sys/signal"
@@ -52,6 +53,14 @@ func applyChange(cfg *dockerspec.DockerOCIImageConfig, name, rest string) error 
 			cfg.Entrypoint = list
 		}
 		return nil
+	case "ONBUILD":
+		return onBuild(cfg, rest)
+	case "HEALTHCHECK":
+		h, err := healthcheck(rest)
+		if err == nil {
+			cfg.Healthcheck = h
+		}
+		return err
 	case "ENV", "LABEL", "EXPOSE", "USER", "WORKDIR", "VOLUME", "STOPSIGNAL":
 	default:
 		return badRequest("%s is not a valid change command", name)
@@ -115,6 +124,71 @@ func applyChange(cfg *dockerspec.DockerOCIImageConfig, name, rest string) error 
 		cfg.StopSignal = words[0]
 	}
 	return nil
+}
+
+// onBuild adds an instruction for builds upon the image.
+func onBuild(cfg *dockerspec.DockerOCIImageConfig, rest string) error {
+	word, _, _ := strings.Cut(rest, " ")
+	switch strings.ToUpper(word) {
+	case "":
+		return badRequest("ONBUILD requires at least one argument")
+	case "ONBUILD":
+		return badRequest("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
+	case "MAINTAINER", "FROM":
+		return badRequest("%s isn't allowed as an ONBUILD trigger", strings.ToUpper(word))
+	}
+	cfg.OnBuild = append(cfg.OnBuild, rest)
+	return nil
+}
+
+// healthcheck reads NONE, or options and CMD with a command.
+func healthcheck(rest string) (*dockerspec.HealthcheckConfig, error) {
+	h := new(dockerspec.HealthcheckConfig)
+	for strings.HasPrefix(rest, "--") {
+		option, after, _ := strings.Cut(rest, " ")
+		rest = strings.TrimSpace(after)
+		name, value, _ := strings.Cut(option, "=")
+		if name == "--retries" {
+			n, err := strconv.ParseInt(value, 10, 32)
+			if err != nil || n < 0 {
+				return nil, badRequest("--retries cannot be %q", value)
+			}
+			h.Retries = int(n)
+			continue
+		}
+		at := map[string]*time.Duration{"--interval": &h.Interval, "--timeout": &h.Timeout, "--start-period": &h.StartPeriod, "--start-interval": &h.StartInterval}[name]
+		if at == nil {
+			return nil, badRequest("unknown flag: %s", name)
+		}
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			return nil, badRequest("%s: %w", name, err)
+		}
+		if d != 0 && d < time.Millisecond {
+			return nil, badRequest("interval %q cannot be less than 1ms", name)
+		}
+		*at = d
+	}
+	kind, rest, _ := strings.Cut(rest, " ")
+	rest = strings.TrimSpace(rest)
+	switch kind = strings.ToUpper(kind); {
+	case kind == "NONE" && rest == "":
+		h.Test = []string{"NONE"}
+	case kind == "NONE":
+		return nil, badRequest("HEALTHCHECK NONE takes no arguments")
+	case kind != "CMD":
+		return nil, badRequest("Unknown type %q in HEALTHCHECK (try CMD)", kind)
+	case rest == "":
+		return nil, badRequest("Missing command after HEALTHCHECK CMD")
+	default:
+		list, isList := jsonList(rest)
+		if isList && len(list) > 0 {
+			h.Test = append([]string{"CMD"}, list...)
+		} else {
+			h.Test = []string{"CMD-SHELL", rest}
+		}
+	}
+	return h, nil
 }
 
 // jsonList reads a list of strings, as Dockerfiles have it in place of words.

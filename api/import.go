@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"runtime"
 	"time"
 
@@ -18,25 +19,33 @@ import (
 	"vic/layerstore"
 )
 
+// newName reads the name that a new image is to have: none, or one with a tag.
+func newName(q url.Values) ([]reference.Named, error) {
+	if q.Get("repo") == "" {
+		return nil, nil
+	}
+	name, err := reference.ParseNormalizedNamed(q.Get("repo"))
+	if err == nil && q.Get("tag") != "" {
+		name, err = reference.WithTag(reference.TrimNamed(name), q.Get("tag"))
+	}
+	if err != nil {
+		return nil, badRequest("%w", err)
+	}
+	if _, isDigest := name.(reference.Digested); isDigest {
+		return nil, badRequest("cannot import digest reference")
+	}
+	return []reference.Named{reference.TagNameOnly(name)}, nil
+}
+
 // importImage is docker import: a tar becomes an image of one layer.
 func (s *Server) importImage(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	if q.Get("fromSrc") != "-" {
 		return notImplemented("importing from a URL: this host cannot do that, download it and import the file")
 	}
-	var names []reference.Named
-	if q.Get("repo") != "" {
-		name, err := reference.ParseNormalizedNamed(q.Get("repo"))
-		if err == nil && q.Get("tag") != "" {
-			name, err = reference.WithTag(reference.TrimNamed(name), q.Get("tag"))
-		}
-		if err != nil {
-			return badRequest("%w", err)
-		}
-		if _, isDigest := name.(reference.Digested); isDigest {
-			return badRequest("cannot import digest reference")
-		}
-		names = append(names, reference.TagNameOnly(name))
+	names, err := newName(q)
+	if err != nil {
+		return err
 	}
 	platform := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
 	if text := q.Get("platform"); text != "" {
@@ -50,7 +59,7 @@ func (s *Server) importImage(w http.ResponseWriter, r *http.Request) error {
 	if err := applyChanges(&cfg, q["changes"]); err != nil {
 		return err
 	}
-	a, err := archive.FromTar(r.Context(), r.Body, s.store.TempFile, func(diffID digest.Digest) ([]byte, error) {
+	a, err := archive.FromTar(r.Context(), r.Body, s.store.TempFile, nil, func(diffID digest.Digest) ([]byte, error) {
 		now := time.Now().UTC()
 		comment := cmp.Or(q.Get("message"), "Imported from -")
 		img := dockerspec.DockerOCIImage{Image: ocispec.Image{

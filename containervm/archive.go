@@ -2,6 +2,7 @@ package containervm
 
 import (
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 	"time"
@@ -31,6 +32,10 @@ func (c *Container) noFile(path string) error {
 // follows it. Relative paths begin at the root. The error is ErrNotFound if there is none.
 func (c *Container) StatPath(ctx context.Context, path string) (PathStat, error) {
 	conn, err := c.guest(ctx)
+	if errors.Is(err, ErrNotRunning) {
+		st, err := c.statStopped(ctx, path)
+		return st, c.pathError(path, err)
+	}
 	if err != nil {
 		return PathStat{}, err
 	}
@@ -44,12 +49,16 @@ func (c *Container) StatPath(ctx context.Context, path string) (PathStat, error)
 // the path's last part. The caller closes the reader, whose io.EOF means that the tar is whole.
 // The error is ErrNotFound if there is no such file.
 func (c *Container) ReadPath(ctx context.Context, path string) (PathStat, io.ReadCloser, error) {
-	st, r, err := c.readTask(ctx, wire.Task{Kind: wire.TaskRead, Path: path})
+	guest, r, err := c.readTask(ctx, wire.Task{Kind: wire.TaskRead, Path: path})
+	st := pathStat(guest)
+	if errors.Is(err, ErrNotRunning) {
+		st, r, err = c.readStopped(ctx, path)
+	}
 	if err != nil {
 		return PathStat{}, nil, c.pathError(path, err)
 	}
 	c.emit("archive-path", map[string]string{"path": path})
-	return pathStat(st), r, nil
+	return st, r, nil
 }
 
 // WriteOptions say how WritePath extracts.

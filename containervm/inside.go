@@ -15,15 +15,21 @@ const (
 	// usagePatience is how long it may take to tell what it has used: who asks wants to see
 	// something within two seconds.
 	usagePatience = time.Second
+	// firstPatience is how long it may take if it has told nothing before.
+	firstPatience = 10 * time.Second
 	// maxProcesses bounds what a guest tells of its processes, in bytes.
 	maxProcesses = 64 << 20
 )
 
-// guest returns the control session of the run that is under way, within answerPatience.
+// guest returns the control session of the run that is under way, within answerPatience. The error
+// is ErrNotRunning, or ErrConflict while the VM stands still: what it has not written to its disk yet only it knows.
 func (c *Container) guest(ctx context.Context) (*wire.Conn, error) {
 	r, err := c.current()
 	if err != nil {
 		return nil, err
+	}
+	if c.paused() {
+		return nil, refuse(ErrConflict, "container %s is paused, unpause the container first", c.id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
@@ -81,6 +87,9 @@ func (s *taskStream) Close() error {
 	return s.ReadCloser.Close()
 }
 
+// errStands is why a paused VM is not asked.
+var errStands = errors.New("the VM stands still")
+
 // Process is a process in a container, as /proc tells of it.
 type Process = wire.ProcessInfo
 
@@ -115,12 +124,21 @@ func (c *Container) Usage(ctx context.Context) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	asking, cancel := context.WithTimeout(ctx, usagePatience)
+	c.mu.Lock()
+	patience := usagePatience
+	if r.usage.Time == 0 {
+		patience = firstPatience
+	}
+	c.mu.Unlock()
+	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	conn, err := c.control(asking, r)
 	var u Usage
-	if err == nil {
-		u, err = conn.Usage(asking)
+	err = errStands
+	if !c.paused() {
+		var conn *wire.Conn
+		if conn, err = c.control(asking, r); err == nil {
+			u, err = conn.Usage(asking)
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -88,6 +88,7 @@ func (c *Container) delete(volumes bool) error {
 	c.mu.Lock()
 	before := c.state.Status
 	c.state.Status = Removing
+	c.dropReaders()
 	c.removeVolumes = c.removeVolumes || volumes
 	c.mu.Unlock()
 	err := c.saveState() // a crash from here on goes on with the removal

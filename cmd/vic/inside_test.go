@@ -13,10 +13,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,15 +37,90 @@ func testInside(t *testing.T, s *suite) {
 	t.Run("copy from", func(t *testing.T) { testCopyFrom(t, s, id) })
 	t.Run("copy to", func(t *testing.T) { testCopyTo(t, s, id) })
 	t.Run("copies side by side", func(t *testing.T) { testManyCopies(t, s) })
+	s.docker(t, "", "exec", "-u", "0", "inside", "sh", "-ec", insideChanges).want(0, "")
+	running := t.TempDir()
+	t.Run("changes", func(t *testing.T) { testChanges(t, s, running) })
+
+	// The power goes: what the guest had written out is in the disk's journal. What follows is read from
+	// there.
+	pid, err := strconv.Atoi(s.docker(t, "", "inspect", "-f", "{{.State.Pid}}", "inside").ok())
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.docker(t, "", "wait", "inside").want(0, "137\n")
+	t.Run("copy from stopped", func(t *testing.T) { testCopyFrom(t, s, id) })
+	t.Run("changes of stopped", func(t *testing.T) { testChanges(t, s, running) })
+	s.docker(t, "", "top", "inside").wantError(1, "is not running")
+	s.docker(t, "", "stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", "inside").want(0, "0 0B / 0B\n")
 	s.docker(t, "", "rm", "-f", "inside").ok()
+}
+
+// insideChanges are changes of every kind, on the disk when it returns.
+const insideChanges = `rm -rf /tmp /bar/through /bar/quux/file; echo file >/tmp; rm /bin/yes; mkdir -p /new/deep; echo data >/new/deep/file; ln /new/deep/file /new/hard; ln -s deep /new/link
+mknod /new/null c 1 3; mkfifo /new/fifo; chmod 4711 /bin/busybox; dd if=/dev/zero of=/new/sparse bs=1 count=1 seek=1000000 2>/dev/null; sync`
+
+// wantedChanges is what docker diff tells of insideTree and insideChanges.
+const wantedChanges = "A /bar\nA /bar/dirsymlink\nA /bar/filesymlink\nA /bar/notarget\nA /bar/quux\nA /bar/quux/baz\nA /bar/root\nC /bin\nC /bin/busybox\nD /bin/yes\nC /etc\nC /etc/passwd\nA /foo\n" +
+	"A /new\nA /new/deep\nA /new/deep/file\nA /new/fifo\nA /new/hard\nA /new/link\nA /new/null\nA /new/sparse\nC /tmp\n"
+
+// list makes a list of a folder's files, with what a layer keeps of them but the times.
+const listFiles = `cd "$1"; find . ! -name . ! -path './dev/*' ! -path './proc/*' ! -path './sys/*' ! -path './etc/h*' ! -path './etc/resolv.conf' ! -path ./etc/mtab ! -path ./dev ! -path ./proc ! -path ./sys |
+	sort | while read f; do stat -c '%n %F %a %u:%g %t:%T' "$f"; if [ -L "$f" ]; then readlink "$f"; elif [ -f "$f" ]; then stat -c '%h %s' "$f"; md5sum <"$f"; fi; done`
+
+// testChanges is docker diff, export and commit. What is exported first is in dir, for later ones.
+func testChanges(t *testing.T, s *suite, dir string) {
+	needTool(t, "umoci", "skopeo", "tar", "bash")
+	s.docker(t, "", "diff", "inside").want(0, wantedChanges)
+	tree := filepath.Join(t.TempDir(), "export")
+	shell(t, `mkdir -p "$1"; tar -xpf - -C "$1"`, s.docker(t, "", "export", "inside").out, tree)
+	exported := shell(t, listFiles, "", tree)
+	first := filepath.Join(dir, "list")
+	if want, err := os.ReadFile(first); err == nil && string(want) != exported {
+		t.Errorf("exported:\n%s\nbefore:\n%s", exported, want)
+	} else if err != nil {
+		if err := os.WriteFile(first, []byte(exported), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	s.docker(t, "", "commit", "-a", "me", "-m", "a comment", "-c", `CMD ["cat", "/new/deep/file"]`, "-c", "ENV NEW=1", "-c", "ONBUILD RUN x", "inside", "made:1").ok()
+	s.docker(t, "", "run", "--rm", "--network", "none", "made:1").want(0, "data\n")
+	s.docker(t, "", "inspect", "-f", "{{.Author}} {{.Comment}} {{.Config.Env}} {{.Config.OnBuild}} {{.Config.User}} {{.Config.Labels}}", "made:1").
+		want(0, "me a comment [PATH=/bin FROM=image NEW=1] [RUN x] 2375:2376 map[kind:test]\n")
+	s.docker(t, "", "history", "--format", "{{.CreatedBy}}|{{.Comment}}", "made:1").has("sleep 100000|a comment")
+	tmp := t.TempDir()
+	s.docker(t, "", "save", "-o", filepath.Join(tmp, "saved.tar"), "made:1").ok()
+	shell(t, `cd "$1"; skopeo copy -q docker-archive:saved.tar oci:oci:made; umoci unpack --image oci:made bundle`, "", tmp)
+	if got := shell(t, listFiles, "", filepath.Join(tmp, "bundle/rootfs")); got != exported {
+		t.Errorf("umoci unpacks\n%s\nof what docker export has as\n%s", got, exported)
+	}
+	s.docker(t, "", "rmi", "made:1").ok()
+	s.docker(t, "", "commit", "-c", "RUN x", "inside").wantError(1, "RUN is not a valid change command")
+	s.docker(t, "", "commit", "nope").wantError(1, "No such container: nope")
+}
+
+// shell runs a script and returns its output.
+func shell(t *testing.T, script, in string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("bash", append([]string{"-euo", "pipefail", "-c", script, "sh"}, args...)...)
+	cmd.Stdin = strings.NewReader(in)
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, errOut.String())
+	}
+	return string(out)
 }
 
 func testTop(t *testing.T, s *suite) {
 	s.docker(t, "", "top", "inside").has("UID ", "PID ", "PPID ", "STIME ", "CMD", "app ", "sleep 100000")
 	s.docker(t, "", "top", "inside", "aux").has("USER ", "%CPU ", "RSS ", "COMMAND", "Ss ")
-	// The tether's children alone: neither PID 1 nor the kernel's threads.
-	guest := s.docker(t, "", "exec", "inside", "pidof", "sleep").ok()
-	if got := strings.Fields(s.docker(t, "", "top", "inside", "-o", "pid,user=WHO").ok()); !slices.Equal(got, []string{"PID", "WHO", guest, "app"}) {
+	// The container's processes alone: neither PID 1 nor the kernel's threads.
+	if got := strings.Fields(s.docker(t, "", "top", "inside", "-o", "pid,user=WHO").ok()); len(got) != 4 || got[1] != "WHO" || got[2] == "1" || got[3] != "app" {
 		t.Errorf("top -o pid,user=WHO: %q", got)
 	}
 	s.docker(t, "", "top", "inside", "-p", "1").wantError(1, `"-p" of ps is not supported`)

@@ -26,6 +26,15 @@ const (
 	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerConfig   = "application/vnd.docker.container.image.v1+json"
 	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
+	dockerPrefix   = "application/vnd.docker."
+)
+
+// documentTypes are the media types of a manifest and of its configuration.
+type documentTypes struct{ manifest, config string }
+
+var (
+	dockerTypes = documentTypes{dockerManifest, dockerConfig}
+	ociTypes    = documentTypes{ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageConfig}
 )
 
 // maxConfig limits an image configuration, in bytes, and maxLayers the layers of an image.
@@ -119,21 +128,21 @@ func (a *Archive) dockerImage(ctx context.Context, di dockerImage) (*Image, erro
 		files[d.Digest] = name
 		layers = append(layers, d)
 	}
-	return makeImage(a.fsys, config, layers, files)
+	return makeImage(a.fsys, dockerTypes, config, layers, files)
 }
 
 // makeImage makes a manifest for a config and layers, which lie in files.
-func makeImage(fsys fs.FS, config []byte, layers []ocispec.Descriptor, files map[digest.Digest]string) (*Image, error) {
+func makeImage(fsys fs.FS, types documentTypes, config []byte, layers []ocispec.Descriptor, files map[digest.Digest]string) (*Image, error) {
 	id := digest.FromBytes(config)
 	manifest, err := json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: dockerManifest,
-		Config: ocispec.Descriptor{MediaType: dockerConfig, Digest: id, Size: int64(len(config))},
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: types.manifest,
+		Config: ocispec.Descriptor{MediaType: types.config, Digest: id, Size: int64(len(config))},
 		Layers: append([]ocispec.Descriptor{}, layers...),
 	})
 	if err != nil {
 		return nil, err
 	}
-	top := ocispec.Descriptor{MediaType: dockerManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
+	top := ocispec.Descriptor{MediaType: types.manifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
 	docs, err := fetch.ReadDocuments([]ocispec.Descriptor{top}, nil, func(d ocispec.Descriptor) ([]byte, error) {
 		if d.Digest == id {
 			return config, nil

@@ -9,6 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -53,9 +55,10 @@ func Read(ctx context.Context, r io.Reader, temp func() (*os.File, error)) (*Arc
 	return openTar(f, size, f)
 }
 
-// FromTar makes an image of one layer, the tar that a stream has, compressed or not. Config makes its
-// configuration, given the layer's diff ID. The file that temp makes is the archive's then.
-func FromTar(ctx context.Context, r io.Reader, temp func() (*os.File, error), config func(diffID digest.Digest) ([]byte, error)) (*Archive, error) {
+// FromTar makes an image whose top layer is the tar that a stream has, compressed or not. Config makes its
+// configuration, given the layer's diff ID. Below are the layers that it stands on, whose blobs the
+// image does not have. The file that temp makes is the archive's then.
+func FromTar(ctx context.Context, r io.Reader, temp func() (*os.File, error), below []ocispec.Descriptor, config func(diffID digest.Digest) ([]byte, error)) (*Archive, error) {
 	f, err := temp()
 	if err != nil {
 		return nil, fmt.Errorf("read layer: %w", err)
@@ -74,7 +77,11 @@ func FromTar(ctx context.Context, r io.Reader, temp func() (*os.File, error), co
 			return nil, err
 		}
 		layer := ocispec.Descriptor{MediaType: dockerLayer, Digest: hash.Digest(), Size: size}
-		return makeImage(fsys, cfg, []ocispec.Descriptor{layer}, map[digest.Digest]string{layer.Digest: name})
+		types := dockerTypes
+		if slices.ContainsFunc(below, func(d ocispec.Descriptor) bool { return !strings.HasPrefix(d.MediaType, dockerPrefix) }) {
+			types, layer.MediaType = ociTypes, ocispec.MediaTypeImageLayer
+		}
+		return makeImage(fsys, types, cfg, append(slices.Clone(below), layer), map[digest.Digest]string{layer.Digest: name})
 	}}
 	return &Archive{fsys: fsys, closer: f, entries: []*Entry{e}}, nil
 }
