@@ -33,6 +33,10 @@ func notFound(format string, args ...any) error {
 	return &statusError{http.StatusNotFound, fmt.Errorf(format, args...)}
 }
 
+func forbidden(format string, args ...any) error {
+	return &statusError{http.StatusForbidden, fmt.Errorf(format, args...)}
+}
+
 func conflict(format string, args ...any) error {
 	return &statusError{http.StatusConflict, fmt.Errorf(format, args...)}
 }
@@ -50,6 +54,7 @@ var classes = []struct {
 }{
 	{containervm.ErrNotModified, http.StatusNotModified},
 	{containervm.ErrNotFound, http.StatusNotFound},
+	{containervm.ErrForbidden, http.StatusForbidden},
 	{containervm.ErrConflict, http.StatusConflict},
 	{containervm.ErrInvalid, http.StatusBadRequest},
 	{containervm.ErrNotImplemented, http.StatusNotImplemented},

@@ -1,8 +1,6 @@
 package api
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -89,7 +87,7 @@ func createdOf(info containervm.Info) created {
 			Env: info.Spec.Env, Cmd: info.Spec.Args, Image: info.Spec.Image, WorkingDir: info.Spec.Dir, Labels: info.Spec.Labels,
 			Hostname: info.Spec.Hostname, Domainname: info.Spec.Domain,
 		}
-		c.HostConfig = &container.HostConfig{AutoRemove: info.Spec.AutoRemove, NetworkMode: container.NetworkMode(networkOf(info))}
+		c.HostConfig = &container.HostConfig{AutoRemove: info.Spec.AutoRemove, NetworkMode: container.NetworkMode(info.Spec.Network.Mode)}
 	}
 	if c.Config.Hostname == "" {
 		c.Config.Hostname = info.ID[:min(12, len(info.ID))]
@@ -112,44 +110,54 @@ func stateOf(st containervm.State) *container.State {
 	}
 }
 
-// networkOf is the name of the network that a container is on, or will be.
-func networkOf(info containervm.Info) string {
-	if m := info.Spec.Network.Mode; m != "" && m != network.NetworkDefault {
-		return m
-	}
-	return network.NetworkBridge
-}
-
 func (s *Server) networkSettings(info containervm.Info) networkSettings {
 	n := networkSettings{Ports: network.PortMap{}, Networks: make(map[string]*network.EndpointSettings)}
-	name := networkOf(info)
-	e := &network.EndpointSettings{NetworkID: s.networkID(name), Aliases: info.Spec.Network.Aliases}
-	n.Networks[name] = e
-	ep := info.Endpoint
-	if ep == nil {
+	if info.Spec.Network.Mode == network.NetworkNone {
+		n.Networks[network.NetworkNone] = &network.EndpointSettings{NetworkID: noneID}
+	}
+	for _, e := range info.Spec.Network.Endpoints {
+		n.Networks[e.Network] = endpointSettings(e)
+	}
+	if len(info.Endpoints) == 0 {
 		return n
 	}
-	e.EndpointID = endpointID(info.ID)
-	e.Gateway, e.IPAddress, e.IPPrefixLen = ep.Gateway, ep.IP.Addr(), ep.IP.Bits()
-	e.MacAddress = macOf(ep.MAC)
-	e.DNSNames = ep.Names
 	n.SandboxID = info.ID
-	n.EndpointID, n.MacAddress = e.EndpointID, ep.MAC
-	n.Gateway, n.IPAddress, n.IPPrefixLen = addrString(ep.Gateway), addrString(ep.IP.Addr()), ep.IP.Bits()
 	for port := range createdOf(info).Config.ExposedPorts {
 		n.Ports[port] = nil
 	}
-	for _, b := range ep.Ports {
-		port := portOf(b)
-		n.Ports[port] = append(n.Ports[port], network.PortBinding{HostIP: b.HostIP, HostPort: strconv.Itoa(int(b.HostPort))})
+	for _, ep := range info.Endpoints {
+		e := n.Networks[ep.Network]
+		if e == nil {
+			continue // it is being disconnected
+		}
+		e.NetworkID, e.EndpointID, e.MacAddress, e.DNSNames = ep.NetworkID, ep.ID, macOf(ep.MAC), ep.Names
+		e.Gateway, e.IPAddress, e.IPPrefixLen = ep.Gateway, ep.IP.Addr(), ep.IP.Bits()
+		if ep.IP6.IsValid() {
+			e.IPv6Gateway, e.GlobalIPv6Address, e.GlobalIPv6PrefixLen = ep.Gateway6, ep.IP6.Addr(), ep.IP6.Bits()
+		}
+		if ep.Network == containervm.Bridge { // where clients looked before there were several
+			n.EndpointID, n.MacAddress = ep.ID, ep.MAC
+			n.Gateway, n.IPAddress, n.IPPrefixLen = addrString(ep.Gateway), addrString(ep.IP.Addr()), ep.IP.Bits()
+			n.IPv6Gateway, n.GlobalIPv6Address, n.GlobalIPv6PrefixLen = addrString(ep.Gateway6), addrString(ep.IP6.Addr()), e.GlobalIPv6PrefixLen
+		}
+		for _, b := range ep.Ports {
+			port := portOf(b)
+			n.Ports[port] = append(n.Ports[port], network.PortBinding{HostIP: b.HostIP, HostPort: strconv.Itoa(int(b.HostPort))})
+		}
 	}
 	return n
 }
 
-// endpointID is the ID of a container's place in its network, which has none of its own.
-func endpointID(container string) string {
-	sum := sha256.Sum256([]byte("endpoint of " + container))
-	return hex.EncodeToString(sum[:])
+// endpointSettings is what a container's place in a network is to be.
+func endpointSettings(e containervm.EndpointSpec) *network.EndpointSettings {
+	out := &network.EndpointSettings{NetworkID: e.ID, Aliases: e.Aliases, GwPriority: e.Priority, MacAddress: macOf(e.MAC)}
+	if e.IP.IsValid() || e.IP6.IsValid() {
+		out.IPAMConfig = &network.EndpointIPAMConfig{IPv4Address: e.IP, IPv6Address: e.IP6}
+	}
+	for _, l := range e.Links {
+		out.Links = append(out.Links, l.Container+":"+l.Alias)
+	}
+	return out
 }
 
 func macOf(s string) network.HardwareAddr {

@@ -83,7 +83,7 @@ func (s *Server) summaryOf(info containervm.Info, now time.Time) containerSummar
 		sum.Image = info.Spec.ImageID.String()
 	}
 	settings := s.networkSettings(info)
-	sum.HostConfig.NetworkMode = networkOf(info)
+	sum.HostConfig.NetworkMode = info.Spec.Network.Mode
 	sum.NetworkSettings = &container.NetworkSettingsSummary{Networks: settings.Networks}
 	for port, bindings := range settings.Ports {
 		if len(bindings) == 0 {
@@ -139,10 +139,23 @@ func (s *Server) containerMatcher(f filters) (func(containervm.Info) bool, error
 			(before.IsZero() || info.Created.Before(before)) && (since.IsZero() || info.Created.After(since)) &&
 			f.labels("label", info.Spec.Labels) &&
 			f.exact("health", string(container.NoHealthcheck)) && f.exact("is-task", "false") && f.exact("isolation", "default") &&
-			(f.exact("network", networkOf(info)) || f.prefix("network", s.networkID(networkOf(info)))) &&
+			s.onNetwork(f, info) &&
 			f.mounts(info.Spec) &&
 			portsMatch(ports, s.networkSettings(info).Ports)
 	}, nil
+}
+
+// onNetwork says whether a container is on one of the networks that are looked for, by name or the beginning of an ID.
+func (s *Server) onNetwork(f filters, info containervm.Info) bool {
+	if !f.has("network") {
+		return true
+	}
+	for name, e := range s.networkSettings(info).Networks {
+		if f.exact("network", name) || e.NetworkID != "" && f.prefix("network", e.NetworkID) {
+			return true
+		}
+	}
+	return false
 }
 
 // checkContainerFilters refuses values that no container could have.

@@ -41,7 +41,7 @@ type option struct {
 const (
 	oneVM     = "a container is a virtual machine with a kernel of its own"
 	noCgroups = "the limits of a container are those of its virtual machine: use --memory and --cpus"
-	noNets    = "this host has no networks other than bridge and none yet"
+	noShared  = "a container is a virtual machine with a network of its own: use a network's name, bridge or none"
 	noWindows = "it is for Windows containers"
 )
 
@@ -76,7 +76,7 @@ var options = []option{
 	{field: "HostConfig.Binds", flag: "--volume", takes: all},            // setMounts
 	{field: "HostConfig.ContainerIDFile", flag: "--cidfile", takes: all}, // written by the client
 	{field: "HostConfig.LogConfig", flag: "--log-driver, --log-opt", takes: ownLog, why: "this host keeps the logs of all containers itself, for docker logs"},
-	{field: "HostConfig.NetworkMode", flag: "--network", takes: only("default", "bridge", "none"), why: noNets, yet: true},
+	{field: "HostConfig.NetworkMode", flag: "--network", takes: ownNetwork, why: noShared},
 	{field: "HostConfig.PortBindings", flag: "--publish", takes: all},
 	{field: "HostConfig.RestartPolicy", flag: "--restart", takes: noRestart, why: "this host does not restart containers by itself yet", yet: true},
 	{field: "HostConfig.AutoRemove", flag: "--rm", takes: all},
@@ -94,7 +94,7 @@ var options = []option{
 	{field: "HostConfig.GroupAdd", flag: "--group-add", takes: all},
 	{field: "HostConfig.IpcMode", flag: "--ipc", takes: only("private", "shareable"), why: oneVM},
 	{field: "HostConfig.Cgroup", takes: none, why: oneVM},
-	{field: "HostConfig.Links", flag: "--link", takes: none, why: "containers on the bridge network reach each other by name without it"},
+	{field: "HostConfig.Links", flag: "--link", takes: all},
 	{field: "HostConfig.OomScoreAdj", flag: "--oom-score-adj", takes: all},
 	{field: "HostConfig.PidMode", flag: "--pid", takes: only("private"), why: oneVM},
 	{field: "HostConfig.Privileged", flag: "--privileged", takes: all}, // in its own VM
@@ -150,11 +150,11 @@ var options = []option{
 
 // endpointOptions are those of NetworkingConfig.EndpointsConfig, for each network.
 var endpointOptions = []option{
-	{field: "IPAMConfig", flag: "--ip6, --link-local-ip", takes: onlyIPv4, why: "a container has one address, and it is IPv4"},
-	{field: "Links", flag: "--link", takes: none, why: "containers on the bridge network reach each other by name without it"},
+	{field: "IPAMConfig", flag: "--link-local-ip", takes: noLinkLocal, why: "an interface has one link-local address, made from its MAC address"},
+	{field: "Links", flag: "--link", takes: all},
 	{field: "Aliases", flag: "--network-alias", takes: all},
-	{field: "DriverOpts", flag: "--network driver-opt", takes: none, why: "the network has no options"},
-	{field: "GwPriority", flag: "--network gw-priority", takes: none, why: "a container has one network"},
+	{field: "DriverOpts", flag: "--network driver-opt", takes: none, why: "an interface has no options"},
+	{field: "GwPriority", flag: "--network gw-priority", takes: all},
 	{field: "MacAddress", flag: "--mac-address", takes: all},
 	// What follows is what a running container has; clients that copy an inspect's reply send it back.
 	{field: "NetworkID", takes: all},
@@ -198,9 +198,14 @@ func knownMounts(v any) bool {
 	})
 }
 
-func onlyIPv4(v any) bool {
-	c := v.(network.EndpointIPAMConfig)
-	return !c.IPv6Address.IsValid() && len(c.LinkLocalIPs) == 0
+// ownNetwork takes the modes that are not another's network: the host's or another container's.
+func ownNetwork(v any) bool {
+	m := v.(container.NetworkMode)
+	return !m.IsHost() && !m.IsContainer() && !strings.Contains(string(m), ":")
+}
+
+func noLinkLocal(v any) bool {
+	return len(v.(network.EndpointIPAMConfig).LinkLocalIPs) == 0
 }
 
 // securityOptions takes those that ask for no profile, and no-new-privileges.

@@ -204,18 +204,19 @@ func FuzzParseFilters(f *testing.F) {
 	})
 }
 
-func TestParseHostPort(t *testing.T) {
+func TestParseHostPorts(t *testing.T) {
 	for _, tt := range []struct {
-		text string
-		want uint16
-		ok   bool
+		text     string
+		from, to uint16
+		ok       bool
 	}{
-		{"", 0, true}, {"0", 0, true}, {"8080", 8080, true}, {"8080-8080", 8080, true}, {"65535", 65535, true},
-		{"65536", 0, false}, {"8000-8010", 0, false}, {"-1", 0, false}, {"x", 0, false}, {"80-", 0, false},
+		{"", 0, 0, true}, {"0", 0, 0, true}, {"8080", 8080, 0, true}, {"8080-8080", 8080, 0, true}, {"65535", 65535, 0, true},
+		{"8000-8010", 8000, 8010, true}, {"65536", 0, 0, false}, {"8010-8000", 0, 0, false}, {"-1", 0, 0, false}, {"x", 0, 0, false},
+		{"80-", 0, 0, false}, {"0-5", 0, 0, false}, {"1-2-3", 0, 0, false},
 	} {
-		got, err := parseHostPort(tt.text)
-		if got != tt.want || (err == nil) != tt.ok {
-			t.Errorf("%q: got %d, %v", tt.text, got, err)
+		from, to, err := parseHostPorts(tt.text)
+		if (err == nil) != tt.ok || tt.ok && (from != tt.from || to != tt.to) {
+			t.Errorf("%q: got %d to %d, %v", tt.text, from, to, err)
 		}
 	}
 }

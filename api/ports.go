@@ -30,11 +30,11 @@ func publishedPorts(bindings network.PortMap, exposed network.PortSet, publishAl
 			list = []network.PortBinding{{}} // "80/tcp": [] leaves the choice to the host
 		}
 		for _, b := range list {
-			host, err := parseHostPort(b.HostPort)
+			from, to, err := parseHostPorts(b.HostPort)
 			if err != nil {
 				return nil, badRequest("invalid port specification: %q: %w", b.HostPort, err)
 			}
-			out = append(out, containervm.PortBinding{Proto: string(port.Proto()), Port: port.Num(), HostIP: b.HostIP, HostPort: host})
+			out = append(out, containervm.PortBinding{Proto: string(port.Proto()), Port: port.Num(), HostIP: b.HostIP, HostPort: from, HostPortEnd: to})
 		}
 	}
 	if publishAll {
@@ -63,18 +63,32 @@ func checkPort(p network.Port) error {
 	return nil
 }
 
-// parseHostPort reads "8080", or "8080-8080"; "" and "0" leave the choice to the host.
-func parseHostPort(s string) (uint16, error) {
+// parseHostPorts reads "8080", or "8000-8010", of which the host takes the first that is free; to is 0 then for one port.
+// "" and "0" leave the choice to the host.
+func parseHostPorts(s string) (from, to uint16, err error) {
 	if s == "" || s == "0" {
-		return 0, nil
+		return 0, 0, nil
 	}
-	from, to, isRange := strings.Cut(s, "-")
-	n, err := strconv.ParseUint(from, 10, 16)
+	first, last, isRange := strings.Cut(s, "-")
+	if from, err = parsePort(first); err != nil || !isRange {
+		return from, 0, err
+	}
+	if to, err = parsePort(last); err != nil {
+		return 0, 0, err
+	}
+	switch {
+	case to < from:
+		return 0, 0, errors.New("its range ends before it begins")
+	case to == from:
+		to = 0
+	}
+	return from, to, nil
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is not a port", from)
-	}
-	if isRange && to != from {
-		return 0, errors.New("a range of host ports for one port is not supported: name one, or none and the host chooses")
+		return 0, fmt.Errorf("%q is not a port", s)
 	}
 	return uint16(n), nil
 }

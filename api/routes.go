@@ -70,9 +70,9 @@ func (s *Server) routes() []route {
 		{http.MethodGet, "/networks/{name}", s.inspectNetwork},
 		{http.MethodDelete, "/networks/{name}", s.removeNetwork},
 		{http.MethodPost, "/networks/prune", s.pruneNetworks},
-		{http.MethodPost, "/networks/create", missing("networks other than bridge and none")},
-		{http.MethodPost, "/networks/{name}/connect", missing("connecting containers to further networks")},
-		{http.MethodPost, "/networks/{name}/disconnect", missing("disconnecting containers from their network")},
+		{http.MethodPost, "/networks/create", s.createNetwork},
+		{http.MethodPost, "/networks/{name}/connect", s.connectNetwork},
+		{http.MethodPost, "/networks/{name}/disconnect", s.disconnectNetwork},
 
 		{http.MethodGet, "/volumes", s.listVolumes},
 		{http.MethodGet, "/volumes/{name}", s.inspectVolume},

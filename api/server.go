@@ -37,8 +37,6 @@
 package api
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -76,8 +74,6 @@ type Host struct {
 	Hypervisor string
 	// Memory is the machine's, in bytes.
 	Memory int64
-	// Network is the one that containers are connected to.
-	Network containervm.NetworkInfo
 	// Insecure are the registries that are spoken to without TLS or without verifying it, as in
 	// fetch.Client.
 	Insecure []string
@@ -119,9 +115,6 @@ func New(o Options) *Server {
 	s.handler = s.observe(s.prepare(mux(s.routes())))
 	s.cancel = o.Containers.Subscribe(func(e containervm.Event) {
 		actor := events.Actor{ID: e.ID, Attributes: e.Attributes}
-		if e.Type == string(events.NetworkEventType) {
-			actor.ID = s.networkID(e.ID)
-		}
 		s.events.publish(events.Message{
 			Type: events.Type(e.Type), Action: events.Action(e.Action), Actor: actor, TimeNano: e.Time.UnixNano(),
 		})
@@ -141,11 +134,4 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) Close() {
 	s.active.Wait()
 	s.cancel()
-}
-
-// networkID is the ID of a network of this host. Networks are known by their names; the API wants 64
-// hex digits, the same ones at every start.
-func (s *Server) networkID(name string) string {
-	sum := sha256.Sum256([]byte("network " + name + " of " + s.store.Dir()))
-	return hex.EncodeToString(sum[:])
 }

@@ -215,33 +215,61 @@ func setNetwork(s *containervm.Spec, body *createBody) error {
 		}
 		n.Hosts = append(n.Hosts, host)
 	}
-	n.MAC = body.MacAddress
-	if body.NetworkingConfig == nil {
+	return setEndpoints(n, body)
+}
+
+// setEndpoints reads which networks the container is to be on.
+func setEndpoints(n *containervm.NetworkSpec, body *createBody) error {
+	mode := n.Mode
+	links, err := parseLinks(body.HostConfig.Links)
+	if err != nil {
+		return err
+	}
+	configs := make(map[string]*network.EndpointSettings)
+	if body.NetworkingConfig != nil {
+		for name, e := range body.NetworkingConfig.EndpointsConfig {
+			if name == network.NetworkDefault {
+				name = network.NetworkBridge
+			}
+			if e == nil {
+				e = new(network.EndpointSettings)
+			}
+			configs[name] = e
+		}
+	}
+	if mode == network.NetworkNone {
+		if len(links) > 0 {
+			return badRequest("conflicting options: container type network can't be used with links. This would result in undefined behavior")
+		}
+		e := cmp.Or(configs[mode], new(network.EndpointSettings))
+		delete(configs, mode)
+		if len(configs) > 0 {
+			return badRequest("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+		}
+		if e.IPAMConfig != nil || len(e.Aliases) > 0 || len(e.MacAddress) > 0 || body.MacAddress != "" {
+			return badRequest("conflicting options: an address or alias and the network mode none")
+		}
+		n.Endpoints = []containervm.EndpointSpec{}
 		return nil
 	}
-	for name, e := range body.NetworkingConfig.EndpointsConfig {
-		if name == network.NetworkDefault {
-			name = network.NetworkBridge
-		}
-		if name != string(mode) {
-			return notImplemented("network %s is not supported: %s", name, noNets)
-		}
-		if e == nil {
-			continue
-		}
-		if err := checkOptions(endpointOptions, e); err != nil {
+	if configs[mode] == nil {
+		configs[mode] = new(network.EndpointSettings)
+	}
+	for _, name := range slices.Sorted(maps.Keys(configs)) {
+		e, err := endpointSpec(name, configs[name])
+		if err != nil {
 			return err
 		}
-		if e.IPAMConfig != nil {
-			n.IP = e.IPAMConfig.IPv4Address
+		if name == mode {
+			e.Links = append(e.Links, links...)
+			if body.MacAddress != "" {
+				if e.MAC != "" && !strings.EqualFold(e.MAC, body.MacAddress) {
+					return badRequest("the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left empty")
+				}
+				e.MAC = body.MacAddress
+			}
 		}
-		n.Aliases = append(n.Aliases, e.Aliases...)
-		if len(e.MacAddress) > 0 {
-			n.MAC = e.MacAddress.String()
-		}
-	}
-	if mode.IsNone() && (n.IP.IsValid() || n.MAC != "" || len(n.Aliases) > 0) {
-		return badRequest("conflicting options: an address or alias and the network mode none")
+		n.Endpoints = append(n.Endpoints, e)
 	}
 	return nil
 }

@@ -119,8 +119,8 @@ func TestSpecOf(t *testing.T) {
 		`"memory":536870912,"cpus":2,"readOnlyRoot":true,"tmpfs":[{"target":"/run","options":["noexec","nosuid","nodev","size=1m","exec"]},` +
 		`{"target":"/x","options":["noexec","nosuid","nodev","ro","size=4096","mode=700"]}],"shmSize":1048576,"sysctls":{"net.ipv4.ip_forward":"1"},` +
 		`"rlimits":[{"resource":7,"soft":10,"hard":18446744073709551615}],` +
-		`"network":{"mode":"bridge","ports":[{"proto":"udp","port":53},{"proto":"tcp","port":80,"hostIP":"127.0.0.1","hostPort":8080},{"proto":"tcp","port":90}],` +
-		`"aliases":["foo"],"ip":"172.17.0.9","mac":"02:42:ac:11:00:99","dns":["1.1.1.1"],"dnsSearch":["s"],"dnsOptions":["ndots:2"],` +
+		`"network":{"mode":"bridge","endpoints":[{"network":"bridge","aliases":["foo"],"ip":"172.17.0.9","mac":"02:42:ac:11:00:99"}],"ports":[{"proto":"udp","port":53},{"proto":"tcp","port":80,"hostIP":"127.0.0.1","hostPort":8080},{"proto":"tcp","port":90}],` +
+		`"dns":["1.1.1.1"],"dnsSearch":["s"],"dnsOptions":["ndots:2"],` +
 		`"hosts":[{"addr":"1.2.3.4","names":["a"]},{"addr":"::1","names":["b"]},{"names":["gw"]}]},"labels":{"a":"b"}}`
 	got, err := json.Marshal(s)
 	if err != nil {
@@ -165,15 +165,18 @@ func TestSpecRefused(t *testing.T) {
 		{"port with no network", `{"HostConfig":{"NetworkMode":"none","PortBindings":{"80/tcp":[]}}}`, "conflicting options"},
 		{"sctp", `{"HostConfig":{"PortBindings":{"80/sctp":[]}}}`, "SCTP"},
 		{"port zero", `{"ExposedPorts":{"0/tcp":{}}}`, "invalid port"},
-		{"range", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"80-90"}]}}}`, "range of host ports"},
+		{"range", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"90-80"}]}}}`, "range ends before"},
 		{"add-host", `{"HostConfig":{"ExtraHosts":["a"]}}`, "bad format for add-host"},
 		{"add-host address", `{"HostConfig":{"ExtraHosts":["a:b"]}}`, "invalid IP address in add-host"},
 		{"tmpfs path", `{"HostConfig":{"Tmpfs":{"run":""}}}`, "mount path must be absolute"},
 		{"tmpfs source", `{"HostConfig":{"Mounts":[{"Type":"tmpfs","Source":"x","Target":"/x"}]}}`, "Source must not be specified"},
 		{"ulimit", `{"HostConfig":{"Ulimits":[{"Name":"nope"}]}}`, "invalid ulimit"},
 		{"null ulimit", `{"HostConfig":{"Ulimits":[null]}}`, "null"},
-		{"other network", `{"NetworkingConfig":{"EndpointsConfig":{"front":{}}}}`, "network front is not supported"},
-		{"IPv6", `{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"IPAMConfig":{"IPv6Address":"::5"}}}}}`, "--ip6"},
+		{"none and others", `{"HostConfig":{"NetworkMode":"none"},"NetworkingConfig":{"EndpointsConfig":{"front":{}}}}`, "(none) mode"},
+		{"link-local address", `{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"IPAMConfig":{"LinkLocalIPs":["169.254.1.1"]}}}}}`, "--link-local-ip"},
+		{"driver option of an endpoint", `{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"DriverOpts":{"a":"b"}}}}}`, "driver-opt"},
+		{"link", `{"HostConfig":{"Links":[":a"]}}`, "bad format for links: :a"},
+		{"two MAC addresses", `{"MacAddress":"02:42:ac:11:00:99","NetworkingConfig":{"EndpointsConfig":{"bridge":{"MacAddress":"02:42:ac:11:00:98"}}}}`, "must match"},
 		{"terminal", `{"HostConfig":{"ConsoleSize":[70000,1]}}`, "too large"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

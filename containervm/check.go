@@ -52,23 +52,3 @@ func (s *Spec) check() error {
 	}
 	return s.Network.check()
 }
-
-func (n *NetworkSpec) check() error {
-	switch n.Mode {
-	case "", "default", "bridge":
-	case "none":
-		if len(n.Ports) > 0 || n.IP.IsValid() || n.MAC != "" {
-			return refuse(ErrInvalid, "conflicting options: a container without a network has no ports, IP or MAC address")
-		}
-	default:
-		return refuse(ErrNotImplemented, "network %q is not implemented yet: a container is connected to bridge or to none", n.Mode)
-	}
-	for _, p := range n.Ports {
-		if p.Port == 0 || p.Proto != "" && p.Proto != "tcp" && p.Proto != "udp" {
-			return refuse(ErrInvalid, "invalid port %d/%s", p.Port, p.Proto)
-		}
-	}
-	return nil
-}
-
-func (n *NetworkSpec) connected() bool { return n.Mode != "none" }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -24,45 +25,48 @@ type Container struct {
 	created time.Time
 	token   string
 	op      chan struct{} // held by Start, Restart, Remove
+	netOp   chan struct{} // held by Connect and Disconnect; after op
 
-	mu           sync.Mutex // guards all below
-	spec         Spec
-	state        State
-	endpointInfo *EndpointInfo
-	accel        string
-	boot         Boot
-	logStart     int64
-	run          *run          // nil while no VM runs
-	runs         int           // how many runs have begun
-	changed      chan struct{} // closed, and replaced, when any of these or the log changes
-	waiters      []*waiter
-	pending      []syscall.Signal // sent while the container was paused
-	removing     bool
-	removed      bool
-	keep         bool                                  // Restart is at work: no AutoRemove
-	starting     bool                                  // a VM is about to use the disk
-	readers      map[*context.CancelCauseFunc]struct{} // of the disk, while there is no VM
+	mu        sync.Mutex // guards all below
+	spec      Spec
+	state     State
+	endpoints []EndpointInfo // of the run, or of the last one
+	accel     string
+	boot      Boot
+	logStart  int64
+	run       *run          // nil while no VM runs
+	runs      int           // how many runs have begun
+	changed   chan struct{} // closed, and replaced, when any of these or the log changes
+	waiters   []*waiter
+	pending   []syscall.Signal // sent while the container was paused
+	removing  bool
+	removed   bool
+	keep      bool                                  // Restart is at work: no AutoRemove
+	starting  bool                                  // a VM is about to use the disk
+	readers   map[*context.CancelCauseFunc]struct{} // of the disk, while there is no VM
 	// removeVolumes tells that the container's own volumes go with it, once State.Status is Removing.
 	removeVolumes bool
 }
 
 // A run is one life of the VM.
 type run struct {
-	number   int
-	machine  Machine
-	endpoint Endpoint
-	conn     *wire.Conn    // nil while there is no control session
-	started  bool          // the container's process runs
-	manual   bool          // somebody stops or kills it
-	usage    Usage         // what its guest said last
-	settled  chan struct{} // closed once it is known whether the process ran
-	ended    chan struct{}
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup // what serves the VM
+	number  int
+	machine Machine
+	conn    *wire.Conn // nil while there is no control session
+	started bool       // the container's process runs
+	manual  bool       // somebody stops or kills it
+	usage   Usage      // what its guest said last
+	ended   chan struct{}
+	ctx     context.Context // of what serves the VM
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // what serves the VM
+
+	connections []*connection
+	left        bool // the run is over, and takes no further connection
 }
 
 func newContainer(m *Manager, id string) *Container {
-	return &Container{id: id, m: m, dir: filepath.Join(m.dir, id), op: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &Container{id: id, m: m, dir: filepath.Join(m.dir, id), op: make(chan struct{}, 1), netOp: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // ID has 64 hex digits.
@@ -79,9 +83,8 @@ func (c *Container) Info() Info {
 	if c.removing && i.State.Status != Dead {
 		i.State.Status = Removing
 	}
-	if c.run != nil && c.endpointInfo != nil {
-		e := *c.endpointInfo
-		i.Endpoint = &e
+	if c.run != nil {
+		i.Endpoints = slices.Clone(c.endpoints)
 	}
 	return i
 }
@@ -367,8 +370,8 @@ func (c *Container) Rename(name string) error {
 	if err != nil {
 		return err
 	}
-	if r != nil && r.endpoint != nil {
-		err = r.endpoint.Rename(c.networkNames())
+	if r != nil {
+		err = c.renameConnections(r)
 	}
 	if err := errors.Join(err, c.save()); err != nil {
 		return fmt.Errorf("rename container: %w", err)

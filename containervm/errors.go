@@ -14,6 +14,8 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrNotRunning: the container does not run. It is an ErrConflict too. 409.
 	ErrNotRunning error = &kind{"not running", ErrConflict}
+	// ErrForbidden: it makes sense, and is not allowed here. 403.
+	ErrForbidden = errors.New("forbidden")
 	// ErrNotModified: what was asked for is so already. 304, no body.
 	ErrNotModified = errors.New("not modified")
 	// ErrInvalid: the request makes no sense. 400.

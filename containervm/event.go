@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// Event is something that happened to a container or, with Type "network", to its
-// connection, or to a volume. The names are docker's.
+// Event is something that happened to a container or, with Type "network" or "volume", to one of
+// those. The names are docker's.
 type Event struct {
 	Time time.Time
 	Type string // container, network or volume
 	// Action is create, attach, detach, start, kill, oom, die, stop, restart, rename,
 	// resize, destroy, "exec_create: COMMAND", "exec_start: COMMAND", exec_detach, exec_die;
-	// of a network: connect, disconnect; of a volume: create, mount, unmount, destroy.
+	// of a network: create, connect, disconnect, destroy; of a volume: create, mount, unmount, destroy.
 	Action string
-	// ID of the container, or the name of the network or volume.
+	// ID of the container or the network, or the name of the volume.
 	ID string
 	// Attributes of a container: its labels, image, name, and what belongs to the action:
 	// signal, exitCode, execDuration (seconds), oldName, execID, height, width. Of a network:
-	// container, name, type. Of a volume: driver, and of a mount container, destination, driver, propagation,
-	// read/write. The map is shared by all who get the event.
+	// name, type, and of connect and disconnect container. Of a volume: driver, and of a mount container, destination,
+	// driver, propagation, read/write. The map is shared by all who get the event.
 	Attributes map[string]string
 }
 
@@ -68,10 +68,4 @@ func (c *Container) emit(action string, attributes map[string]string) {
 	c.mu.Unlock()
 	maps.Copy(all, attributes)
 	c.m.events.send(Event{Type: "container", Action: action, ID: c.id, Attributes: all})
-}
-
-// emitNetwork tells of the container's connection.
-func (c *Container) emitNetwork(action, network string) {
-	c.m.events.send(Event{Type: "network", Action: action, ID: network,
-		Attributes: map[string]string{"container": c.id, "name": network, "type": "bridge"}})
 }

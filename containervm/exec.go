@@ -63,28 +63,20 @@ func (c *Container) CreateExec(s ExecSpec) (*Exec, error) {
 	return e, nil
 }
 
-// execKept is how long an exec that has ended is known: clients ask for exit codes after the
-// streams have closed.
-const execKept = time.Minute
-
-// forgetExecs drops the execs of a run that has ended, a while later.
+// forgetExecs drops the execs of a run that has ended, a minute later: clients ask for
+// exit codes after the streams have closed.
 func (m *Manager) forgetExecs(c *Container) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, e := range m.execs {
+	for id, e := range m.execs {
 		if e.c == c {
-			e.forget()
+			time.AfterFunc(time.Minute, func() {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				delete(m.execs, id)
+			})
 		}
 	}
-}
-
-// forget drops an exec a while later.
-func (e *Exec) forget() {
-	time.AfterFunc(execKept, func() {
-		e.c.m.mu.Lock()
-		defer e.c.m.mu.Unlock()
-		delete(e.c.m.execs, e.id)
-	})
 }
 
 // ID has 64 hex digits.
@@ -218,7 +210,6 @@ func (e *Exec) reap(p *wire.Process) {
 }
 
 func (e *Exec) ended(code int) {
-	e.forget()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.exit = &code

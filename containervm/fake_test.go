@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +45,9 @@ type fakeVM struct {
 	sizes   []Size
 	dials   int
 	paused  bool
-	clock   int64 // as it was set
+	clock   int64          // as it was set
+	nics    []string       // that are plugged in
+	told    []wire.Network // what the guest was told, one after another
 	wg      sync.WaitGroup
 	wild    func(net.Conn, *fakeVM) // what its control port does
 }
@@ -61,6 +64,9 @@ func (r *rack) Start(_ context.Context, vm VM) (Machine, error) {
 		return nil, err
 	}
 	v := &fakeVM{vm: vm, conf: conf, done: make(chan struct{}), begun: make(chan struct{}), signals: make(chan syscall.Signal, 8)}
+	for _, nic := range vm.NICs {
+		v.nics = append(v.nics, nic.End)
+	}
 	if r.vms == nil {
 		r.vms = map[string]*fakeVM{}
 	}
@@ -112,6 +118,20 @@ func (m fakeMachine) setPaused(paused bool) error {
 func (m fakeMachine) Done() <-chan struct{} { return m.v.done }
 func (m fakeMachine) Kill() error           { m.v.end(); return nil }
 func (m fakeMachine) Close() error          { return nil }
+
+func (m fakeMachine) AddNIC(_ context.Context, nic NIC) error {
+	m.v.mu.Lock()
+	defer m.v.mu.Unlock()
+	m.v.nics = append(m.v.nics, nic.End)
+	return nil
+}
+
+func (m fakeMachine) RemoveNIC(_ context.Context, end string) error {
+	m.v.mu.Lock()
+	defer m.v.mu.Unlock()
+	m.v.nics = slices.DeleteFunc(m.v.nics, func(e string) bool { return e == end })
+	return nil
+}
 
 func (m fakeMachine) Dial(ctx context.Context, end string) (net.Conn, error) {
 	host, guest := net.Pipe()
@@ -253,6 +273,10 @@ func (v *fakeVM) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.sizes = append(v.sizes, r.Size)
+	case wire.OpNetwork:
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.told = append(v.told, *r.Network)
 	case wire.OpExec:
 		if r.Exec.Args[0] == "nope" {
 			return wire.Reply{}, &wire.Error{Kind: wire.NotStarted, Message: "exec: \"nope\": executable file not found in $PATH", ExitCode: 127}
@@ -325,43 +349,103 @@ type boots struct{}
 
 func (boots) Boot(context.Context) (Boot, error) { return Boot{Kernel: "/kernel"}, nil }
 
-// wiring is a Network that carries nothing.
+// wiring is Networks that carry nothing.
 type wiring struct {
 	mu    sync.Mutex
 	taken map[uint16]bool
 	names [][]string // what endpoints were called, one after another
+	open  int        // networks and endpoints
+	fails error      // of the next Join
 }
 
-func (w *wiring) Info() NetworkInfo { return NetworkInfo{Name: "bridge"} }
-
-func (w *wiring) Join(o JoinOptions) (Endpoint, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, p := range o.Ports {
-		if w.taken[p.HostPort] {
-			return nil, ErrPortAllocated
+func (w *wiring) Choose(taken []netip.Prefix) (netip.Prefix, error) {
+	for i := byte(17); i < 32; i++ {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, i, 0, 0}), 16)
+		if !slices.ContainsFunc(taken, p.Overlaps) {
+			return p, nil
 		}
 	}
-	if w.taken == nil {
-		w.taken = map[uint16]bool{}
+	return netip.Prefix{}, errors.New("no more")
+}
+
+func (w *wiring) Open(conf NetworkConfig) (Network, error) {
+	w.count(1)
+	return &cable{w: w, conf: conf, next: conf.Gateway}, nil
+}
+
+func (w *wiring) count(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.open += n
+}
+
+type cable struct {
+	w    *wiring
+	conf NetworkConfig
+	next netip.Addr
+}
+
+func (c *cable) Close() error {
+	c.w.count(-1)
+	return nil
+}
+
+func (c *cable) Join(o JoinOptions) (Endpoint, error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	if err := c.w.fails; err != nil {
+		c.w.fails = nil
+		return nil, err
 	}
-	for _, p := range o.Ports {
-		w.taken[p.HostPort] = true
+	if !o.IP.IsValid() {
+		c.next = c.next.Next()
+		o.IP = c.next
 	}
-	w.names = append(w.names, o.Names)
-	return &plug{w, EndpointInfo{Network: "bridge", MAC: "02:42:ac:11:00:02", IP: netip.MustParsePrefix("172.17.0.2/16"), Ports: o.Ports}}, nil
+	c.w.names = append(c.w.names, o.Names)
+	c.w.open++
+	return &plug{w: c.w, names: o.Names, info: EndpointInfo{MAC: "02:42:ac:11:00:02", IP: netip.PrefixFrom(o.IP, c.conf.Subnet.Bits()), Gateway: c.conf.Gateway}}, nil
 }
 
 type plug struct {
-	w    *wiring
-	info EndpointInfo
+	w     *wiring
+	names []string
+	info  EndpointInfo
 }
 
-func (p *plug) Info() EndpointInfo { return p.info }
+func (p *plug) Info() EndpointInfo {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	i := p.info
+	i.Names = p.names
+	return i
+}
+
+func (p *plug) Publish(ports []PortBinding) error {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	for _, b := range p.info.Ports {
+		delete(p.w.taken, b.HostPort)
+	}
+	p.info.Ports = nil
+	for _, b := range ports {
+		if p.w.taken[b.HostPort] {
+			return ErrPortAllocated
+		}
+	}
+	if p.w.taken == nil {
+		p.w.taken = map[uint16]bool{}
+	}
+	for _, b := range ports {
+		p.w.taken[b.HostPort] = true
+	}
+	p.info.Ports = ports
+	return nil
+}
 
 func (p *plug) Rename(names []string) error {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
+	p.names = names
 	p.w.names = append(p.w.names, names)
 	return nil
 }
@@ -372,12 +456,8 @@ func (p *plug) Serve(conn io.ReadWriteCloser) error {
 }
 
 func (p *plug) Close() error {
-	p.w.mu.Lock()
-	defer p.w.mu.Unlock()
-	for _, port := range p.info.Ports {
-		delete(p.w.taken, port.HostPort)
-	}
-	return nil
+	p.w.count(-1)
+	return p.Publish(nil)
 }
 
 // site is a Manager with all that it needs.
@@ -407,7 +487,7 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	s.o = Options{Store: dir, Disks: s.disks, Volumes: store, Hypervisor: s.rack, Boot: boots{}, Network: s.net, RuntimeDir: run}
+	s.o = Options{Store: dir, Disks: s.disks, Volumes: store, Hypervisor: s.rack, Boot: boots{}, Networks: s.net, RuntimeDir: run}
 	s.open()
 	t.Cleanup(func() {
 		for _, v := range s.rack.vms {

@@ -3,9 +3,7 @@ package containervm
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
-	"net/netip"
 
 	"github.com/opencontainers/go-digest"
 
@@ -43,8 +41,21 @@ type Machine interface {
 	// Kill ends the VM at once, as pulling the plug does. It does not wait. A VM that
 	// has ended is no error.
 	Kill() error
+	// AddNIC plugs a network interface into the running VM and returns when its end on the host
+	// takes connections. The guest sees it a moment later, by its MAC address. What was at that end is
+	// pulled out first.
+	AddNIC(ctx context.Context, nic NIC) error
+	// RemoveNIC pulls an interface out, and returns when the guest has let go of it. One that is not there is
+	// no error. A guest that does not let go ends it with ctx's.
+	RemoveNIC(ctx context.Context, end string) error
 	// Close lets go of the VM without ending it.
 	Close() error
+}
+
+// NIC is a network interface of a VM.
+type NIC struct {
+	End string // on the host, as Dial has it: "net0", "net1", …
+	MAC string
 }
 
 // MachineInfo is what a Machine tells of itself.
@@ -79,8 +90,8 @@ type VM struct {
 	Unsafe bool
 	// Disks are further ones.
 	Disks []Disk
-	// MACs of the NICs.
-	MACs []string
+	// NICs that are there at the boot. Others may be added later.
+	NICs []NIC
 	// Log is appended with what the guest writes to its log port, Console is
 	// replaced by what it writes to its console.
 	Log, Console string
@@ -116,37 +127,3 @@ type Disks interface {
 	// OpenChanges opens what such a container changed of its image's.
 	OpenChanges(ctx context.Context, id string) (*layerstore.ContainerChanges, error)
 }
-
-// A Network connects containers with each other, the host and the world.
-type Network interface {
-	Info() NetworkInfo
-	// Join reserves an address and names, and publishes ports, all or nothing. An
-	// error that is an ErrPortAllocated is the ports'.
-	Join(o JoinOptions) (Endpoint, error)
-}
-
-// JoinOptions say what an Endpoint is to be.
-type JoinOptions struct {
-	ID    string // of the container
-	Names []string
-	IP    netip.Addr // wanted; zero for any
-	MAC   string     // wanted; "" for one made from the IP
-	Ports []PortBinding
-	DNS   []netip.Addr // servers for names that are not containers'; none means the host's
-}
-
-// An Endpoint is one container's place in a Network.
-type Endpoint interface {
-	Info() EndpointInfo
-	// Rename replaces the names.
-	Rename(names []string) error
-	// Serve carries frames between the network and conn, a NIC's, until conn fails
-	// or the Endpoint is closed, and closes conn.
-	Serve(conn io.ReadWriteCloser) error
-	// Close gives back address, names and ports.
-	Close() error
-}
-
-// ErrPortAllocated says that a host port is in use. The error's text is
-// "Bind for ADDR:PORT failed: port is already allocated".
-var ErrPortAllocated = errors.New("port is already allocated")

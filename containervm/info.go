@@ -28,8 +28,8 @@ type Info struct {
 	Created time.Time
 	Spec    Spec
 	State   State
-	// Endpoint is the connection to the network while the container runs, or nil.
-	Endpoint *EndpointInfo
+	// Endpoints are the places in networks while the container runs, in the order of their interfaces.
+	Endpoints []EndpointInfo
 	// Restarts counts automatic restarts. It is 0 as long as there are none.
 	Restarts int
 	// Accel is how the VM that runs, or ran last, is carried out: "kvm" or "tcg"; "" if
@@ -55,22 +55,23 @@ type State struct {
 	Started, Finished time.Time
 }
 
-// EndpointInfo is a container's connection to the VCH's network.
+// EndpointInfo is a running container's place in a network.
 type EndpointInfo struct {
-	Network string       `json:"network"` // "bridge"
-	MAC     string       `json:"mac"`
-	IP      netip.Prefix `json:"ip"`
-	Gateway netip.Addr   `json:"gateway"`
-	MTU     int          `json:"mtu,omitempty"` // 0 leaves the device's
+	ID        string `json:"id,omitempty"` // 64 hex digits
+	Network   string `json:"network"`      // its name
+	NetworkID string `json:"networkID,omitempty"`
+	// End of the NIC on the host; the guest calls the interface by the same number, eth<i>.
+	End      string       `json:"end,omitempty"`
+	MAC      string       `json:"mac"`
+	IP       netip.Prefix `json:"ip"`
+	Gateway  netip.Addr   `json:"gateway"` // also if it leads nowhere
+	IP6      netip.Prefix `json:"ip6,omitzero"`
+	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
+	MTU      int          `json:"mtu,omitempty"` // 0 leaves the device's
+	// Default says that the container's default route goes through this endpoint. Its ports are published here.
+	Default bool `json:"default,omitempty"`
 	// Ports as they are really bound: HostIP and HostPort are set, and a binding on all
 	// addresses comes twice, as 0.0.0.0 and ::, if the host has both.
 	Ports []PortBinding `json:"ports,omitempty"`
 	Names []string      `json:"names,omitempty"` // by which other containers find this one
-}
-
-// NetworkInfo is the VCH's network.
-type NetworkInfo struct {
-	Name    string // "bridge"
-	Subnet  netip.Prefix
-	Gateway netip.Addr
 }

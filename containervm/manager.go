@@ -22,7 +22,7 @@ import (
 	"vic/layerstore"
 )
 
-// Options of a Manager. Store, Disks, Volumes, Hypervisor, Boot and Network must be set.
+// Options of a Manager. Store, Disks, Volumes, Hypervisor, Boot and Networks must be set.
 type Options struct {
 	// Store is the folder of the layer store; containers live in its folder "containers".
 	Store      string
@@ -30,7 +30,7 @@ type Options struct {
 	Volumes    *layerstore.Store // of the same folder
 	Hypervisor Hypervisor
 	Boot       Booter
-	Network    Network
+	Networks   Networks
 	// RuntimeDir is for sockets; its path has at most 60 bytes. "" means a folder below
 	// /run/vic that is named by a hash of Store's path.
 	RuntimeDir string
@@ -50,11 +50,14 @@ type Manager struct {
 	closed  chan struct{}
 	wg      sync.WaitGroup
 
-	// Lock order: Container.op, Manager.volumes, Manager.mu, Container.mu, Manager.events.mu.
+	making sync.Mutex // held while a network is made
+
+	// Lock order: Container.op, Container.netOp, Manager.making, Manager.volumes, Manager.mu, Container.mu, Manager.events.mu.
 	mu         sync.Mutex
 	containers map[string]*Container // by ID
 	names      map[string]*Container
 	execs      map[string]*Exec
+	networks   map[string]*segment // by ID
 
 	volumes sync.Mutex          // guards holders; comes before mu
 	holders map[string][]holder // of each volume that a VM has
@@ -82,7 +85,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Manager{o: o, dir: filepath.Join(o.Store, "containers"), closed: make(chan struct{}),
-		containers: map[string]*Container{}, names: map[string]*Container{}, execs: map[string]*Exec{}, holders: map[string][]holder{}}
+		containers: map[string]*Container{}, names: map[string]*Container{}, execs: map[string]*Exec{}, networks: map[string]*segment{}, holders: map[string][]holder{}}
 	for _, dir := range []string{m.dir, o.RuntimeDir} {
 		if err := os.MkdirAll(dir, 0711); err != nil {
 			return nil, err
@@ -96,6 +99,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		return nil, errors.Join(fmt.Errorf("watch logs: %w", err), m.lock.Close())
 	}
 	m.wg.Go(m.watch)
+	if err := m.openNetworks(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open networks: %w", err), m.Close())
+	}
 	if err := m.scan(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
@@ -171,6 +177,7 @@ func (m *Manager) Close() error {
 	}
 	errs = append(errs, m.watcher.Close())
 	m.wg.Wait()
+	errs = append(errs, m.closeNetworks())
 	return errors.Join(append(errs, m.lock.Close())...)
 }
 
@@ -205,7 +212,11 @@ func (m *Manager) watch() {
 // Errors: ErrInvalid for a Spec that makes no sense, ErrNotImplemented for one that cannot be
 // carried out yet, ErrConflict for a name in use, and what Disks says, wrapped.
 func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
+	s.Network.fill()
 	if err := s.check(); err != nil {
+		return nil, err
+	}
+	if err := m.resolve(&s.Network); err != nil {
 		return nil, err
 	}
 	id := newID()

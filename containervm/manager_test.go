@@ -3,7 +3,6 @@ package containervm
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -289,7 +288,7 @@ func TestReopen(t *testing.T) {
 		t.Errorf("folders: %v, %v", entries, err)
 	}
 	c := mustFind(t, s, "running")
-	if e := c.Info().Endpoint; e == nil || e.Ports[0].HostPort != 8080 {
+	if e := c.Info().Endpoints; len(e) != 1 || e[0].Ports[0].HostPort != 8080 {
 		t.Errorf("endpoint: %+v", e)
 	}
 	if err := c.Stop(ctx, StopOptions{}); err != nil {
@@ -356,8 +355,8 @@ func TestPorts(t *testing.T) {
 	ports := NetworkSpec{Mode: "bridge", Ports: []PortBinding{{Port: 80, HostPort: 8080}}}
 	a := s.run(Spec{Args: []string{"sleep"}, Network: ports})
 	b := s.create(Spec{Name: "second", Args: []string{"sleep"}, Network: ports})
-	wantError(t, b.Start(ctx), ErrPortAllocated, "driver failed programming external connectivity on endpoint second ("+b.ID()+"): port is already allocated")
-	if a.Info().Endpoint == nil || b.Info().Endpoint != nil {
+	wantError(t, b.Start(ctx), ErrPortAllocated, "driver failed programming external connectivity on endpoint second (")
+	if a.Info().Endpoints == nil || b.Info().Endpoints != nil {
 		t.Error("endpoints are wrong")
 	}
 	if err := a.Stop(ctx, StopOptions{}); err != nil {
@@ -461,9 +460,10 @@ func TestSpec(t *testing.T) {
 		{Spec{Env: []string{"=x"}}, ErrInvalid, "environment variable: =x"},
 		{Spec{Env: []string{"A=b\x00"}}, ErrInvalid, "environment variable"},
 		{Spec{Tmpfs: []Tmpfs{{Target: "x"}}}, ErrInvalid, "'x'"},
-		{Spec{Network: NetworkSpec{Mode: "host"}}, ErrNotImplemented, `"host"`},
+		{Spec{Network: NetworkSpec{Mode: "host"}}, ErrInvalid, `"host"`},
+		{Spec{Network: NetworkSpec{Mode: "container:x"}}, ErrInvalid, `"container:x"`},
 		{Spec{Network: NetworkSpec{Mode: "none", Ports: []PortBinding{{Port: 1}}}}, ErrInvalid, "without a network"},
-		{Spec{Network: NetworkSpec{Mode: "none", IP: netip.MustParseAddr("172.17.0.9")}}, ErrInvalid, "without a network"},
+		{Spec{Network: NetworkSpec{Mode: "none", Endpoints: []EndpointSpec{{Network: "bridge"}}}}, ErrInvalid, "without a network"},
 		{Spec{Network: NetworkSpec{Ports: []PortBinding{{Proto: "sctp", Port: 1}}}}, ErrInvalid, "1/sctp"},
 	} {
 		if tt.spec.Args == nil && tt.text != "no command" {

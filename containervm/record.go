@@ -19,6 +19,9 @@ const (
 	consoleFile = "console.log"
 )
 
+// tmpPrefix begins the names of records that are being written.
+const tmpPrefix = ".tmp-"
+
 // maxRecord bounds what is read of a record.
 const maxRecord = 16 << 20
 
@@ -31,11 +34,13 @@ type configRecord struct {
 
 // stateRecord is state.json: what it does. A crash between two changes leaves one of them.
 type stateRecord struct {
-	State    State         `json:"state"`
-	LogStart int64         `json:"logStart"` // where the last run begins in the log
+	State     State          `json:"state"`
+	LogStart  int64          `json:"logStart"` // where the last run begins in the log
+	Endpoints []EndpointInfo `json:"endpoints,omitempty"`
+	Accel     string         `json:"accel,omitempty"`
+	Boot      Boot           `json:"boot,omitzero"`
+	// Endpoint is what stores of before have in place of Endpoints.
 	Endpoint *EndpointInfo `json:"endpoint,omitempty"`
-	Accel    string        `json:"accel,omitempty"`
-	Boot     Boot          `json:"boot,omitzero"`
 	// RemoveVolumes goes with State.Status Removing.
 	RemoveVolumes bool `json:"removeVolumes,omitempty"`
 	// Pending are signals for a container that is paused.
@@ -55,7 +60,7 @@ func (c *Container) save() error {
 
 func (c *Container) saveState() error {
 	c.mu.Lock()
-	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoint: c.endpointInfo, Accel: c.accel, Boot: c.boot, RemoveVolumes: c.removeVolumes, Pending: c.pending}
+	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoints: c.endpoints, Accel: c.accel, Boot: c.boot, RemoveVolumes: c.removeVolumes, Pending: c.pending}
 	c.mu.Unlock()
 	return writeRecord(filepath.Join(c.dir, stateFile), st)
 }
@@ -71,8 +76,13 @@ func (c *Container) load() error {
 	if err := readRecord(filepath.Join(c.dir, stateFile), &st); err != nil {
 		return fmt.Errorf("state is lost: %v", err) // not fs.ErrNotExist: it did exist
 	}
-	c.state, c.logStart, c.endpointInfo, c.accel, c.boot, c.removeVolumes = st.State, st.LogStart, st.Endpoint, st.Accel, st.Boot, st.RemoveVolumes
+	if st.Endpoint != nil {
+		st.Endpoint.End, st.Endpoint.Default = endName(0), true
+		st.Endpoints = append(st.Endpoints, *st.Endpoint)
+	}
+	c.state, c.logStart, c.endpoints, c.accel, c.boot, c.removeVolumes = st.State, st.LogStart, st.Endpoints, st.Accel, st.Boot, st.RemoveVolumes
 	c.pending = st.Pending
+	c.spec.Network.fill()
 	return nil
 }
 
@@ -98,7 +108,7 @@ func writeRecord(path string, v any) (err error) {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
+	f, err := os.CreateTemp(filepath.Dir(path), tmpPrefix)
 	if err != nil {
 		return err
 	}

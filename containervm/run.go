@@ -29,13 +29,13 @@ const helloPatience = 5 * time.Second
 // network, its end.
 func (c *Container) serve(r *run) {
 	ctx, cancel := context.WithCancel(context.Background())
-	r.cancel = cancel
+	r.ctx, r.cancel = ctx, cancel
 	if err := c.m.watcher.Add(filepath.Join(c.dir, logFile)); err != nil {
 		c.m.o.Log.Warn("watch log", "container", c.id, "error", err)
 	}
 	r.wg.Go(func() { c.serveControl(ctx, r) })
-	if r.endpoint != nil {
-		r.wg.Go(func() { c.serveNetwork(ctx, r) })
+	for _, k := range r.connections {
+		c.serveConnection(r, k)
 	}
 	c.m.wg.Go(func() {
 		select {
@@ -110,35 +110,23 @@ func (c *Container) setConn(r *run, conn *wire.Conn) {
 	c.notifyLocked()
 }
 
-// serveNetwork keeps the VM's network interface connected.
-func (c *Container) serveNetwork(ctx context.Context, r *run) {
-	for ctx.Err() == nil {
-		conn, err := r.machine.Dial(ctx, "net0")
-		if err == nil {
-			stop := context.AfterFunc(ctx, func() { conn.Close() })
-			err = r.endpoint.Serve(conn)
-			stop()
-		}
-		c.m.o.Log.Debug("network connection ended", "container", c.id, "error", err)
-		select {
-		case <-time.After(redial):
-		case <-ctx.Done():
-		}
-	}
+// end ends what serves a VM.
+func (c *Container) end(r *run) {
+	c.mu.Lock()
+	r.left = true
+	c.mu.Unlock()
+	r.cancel()
+	r.wg.Wait()
 }
 
 // finish records the end of a VM.
 func (c *Container) finish(r *run) {
-	r.cancel()
-	r.wg.Wait()
-	c.notify() // who waits for the start reads the log to its end
-	<-r.settled
+	c.end(r)
 	_ = c.m.watcher.Remove(filepath.Join(c.dir, logFile)) // it may not be watched
 	exit, at := c.exit(r)
-	if r.endpoint != nil {
-		if err := r.endpoint.Close(); err != nil {
-			c.m.o.Log.Warn("leave network", "container", c.id, "error", err)
-		}
+	all := c.connected(r)
+	if err := c.leaveAll(all); err != nil {
+		c.m.o.Log.Warn("leave networks", "container", c.id, "error", err)
 	}
 	if err := r.machine.Close(); err != nil {
 		c.m.o.Log.Warn("let go of VM", "container", c.id, "error", err)
@@ -162,8 +150,8 @@ func (c *Container) finish(r *run) {
 			c.emit("oom", nil)
 		}
 		c.emit("die", map[string]string{"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(lasted.Seconds()))})
-		if r.endpoint != nil {
-			c.emitNetwork("disconnect", r.endpoint.Info().Network)
+		for _, k := range all {
+			c.m.emitNetwork("disconnect", k.segment.conf, c)
 		}
 		c.emitMounts("unmount")
 	}
@@ -259,8 +247,7 @@ func (c *Container) reattach(ctx context.Context) {
 		}
 		return
 	}
-	r := &run{number: 1, settled: make(chan struct{}), ended: make(chan struct{})}
-	close(r.settled)
+	r := &run{number: 1, ended: make(chan struct{})}
 	c.runs = 1
 	c.run = r
 	vm := VM{ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: c.boot, Log: filepath.Join(c.dir, logFile)}
@@ -279,12 +266,7 @@ func (c *Container) reattach(ctx context.Context) {
 		c.state.Status = Paused
 	}
 	c.holdVolumes()
-	if c.spec.Network.connected() && c.endpointInfo != nil {
-		if r.endpoint, err = c.join(c.endpointInfo); err != nil {
-			c.m.o.Log.Warn("container lost its network", "container", c.id, "error", err)
-			r.endpoint = nil
-		}
-	}
+	c.rejoin(r)
 	c.serve(r)
 }
 
@@ -303,11 +285,6 @@ func (c *Container) letGo() error {
 	if r == nil {
 		return nil
 	}
-	r.cancel()
-	r.wg.Wait()
-	var err error
-	if r.endpoint != nil {
-		err = r.endpoint.Close()
-	}
-	return errors.Join(err, r.machine.Close())
+	c.end(r)
+	return errors.Join(c.leaveAll(c.connected(r)), r.machine.Close())
 }

@@ -134,21 +134,16 @@ type VolumeMount struct {
 }
 
 // NetworkSpec says how a container is connected. The zero value connects it to the
-// VCH's network, which is called "bridge".
+// network that is called "bridge".
 type NetworkSpec struct {
-	// Mode is "", "default" or "bridge" for the VCH's network, or "none" for no
-	// network interface at all. Others are refused with ErrNotImplemented.
+	// Mode is what the user said: "", "default" or the name of a network, or "none" for no
+	// network interface at all.
 	Mode string `json:"mode,omitempty"`
+	// Endpoints are the networks that the container is on. nil means that of Mode. Connect and
+	// Disconnect change it.
+	Endpoints []EndpointSpec `json:"endpoints"`
 	// Ports to be published on the host.
 	Ports []PortBinding `json:"ports,omitempty"`
-	// Aliases are further names that other containers find this one by, beside
-	// its name, the first 12 digits of its ID and its host name.
-	Aliases []string `json:"aliases,omitempty"`
-	// IP asks for this address; the zero Addr takes the next that is free at each start.
-	IP netip.Addr `json:"ip,omitzero"`
-	// MAC asks for this hardware address, as "02:42:ac:11:00:02"; "" derives it
-	// from the IP.
-	MAC string `json:"mac,omitempty"`
 	// DNS are the servers asked for names that are not containers'; none
 	// means the host's.
 	DNS        []netip.Addr `json:"dns,omitempty"`
@@ -156,6 +151,38 @@ type NetworkSpec struct {
 	DNSOptions []string     `json:"dnsOptions,omitempty"`
 	// Hosts are further lines of /etc/hosts.
 	Hosts []Host `json:"hosts,omitempty"`
+
+	// Aliases, IP and MAC are what stores of before have for the one network that there was.
+	Aliases []string   `json:"aliases,omitempty"`
+	IP      netip.Addr `json:"ip,omitzero"`
+	MAC     string     `json:"mac,omitempty"`
+}
+
+// EndpointSpec says how a container is on a network.
+type EndpointSpec struct {
+	Network string `json:"network"` // its name
+	// ID of the network, so that another one of the same name is not taken for it; "" if there was none
+	// when the container was made.
+	ID string `json:"id,omitempty"`
+	// Aliases are further names that other containers on the network find this one by, beside
+	// its name, the first 12 digits of its ID and its host name.
+	Aliases []string `json:"aliases,omitempty"`
+	// Links are other containers on the network, and the names that this one, and no other, knows them by.
+	Links []Link `json:"links,omitempty"`
+	// IP and IP6 ask for these addresses; the zero Addr takes the next that is free at each start.
+	IP  netip.Addr `json:"ip,omitzero"`
+	IP6 netip.Addr `json:"ip6,omitzero"`
+	// MAC asks for this hardware address, as "02:42:ac:11:00:02"; "" derives it
+	// from the IP.
+	MAC string `json:"mac,omitempty"`
+	// Priority of the endpoint for the default route; of equal ones the first name has it.
+	Priority int `json:"priority,omitempty"`
+}
+
+// Link is a name for another container.
+type Link struct {
+	Container string `json:"container"` // its name or ID, as the user gave it
+	Alias     string `json:"alias"`
 }
 
 // Host is a line of /etc/hosts. The zero Addr stands for the network's gateway.
@@ -172,4 +199,6 @@ type PortBinding struct {
 	HostIP netip.Addr `json:"hostIP,omitzero"`
 	// HostPort to listen on. 0 takes one that is free, at each start.
 	HostPort uint16 `json:"hostPort,omitempty"`
+	// HostPortEnd, if not 0, is the last of the ports from HostPort on of which the first free one is taken.
+	HostPortEnd uint16 `json:"hostPortEnd,omitempty"`
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -44,11 +43,8 @@ func (c *Container) Start(ctx context.Context) error {
 	if err == nil {
 		err = c.awaitStart(ctx, r)
 	}
-	if r != nil {
-		close(r.settled)
-	}
 	if err != nil {
-		c.failStart(r, err)
+		c.failStart(err)
 		return err
 	}
 	return nil
@@ -60,16 +56,14 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare the guest's kernel: %w", err)
 	}
-	r := &run{settled: make(chan struct{}), ended: make(chan struct{})}
-	if c.spec.Network.connected() {
-		if r.endpoint, err = c.join(nil); err != nil {
-			return nil, err
-		}
+	r := &run{ended: make(chan struct{})}
+	if r.connections, err = c.joinAll(); err != nil {
+		return nil, err
 	}
 	disks, err := c.takeVolumes()
 	var vm VM
 	if err == nil {
-		vm, err = c.vm(boot, r.endpoint, disks)
+		vm, err = c.vm(boot, r.connections, disks)
 	}
 	if err == nil {
 		if err = os.MkdirAll(vm.RuntimeDir, 0700); err == nil {
@@ -80,10 +74,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	}
 	if err != nil {
 		c.releaseVolumes()
-		if r.endpoint != nil {
-			err = errors.Join(err, r.endpoint.Close())
-		}
-		return nil, err
+		return nil, errors.Join(err, c.leaveAll(r.connections))
 	}
 	c.mu.Lock()
 	c.boot, c.accel = boot, r.machine.Info().Accel
@@ -91,11 +82,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	r.number = c.runs
 	c.run = r
 	c.state = State{Status: Running, PID: r.machine.Info().PID, Started: time.Now()}
-	c.endpointInfo = nil
-	if r.endpoint != nil {
-		e := r.endpoint.Info()
-		c.endpointInfo = &e
-	}
+	c.endpoints = infos(r.connections)
 	c.notifyLocked()
 	c.mu.Unlock()
 	c.serve(r)
@@ -111,38 +98,8 @@ func touch(path string) error {
 	return f.Close()
 }
 
-// join connects the container to the network, with the addresses and ports of before if
-// it ran before.
-func (c *Container) join(before *EndpointInfo) (Endpoint, error) {
-	n := c.spec.Network
-	o := JoinOptions{ID: c.id, Names: c.networkNames(), IP: n.IP, MAC: n.MAC, Ports: n.Ports, DNS: n.DNS}
-	if before != nil {
-		o.IP, o.MAC, o.Ports = before.IP.Addr(), before.MAC, before.Ports
-	}
-	e, err := c.m.o.Network.Join(o)
-	if err != nil {
-		name := c.Info().Name
-		if errors.Is(err, ErrPortAllocated) {
-			return nil, fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", name, c.id, err)
-		}
-		return nil, fmt.Errorf("connect container %s to the network: %w", name, err)
-	}
-	return e, nil
-}
-
-// networkNames are what other containers find this one by.
-func (c *Container) networkNames() []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	names := []string{c.spec.Name, c.id[:12]}
-	if h := c.spec.Hostname; h != "" && h != c.id[:12] {
-		names = append(names, h)
-	}
-	return append(names, c.spec.Network.Aliases...)
-}
-
 // vm describes the container's VM.
-func (c *Container) vm(boot Boot, e Endpoint, disks []volumeDisk) (VM, error) {
+func (c *Container) vm(boot Boot, all []*connection, disks []volumeDisk) (VM, error) {
 	logPath := filepath.Join(c.dir, logFile)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -150,7 +107,7 @@ func (c *Container) vm(boot Boot, e Endpoint, disks []volumeDisk) (VM, error) {
 	if st, err := os.Stat(logPath); err == nil {
 		c.logStart = st.Size()
 	}
-	conf := c.config(e, disks)
+	conf := c.config(all, disks)
 	text, err := conf.Strings()
 	if errors.Is(err, wire.ErrConfigTooLarge) {
 		return VM{}, refuse(ErrInvalid, "the container's command and environment are too large for a VM: %v", err)
@@ -172,8 +129,8 @@ func (c *Container) vm(boot Boot, e Endpoint, disks []volumeDisk) (VM, error) {
 	for _, d := range disks {
 		vm.Disks = append(vm.Disks, d.Disk)
 	}
-	if e != nil {
-		vm.MACs = []string{e.Info().MAC}
+	for _, k := range all {
+		vm.NICs = append(vm.NICs, NIC{End: k.info.End, MAC: k.info.MAC})
 	}
 	return vm, nil
 }
@@ -181,7 +138,7 @@ func (c *Container) vm(boot Boot, e Endpoint, disks []volumeDisk) (VM, error) {
 func (c *Container) runtimeDir() string { return filepath.Join(c.m.o.RuntimeDir, c.id[:12]) }
 
 // config is what the guest is told. Call it with mu held.
-func (c *Container) config(e Endpoint, disks []volumeDisk) wire.Config {
+func (c *Container) config(all []*connection, disks []volumeDisk) wire.Config {
 	s := &c.spec
 	conf := wire.Config{
 		ID: c.id, Token: c.token, Hostname: s.Hostname, Domain: s.Domain, Args: s.Args, Env: s.Env, Dir: s.Dir,
@@ -199,19 +156,7 @@ func (c *Container) config(e Endpoint, disks []volumeDisk) wire.Config {
 	}
 	conf.Mounts = append(conf.Mounts, c.volumeMounts(disks)...)
 	sortMounts(conf.Mounts)
-	if e == nil {
-		return conf
-	}
-	info := e.Info()
-	conf.NICs = []wire.NIC{{MAC: info.MAC, Addresses: []netip.Prefix{info.IP}, Gateways: []netip.Addr{info.Gateway}, MTU: info.MTU}}
-	conf.DNS = wire.DNS{Servers: []netip.Addr{info.Gateway}, Search: s.Network.DNSSearch, Options: s.Network.DNSOptions}
-	for _, h := range s.Network.Hosts {
-		addr := h.Addr
-		if !addr.IsValid() {
-			addr = info.Gateway
-		}
-		conf.Hosts = append(conf.Hosts, wire.Host{Addr: addr, Names: h.Names})
-	}
+	conf.Network = c.guestNetwork(all)
 	return conf
 }
 
@@ -225,9 +170,10 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 	}
 	defer f.close()
 	for {
-		rec, err := f.next(ctx, r.off)
+		rec, err := f.next(ctx, func() bool { return c.over(r.number) })
 		switch {
 		case err == io.EOF:
+			<-r.ended
 			return fmt.Errorf("the VM ended before the container's process ran: %s", c.lastWords(r))
 		case errors.Is(err, context.DeadlineExceeded):
 			return errors.Join(fmt.Errorf("the container's process did not run within %v: see %s", c.m.o.StartTimeout, filepath.Join(c.dir, consoleFile)), r.machine.Kill())
@@ -241,8 +187,12 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 				return err
 			}
 			select {
-			case <-r.machine.Done():
-			case <-time.After(killPatience): // it says that it ends, and does not: who records the failure kills it
+			case <-r.ended:
+			case <-time.After(killPatience): // it says that it ends, and does not
+				if err := r.machine.Kill(); err != nil {
+					return err
+				}
+				<-r.ended
 			}
 			return &StartError{ExitCode: exit.Code, Message: exit.Error}
 		case wire.RecStarted:
@@ -251,8 +201,8 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 			c.state.Started = time.Now()
 			c.notifyLocked()
 			c.mu.Unlock()
-			if r.endpoint != nil {
-				c.emitNetwork("connect", r.endpoint.Info().Network)
+			for _, k := range c.connected(r) {
+				c.m.emitNetwork("connect", k.segment.conf, c)
 			}
 			c.emitMounts("mount")
 			c.emit("start", nil)
@@ -261,23 +211,14 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 	}
 }
 
-// off says whether the VM has ended.
-func (r *run) off() bool {
-	select {
-	case <-r.machine.Done():
-		return true
-	default:
-		return false
-	}
-}
-
-// failStart records a start that failed, with its VM's end if there is one.
-func (c *Container) failStart(r *run, err error) {
+// failStart records a start that failed. The VM has ended or never existed.
+func (c *Container) failStart(err error) {
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
 	if r != nil {
-		if !r.off() {
-			if killErr := r.machine.Kill(); killErr != nil {
-				c.m.o.Log.Warn("kill VM", "container", c.id, "error", killErr)
-			}
+		if killErr := r.machine.Kill(); killErr != nil {
+			c.m.o.Log.Warn("kill VM", "container", c.id, "error", killErr)
 		}
 		<-r.ended
 	}

@@ -50,6 +50,11 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 			return wire.Reply{}, err
 		}
 		return wire.Reply{}, p.resize(r.Size)
+	case wire.OpNetwork:
+		if r.Network == nil {
+			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: "no network is given"}
+		}
+		return wire.Reply{}, g.connect(r.Network)
 	case wire.OpShutdown:
 		return wire.Reply{}, g.shutdown(time.Duration(r.Grace))
 	case wire.OpTask:

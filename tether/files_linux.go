@@ -13,32 +13,62 @@ import (
 	"vic/tether/wire"
 )
 
-// writeFiles writes the files that say who and where the container is into the
-// directory in memory, and mounts them over the image's.
-func writeFiles(memory *os.File, conf *wire.Config, n *network) error {
-	for _, f := range []struct{ name, text string }{
-		{"hostname", conf.Hostname + "\n"},
-		{"hosts", hosts(conf, n.first())},
-		{"resolv.conf", resolvConf(conf.DNS, n)},
-	} {
-		fd, err := unix.Openat(int(memory.Fd()), f.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0644)
-		if err != nil {
-			return fmt.Errorf("write %s: %w", f.name, err)
+// netFiles are the files that say where the container is, open to be written anew.
+type netFiles struct{ hosts, resolvConf *os.File }
+
+// write replaces what the files say. A container that has written to them loses that, as with docker.
+func (f *netFiles) write(conf *wire.Config, n *network) error {
+	for file, text := range map[*os.File]string{f.hosts: hosts(conf, n.first()), f.resolvConf: resolvConf(conf.DNS, n)} {
+		if _, err := file.WriteAt([]byte(text), 0); err != nil {
+			return err
 		}
-		file := os.NewFile(uintptr(fd), f.name)
-		_, err = file.WriteString(f.text)
-		if err == nil {
-			err = bind(file, "/etc/"+f.name)
-		}
-		if err := errors.Join(err, file.Close()); err != nil {
+		if err := file.Truncate(int64(len(text))); err != nil {
 			return err
 		}
 	}
-	err := os.Symlink("/proc/mounts", "/etc/mtab")
-	if err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
 	return nil
+}
+
+// writeFiles writes the files that say who and where the container is into the
+// directory in memory, and mounts them over the image's.
+func writeFiles(memory *os.File, conf *wire.Config, n *network) (*netFiles, error) {
+	name, err := memoryFile(memory, "hostname")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := name.WriteString(conf.Hostname + "\n"); err != nil {
+		return nil, err
+	}
+	if err := name.Close(); err != nil {
+		return nil, err
+	}
+	f := new(netFiles)
+	if f.hosts, err = memoryFile(memory, "hosts"); err != nil {
+		return nil, err
+	}
+	if f.resolvConf, err = memoryFile(memory, "resolv.conf"); err != nil {
+		return nil, err
+	}
+	if err := f.write(conf, n); err != nil {
+		return nil, fmt.Errorf("write hosts and resolv.conf: %w", err)
+	}
+	if err := os.Symlink("/proc/mounts", "/etc/mtab"); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	return f, nil
+}
+
+// memoryFile makes a file in the directory in memory and mounts it over the one in /etc.
+func memoryFile(memory *os.File, name string) (*os.File, error) {
+	fd, err := unix.Openat(int(memory.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0644)
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if err := bind(f, "/etc/"+name); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // bind mounts an open file over target, which is made if it is not there.
@@ -91,7 +121,7 @@ func hosts(conf *wire.Config, own netip.Addr) string {
 // before what DHCP said.
 func resolvConf(dns wire.DNS, n *network) string {
 	servers, search := dns.Servers, dns.Search
-	for _, l := range n.leases {
+	for _, l := range n.leases() {
 		servers = append(servers[:len(servers):len(servers)], l.dns...)
 		if len(dns.Search) == 0 {
 			search = append(search[:len(search):len(search)], l.search...)

@@ -29,6 +29,10 @@ type guest struct {
 	freezer freezer
 	in      enclosure
 
+	network *network // nil until it is set up, as is files; both guarded by netMu
+	files   *netFiles
+	netMu   sync.Mutex
+
 	mu    sync.Mutex
 	main  *process // nil until it runs, and once it has ended
 	execs []*execution
@@ -136,7 +140,8 @@ func (g *guest) dress() ([][]string, error) {
 	if err := g.mountFurther(); err != nil {
 		return nil, err
 	}
-	if err := writeFiles(memory, g.conf, n); err != nil {
+	files, err := writeFiles(memory, g.conf, n)
+	if err != nil {
 		return nil, err
 	}
 	if err := writeSysctls(g.conf.Sysctls); err != nil {
@@ -146,7 +151,27 @@ func (g *guest) dress() ([][]string, error) {
 		return nil, err
 	}
 	n.keep(g.diagnose)
+	g.netMu.Lock()
+	defer g.netMu.Unlock()
+	g.network, g.files = n, files
 	return n.addresses(), nil
+}
+
+// connect sets the interfaces up as a host says that they are to be now, and what the container is told of them.
+func (g *guest) connect(n *wire.Network) error {
+	g.netMu.Lock()
+	defer g.netMu.Unlock()
+	if g.network == nil {
+		return &wire.Error{Kind: wire.NotRunning, Message: "the container is still being set up"}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), networkTimeout)
+	defer cancel()
+	if err := g.network.set(ctx, n.NICs); err != nil {
+		return err
+	}
+	conf := *g.conf
+	conf.Network = *n
+	return g.files.write(&conf, g.network)
 }
 
 // mainCommand resolves the container's command and seals a read-only root.

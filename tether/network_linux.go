@@ -2,6 +2,7 @@ package tether
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,14 +22,27 @@ const networkTimeout = 30 * time.Second
 
 // A network is what the container is connected to.
 type network struct {
-	addrs  [][]netip.Prefix // of each interface
-	leases []*lease
+	devices  *devices
+	hostname string
+
+	interfaces []*netInterface // as the host has ordered them
+}
+
+// A netInterface is one that has been set up.
+type netInterface struct {
+	conf  wire.NIC // with a name
+	link  netlink.Link
+	addrs []netip.Prefix
+	lease *lease // nil without DHCP
+	// routed says that conf.Gateways are routes by now, with this preference.
+	routed     bool
+	preference int
 }
 
 // first is the address by which the container knows itself.
 func (n *network) first() netip.Addr {
-	for _, addrs := range n.addrs {
-		for _, a := range addrs {
+	for _, i := range n.interfaces {
+		for _, a := range i.addrs {
 			return a.Addr()
 		}
 	}
@@ -37,9 +51,9 @@ func (n *network) first() netip.Addr {
 
 func (n *network) addresses() [][]string {
 	var out [][]string
-	for _, addrs := range n.addrs {
+	for _, i := range n.interfaces {
 		var ss []string
-		for _, a := range addrs {
+		for _, a := range i.addrs {
 			ss = append(ss, a.String())
 		}
 		out = append(out, ss)
@@ -47,16 +61,26 @@ func (n *network) addresses() [][]string {
 	return out
 }
 
+func (n *network) leases() []*lease {
+	var all []*lease
+	for _, i := range n.interfaces {
+		if i.lease != nil {
+			all = append(all, i.lease)
+		}
+	}
+	return all
+}
+
 // keep keeps the leases alive from now on. What fails is told to diagnose.
 func (n *network) keep(diagnose func(error)) {
-	for _, l := range n.leases {
+	for _, l := range n.leases() {
 		go l.keep(diagnose) // for the life of the VM
 	}
 }
 
 // setUpNetwork brings the interfaces up as the configuration says.
 func setUpNetwork(ctx context.Context, d *devices, conf *wire.Config) (*network, error) {
-	n := new(network)
+	n := &network{devices: d, hostname: conf.Hostname}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return nil, fmt.Errorf("find loopback interface: %w", err)
@@ -64,52 +88,113 @@ func setUpNetwork(ctx context.Context, d *devices, conf *wire.Config) (*network,
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return nil, fmt.Errorf("bring loopback interface up: %w", err)
 	}
-	links, err := findLinks(d, conf.NICs)
-	if err != nil {
-		return nil, err
-	}
-	if err := renameLinks(links); err != nil {
-		return nil, err
-	}
-	for i, nic := range conf.NICs {
-		link, name := links[i], linkName(i)
-		if nic.MTU > 0 {
-			if err := netlink.LinkSetMTU(link, nic.MTU); err != nil {
-				return nil, fmt.Errorf("set MTU of %s to %d: %w", name, nic.MTU, err)
-			}
-		}
-		if err := netlink.LinkSetUp(link); err != nil {
-			return nil, fmt.Errorf("bring %s up: %w", name, err)
-		}
-		for _, a := range nic.Addresses {
-			if err := addAddress(link, a); err != nil {
-				return nil, fmt.Errorf("give %s address %s: %w", name, a, err)
-			}
-		}
-		for _, gw := range nic.Gateways {
-			if err := addDefaultRoute(link, gw, i); err != nil {
-				return nil, fmt.Errorf("route %s by %s: %w", name, gw, err)
-			}
-		}
-		addrs := slices.Clone(nic.Addresses)
-		if nic.DHCP {
-			l, err := askDHCP(ctx, link, name, i, conf.Hostname)
-			if err != nil {
-				return nil, fmt.Errorf("DHCP on %s: %w", name, err)
-			}
-			n.leases = append(n.leases, l)
-			addrs = append(addrs, l.addr)
-		}
-		n.addrs = append(n.addrs, addrs)
-	}
-	return n, nil
+	return n, n.set(ctx, conf.NICs)
 }
 
-func linkName(i int) string { return fmt.Sprintf("eth%d", i) }
+// set makes the interfaces those of nics: others are taken down, new ones set up, and of all the default routes
+// set.
+func (n *network) set(ctx context.Context, nics []wire.NIC) error {
+	nics = slices.Clone(nics)
+	for i := range nics {
+		if nics[i].Name == "" {
+			nics[i].Name = fmt.Sprintf("eth%d", i)
+		}
+	}
+	var kept []*netInterface
+	for _, i := range n.interfaces {
+		if slices.ContainsFunc(nics, i.is) && i.there() {
+			kept = append(kept, i)
+		} else if err := netlink.LinkSetDown(i.link); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("take %s down: %w", i.conf.Name, err)
+		}
+	}
+	n.interfaces = kept
+	fresh := slices.DeleteFunc(slices.Clone(nics), func(nic wire.NIC) bool {
+		return slices.ContainsFunc(kept, func(i *netInterface) bool { return i.is(nic) })
+	})
+	links, err := findLinks(n.devices, fresh, kept)
+	if err != nil {
+		return err
+	}
+	if err := renameLinks(links, fresh); err != nil {
+		return err
+	}
+	for at, nic := range fresh {
+		i := &netInterface{conf: nic, link: links[at]}
+		if err := i.setUp(); err != nil {
+			return err
+		}
+		n.interfaces = append(n.interfaces, i)
+	}
+	place := func(i *netInterface) int { return slices.IndexFunc(nics, i.is) }
+	slices.SortFunc(n.interfaces, func(a, b *netInterface) int { return place(a) - place(b) })
+	for at, nic := range nics {
+		i := n.interfaces[at]
+		if err := i.route(nic.Gateways, at); err != nil {
+			return err
+		}
+		if !nic.DHCP || i.lease != nil {
+			continue
+		}
+		if i.lease, err = askDHCP(ctx, i.link, nic.Name, at, n.hostname); err != nil {
+			return fmt.Errorf("DHCP on %s: %w", nic.Name, err)
+		}
+		i.addrs = append(i.addrs, i.lease.addr)
+	}
+	return nil
+}
+
+// is says whether nic is this interface.
+func (i *netInterface) is(nic wire.NIC) bool {
+	return nic.Name == i.conf.Name && strings.EqualFold(nic.MAC, i.conf.MAC)
+}
+
+// there says whether the interface has not been pulled out, and perhaps another one put in its place.
+func (i *netInterface) there() bool {
+	l, err := netlink.LinkByIndex(i.link.Attrs().Index)
+	return err == nil && l.Attrs().Name == i.conf.Name
+}
+
+func (i *netInterface) setUp() error {
+	name := i.conf.Name
+	if i.conf.MTU > 0 {
+		if err := netlink.LinkSetMTU(i.link, i.conf.MTU); err != nil {
+			return fmt.Errorf("set MTU of %s to %d: %w", name, i.conf.MTU, err)
+		}
+	}
+	if err := netlink.LinkSetUp(i.link); err != nil {
+		return fmt.Errorf("bring %s up: %w", name, err)
+	}
+	for _, a := range i.conf.Addresses {
+		if err := addAddress(i.link, a); err != nil {
+			return fmt.Errorf("give %s address %s: %w", name, a, err)
+		}
+	}
+	i.addrs = slices.Clone(i.conf.Addresses)
+	return nil
+}
+
+// route has the default routes through this interface be those by these gateways.
+func (i *netInterface) route(gateways []netip.Addr, preference int) error {
+	for _, gw := range i.conf.Gateways {
+		if i.routed && (preference != i.preference || !slices.Contains(gateways, gw)) {
+			if err := netlink.RouteDel(defaultRoute(i.link, gw)); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("take back route of %s by %s: %w", i.conf.Name, gw, err)
+			}
+		}
+	}
+	for _, gw := range gateways {
+		if err := addDefaultRoute(i.link, gw, preference); err != nil {
+			return fmt.Errorf("route %s by %s: %w", i.conf.Name, gw, err)
+		}
+	}
+	i.conf.Gateways, i.preference, i.routed = gateways, preference, true
+	return nil
+}
 
 // findLinks finds the interface of each NIC: by its MAC address, or else in the
-// kernel's order.
-func findLinks(d *devices, nics []wire.NIC) ([]netlink.Link, error) {
+// kernel's order. Those of known are none of them.
+func findLinks(d *devices, nics []wire.NIC, known []*netInterface) ([]netlink.Link, error) {
 	if len(nics) == 0 {
 		return nil, nil
 	}
@@ -120,6 +205,9 @@ func findLinks(d *devices, nics []wire.NIC) ([]netlink.Link, error) {
 			return false, err
 		}
 		links = slices.DeleteFunc(links, func(l netlink.Link) bool {
+			if slices.ContainsFunc(known, func(i *netInterface) bool { return i.link.Attrs().Index == l.Attrs().Index }) {
+				return true
+			}
 			_, err := os.Stat("/sys/class/net/" + l.Attrs().Name + "/device")
 			return err != nil // no hardware: loopback, tunnels
 		})
@@ -143,19 +231,22 @@ func findLinks(d *devices, nics []wire.NIC) ([]netlink.Link, error) {
 	return found, err
 }
 
-// renameLinks calls the i-th link eth<i>, by way of names that nothing has.
-func renameLinks(links []netlink.Link) error {
+// renameLinks calls each link as its NIC says, by way of names that nothing has.
+func renameLinks(links []netlink.Link, nics []wire.NIC) error {
 	right := true
 	for i, l := range links {
-		right = right && l.Attrs().Name == linkName(i)
+		right = right && l.Attrs().Name == nics[i].Name
 	}
 	if right {
 		return nil
 	}
-	for _, format := range []string{"vic%d", "eth%d"} {
+	for _, name := range []func(int) string{
+		func(i int) string { return fmt.Sprintf("vic%d", i) },
+		func(i int) string { return nics[i].Name },
+	} {
 		for i, l := range links {
-			if err := netlink.LinkSetName(l, fmt.Sprintf(format, i)); err != nil {
-				return fmt.Errorf("rename interface %s: %w", l.Attrs().Name, err)
+			if err := netlink.LinkSetName(l, name(i)); err != nil {
+				return fmt.Errorf("rename interface %s to %s: %w", l.Attrs().Name, name(i), err)
 			}
 		}
 	}
@@ -181,15 +272,15 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // addDefaultRoute routes by gw, which need not be in the link's subnet. Of several
 // links the first is preferred.
 func addDefaultRoute(link netlink.Link, gw netip.Addr, preference int) error {
-	_, all, err := net.ParseCIDR("0.0.0.0/0")
+	r := defaultRoute(link, gw)
+	r.Priority = preference
+	return netlink.RouteReplace(r)
+}
+
+func defaultRoute(link netlink.Link, gw netip.Addr) *netlink.Route {
+	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	if gw.Is6() {
-		_, all, err = net.ParseCIDR("::/0")
+		all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
-	if err != nil {
-		return err
-	}
-	return netlink.RouteReplace(&netlink.Route{
-		LinkIndex: link.Attrs().Index, Dst: all, Gw: gw.AsSlice(),
-		Priority: preference, Flags: int(netlink.FLAG_ONLINK),
-	})
+	return &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(all), Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
 }

@@ -89,7 +89,7 @@ func TestLookUpExecutable(t *testing.T) {
 
 func TestHosts(t *testing.T) {
 	conf := &wire.Config{Hostname: "web", Domain: "example.org",
-		Hosts: []wire.Host{{Addr: netip.MustParseAddr("10.0.0.9"), Names: []string{"db", "db.local"}}}}
+		Network: wire.Network{Hosts: []wire.Host{{Addr: netip.MustParseAddr("10.0.0.9"), Names: []string{"db", "db.local"}}}}}
 	got := hosts(conf, netip.MustParseAddr("172.18.0.2"))
 	for _, want := range []string{"127.0.0.1\tlocalhost\n", "\n10.0.0.9\tdb db.local\n172.18.0.2\tweb.example.org web\n"} {
 		if !strings.Contains(got, want) {
@@ -107,7 +107,7 @@ func TestHosts(t *testing.T) {
 
 func TestResolvConf(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fe80::1")
-	leased := &network{leases: []*lease{{dns: []netip.Addr{b}, search: []string{"leased"}}}}
+	leased := &network{interfaces: []*netInterface{{lease: &lease{dns: []netip.Addr{b}, search: []string{"leased"}}}}}
 	for _, tt := range []struct {
 		name string
 		dns  wire.DNS

@@ -156,7 +156,6 @@ func onHangup(certs *certificates, log *slog.Logger) (stop func()) {
 // A host is the parts behind the API.
 type host struct {
 	store      *layerstore.Store
-	network    *network.Network
 	containers *containervm.Manager
 	facts      api.Host
 }
@@ -195,21 +194,19 @@ func openHost(ctx context.Context, f serveFlags, log *slog.Logger) (_ *host, err
 	if err != nil {
 		return nil, fmt.Errorf("look at QEMU: %w", err)
 	}
-	if h.network, err = network.New(network.Options{State: filepath.Join(state, "network.json"), HostGateway: gateway, Log: log}); err != nil {
-		return nil, err
-	}
 	h.containers, err = containervm.Open(ctx, containervm.Options{
-		Store: h.store.Dir(), Disks: h.store, Volumes: h.store, Hypervisor: driver, Boot: medium{m}, Network: h.network, Log: log,
+		Store: h.store.Dir(), Disks: h.store, Volumes: h.store, Hypervisor: driver, Boot: medium{m},
+		Networks: network.New(network.Options{HostGateway: gateway, Log: log}), Log: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open containers: %w", err)
 	}
-	h.facts, err = factsOf(m, platform, h.network.Info(), f.insecure)
+	h.facts, err = factsOf(m, platform, f.insecure)
 	return h, err
 }
 
 // factsOf is what the API tells of this machine.
-func factsOf(m *boot.Medium, p qemu.Platform, n containervm.NetworkInfo, insecure []string) (api.Host, error) {
+func factsOf(m *boot.Medium, p qemu.Platform, insecure []string) (api.Host, error) {
 	b := thisBuild()
 	name, err := os.Hostname()
 	if err != nil {
@@ -225,7 +222,6 @@ func factsOf(m *boot.Medium, p qemu.Platform, n containervm.NetworkInfo, insecur
 		Kernel:     m.Version,
 		Hypervisor: fmt.Sprintf("QEMU, %s, %s", p.Machine, p.Accel),
 		Memory:     int64(si.Totalram) * int64(si.Unit),
-		Network:    n,
 		Insecure:   insecure,
 	}, nil
 }
@@ -235,9 +231,6 @@ func (h *host) close() error {
 	var err error
 	if h.containers != nil {
 		err = errors.Join(err, h.containers.Close())
-	}
-	if h.network != nil {
-		err = errors.Join(err, h.network.Close())
 	}
 	if h.store != nil {
 		err = errors.Join(err, h.store.Close())

@@ -29,17 +29,17 @@ func TestMachine(t *testing.T) {
 		exit  wire.Exit
 	}{
 		"DHCP": {
-			wire.Config{Hostname: "box", NICs: []wire.NIC{{DHCP: true}}, Args: sh(
+			wire.Config{Hostname: "box", Network: wire.Network{NICs: []wire.NIC{{DHCP: true}}}, Args: sh(
 				`ip -o -4 addr show eth0 | awk '{print $4}'; ip route | grep default; cat /etc/resolv.conf; tail -n 1 /etc/hosts`)},
 			user(0), "10.0.2.15/24\ndefault via 10.0.2.2 dev eth0 onlink \nnameserver 10.0.2.3\n10.0.2.15\tbox\n", wire.Exit{},
 		},
 		"addresses given by MAC": {
-			wire.Config{Hostname: "box", DNS: wire.DNS{Servers: []netip.Addr{netip.MustParseAddr("10.0.3.3")}, Search: []string{"vic"}},
+			wire.Config{Hostname: "box", Network: wire.Network{DNS: wire.DNS{Servers: []netip.Addr{netip.MustParseAddr("10.0.3.3")}, Search: []string{"vic"}},
 				NICs: []wire.NIC{
 					{MAC: "52:54:00:00:00:01", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.3.9/24"), netip.MustParsePrefix("fd00::9/64")},
 						Gateways: []netip.Addr{netip.MustParseAddr("10.0.3.2")}, MTU: 1400},
 					{MAC: "52:54:00:00:00:00", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.9/24")}},
-				}, Args: sh(`for i in eth0 eth1; do cat /sys/class/net/$i/address /sys/class/net/$i/mtu; done
+				}}, Args: sh(`for i in eth0 eth1; do cat /sys/class/net/$i/address /sys/class/net/$i/mtu; done
 					ip -o addr show eth0 scope global | awk '{print $4}'; ip route | grep default; cat /etc/resolv.conf; ping -c 1 -W 5 10.0.3.2 >/dev/null && echo alive`)},
 			append(user(0), user(1)...),
 			"52:54:00:00:00:01\n1400\n52:54:00:00:00:00\n1500\n10.0.3.9/24\nfd00::9/64\ndefault via 10.0.3.2 dev eth0 onlink \nnameserver 10.0.3.3\nsearch vic\nalive\n", wire.Exit{},

@@ -23,6 +23,11 @@ func macOf(ip netip.Addr) hardwareAddr {
 	return hardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}
 }
 
+// linkLocal is the address that an interface gives itself (RFC 4291, appendix A).
+func linkLocal(m hardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+}
+
 func parseMAC(s string) (hardwareAddr, error) {
 	b, err := net.ParseMAC(s)
 	if err != nil {
@@ -44,30 +49,37 @@ var (
 	errAddrInUse = errors.New("Address already in use") // docker's words
 )
 
-// pool gives out the addresses of a subnet, of which the first is the gateway's.
+// pool gives out the addresses of a subnet.
 type pool struct {
-	subnet  netip.Prefix
-	gateway netip.Addr
-	first   uint32 // the first and the last that are given out
-	last    uint32
+	subnet netip.Prefix
+	within netip.Prefix // where those are that are given out unasked
 
 	mu    sync.Mutex
-	next  uint32 // where to look for the next: an address given back rests as long as it can
+	next  netip.Addr // where to look for the next: an address given back rests as long as it can
 	taken map[netip.Addr]bool
+	last  netip.Addr // of IPv4, where the last of a subnet is the broadcast address
 }
 
-func newPool(subnet netip.Prefix) *pool {
-	a := subnet.Masked().Addr().As4()
-	base := binary.BigEndian.Uint32(a[:])
-	size := uint32(1) << (32 - subnet.Bits())
-	return &pool{
-		subnet:  subnet.Masked(),
-		gateway: addrOf(base + 1),
-		first:   base + 2,
-		last:    base + size - 2, // the one after is the broadcast address
-		next:    base + 2,
-		taken:   map[netip.Addr]bool{},
+// newPool makes a pool of which gateway and reserved are taken. The zero within is the whole subnet.
+func newPool(subnet, within netip.Prefix, gateway netip.Addr, reserved map[string]netip.Addr) *pool {
+	if !within.IsValid() {
+		within = subnet
 	}
+	p := &pool{subnet: subnet, within: within, next: within.Addr(), taken: map[netip.Addr]bool{gateway: true, subnet.Addr(): true}}
+	if subnet.Addr().Is4() {
+		p.last = lastOf(subnet)
+		p.taken[p.last] = true
+	}
+	for _, a := range reserved {
+		p.taken[a] = true
+	}
+	return p
+}
+
+// lastOf is the last address of an IPv4 subnet.
+func lastOf(subnet netip.Prefix) netip.Addr {
+	a := subnet.Masked().Addr().As4()
+	return addrOf(binary.BigEndian.Uint32(a[:]) + uint32(1)<<(32-subnet.Bits()) - 1)
 }
 
 func addrOf(n uint32) netip.Addr {
@@ -81,32 +93,26 @@ func (p *pool) take(want netip.Addr) (netip.Addr, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if want.IsValid() {
-		if !want.Is4() {
+		switch {
+		case !p.subnet.Contains(want) || want == p.subnet.Addr() || want == p.last:
 			return want, errNotInPool
-		}
-		b := want.As4()
-		if n := binary.BigEndian.Uint32(b[:]); n < p.first || n > p.last {
-			return want, errNotInPool
-		}
-		if p.taken[want] {
+		case p.taken[want]:
 			return want, errAddrInUse
 		}
 		p.taken[want] = true
 		return want, nil
 	}
-	if uint32(len(p.taken)) >= p.last-p.first+1 {
-		return want, errPoolEmpty
-	}
-	for {
-		a := addrOf(p.next)
-		if p.next++; p.next > p.last {
-			p.next = p.first
+	for range len(p.taken) + 1 { // one of so many is free, unless there are not so many
+		a := p.next
+		if p.next = a.Next(); !p.within.Contains(p.next) {
+			p.next = p.within.Addr()
 		}
 		if !p.taken[a] {
 			p.taken[a] = true
 			return a, nil
 		}
 	}
+	return want, errPoolEmpty
 }
 
 func (p *pool) giveBack(a netip.Addr) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"vic/containervm"
@@ -22,11 +23,13 @@ const (
 
 // An Endpoint is one guest's place in a Network.
 type Endpoint struct {
-	n   *Network
-	id  string
-	ip  netip.Addr
-	mac hardwareAddr
-	dns []netip.Addr
+	n         *Network
+	container string
+	ip, ip6   netip.Addr // ip6 is invalid without IPv6
+	mac       hardwareAddr
+	local6    netip.Addr        // made from mac
+	links     map[string]string // names of endpoints by alias, in lower case
+	dns       []netip.Addr
 
 	queue  chan []byte
 	closed chan struct{}
@@ -37,18 +40,31 @@ type Endpoint struct {
 
 	mu      sync.Mutex
 	done    bool
-	ports   []containervm.PortBinding
 	serving io.Closer
-	wg      sync.WaitGroup // publishers and connections; Add with mu held and not done
-	closers []io.Closer    // listeners
+	wg      sync.WaitGroup // connections; Add with mu held and not done
+
+	publishing sync.Mutex // held by Publish; before mu
+	listening  *listening // guarded by mu; nil if nothing is published
 }
 
-func newEndpoint(n *Network, o containervm.JoinOptions, ip netip.Addr) *Endpoint {
-	return &Endpoint{
-		n: n, id: o.ID, ip: ip, mac: macOf(ip), dns: o.DNS,
+func newEndpoint(n *Network, o containervm.JoinOptions) *Endpoint {
+	e := &Endpoint{
+		n: n, container: o.Container, dns: o.DNS, links: map[string]string{},
 		queue: make(chan []byte, queueFrames), closed: make(chan struct{}),
 		flows: newFlows(maxFlows), conns: newConns(maxConns),
 	}
+	for alias, name := range o.Links {
+		e.links[strings.ToLower(alias)] = strings.ToLower(name)
+	}
+	return e
+}
+
+// addrs are all that the endpoint's frames may come from, and go to.
+func (e *Endpoint) addrs() []netip.Addr {
+	if !e.ip6.IsValid() {
+		return []netip.Addr{e.ip}
+	}
+	return []netip.Addr{e.ip, e.ip6, e.local6}
 }
 
 // Info implements containervm.Endpoint.
@@ -56,13 +72,19 @@ func (e *Endpoint) Info() containervm.EndpointInfo {
 	e.n.mu.RLock()
 	names := slices.Clone(e.names)
 	e.n.mu.RUnlock()
+	i := containervm.EndpointInfo{
+		Network: e.n.conf.Name, NetworkID: e.n.conf.ID, MAC: e.mac.String(), MTU: e.n.mtu,
+		IP: netip.PrefixFrom(e.ip, e.n.pool.subnet.Bits()), Gateway: e.n.gateway, Names: names,
+	}
+	if e.ip6.IsValid() {
+		i.IP6, i.Gateway6 = netip.PrefixFrom(e.ip6, e.n.pool6.subnet.Bits()), e.n.gateway6
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return containervm.EndpointInfo{
-		Network: Name, MAC: e.mac.String(), MTU: e.n.o.MTU,
-		IP: netip.PrefixFrom(e.ip, e.n.pool.subnet.Bits()), Gateway: e.n.gateway,
-		Ports: slices.Clone(e.ports), Names: names,
+	if e.listening != nil {
+		i.Ports = slices.Clone(e.listening.ports)
 	}
+	return i
 }
 
 // Rename implements containervm.Endpoint.
@@ -96,19 +118,16 @@ func (e *Endpoint) Close() error {
 	}
 	e.done = true
 	close(e.closed)
-	var errs []error
-	for _, c := range e.closers {
-		errs = append(errs, c.Close())
-	}
 	if e.serving != nil {
 		_ = e.serving.Close() // Serve tells
 	}
 	e.mu.Unlock()
+	err := e.Publish(nil)
 	e.flows.close()
 	e.conns.close()
 	e.wg.Wait()
 	e.n.remove(e)
-	return errors.Join(errs...)
+	return err
 }
 
 // enqueue has the guest sent a frame, or drops it. It does not wait, and keeps the frame.
@@ -154,7 +173,7 @@ func (e *Endpoint) Serve(conn io.ReadWriteCloser) error {
 
 func (e *Endpoint) readFrames(conn io.Reader) error {
 	r := bufio.NewReaderSize(conn, batchSize)
-	limit := uint32(e.n.o.MTU + headerSize)
+	limit := uint32(e.n.mtu + headerSize)
 	for {
 		var length [lengthSize]byte
 		if _, err := io.ReadFull(r, length[:]); err != nil {
@@ -168,7 +187,7 @@ func (e *Endpoint) readFrames(conn io.Reader) error {
 		if _, err := io.ReadFull(r, frame); err != nil {
 			return fmt.Errorf("read frame: %w", err)
 		}
-		if size <= limit && check(frame, e.mac, e.ip) {
+		if size <= limit && e.check(frame) {
 			e.n.forward(e, frame)
 		}
 	}
@@ -179,7 +198,7 @@ func (e *Endpoint) readFrames(conn io.Reader) error {
 const maxPadding = 16
 
 func (e *Endpoint) writeFrames(conn io.Writer, stop <-chan struct{}) error {
-	batch := make([]byte, 0, batchSize+e.n.o.MTU+headerSize+lengthSize)
+	batch := make([]byte, 0, batchSize+e.n.mtu+headerSize+lengthSize)
 	for {
 		select {
 		case f := <-e.queue:

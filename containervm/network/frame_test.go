@@ -55,7 +55,7 @@ func TestCheck(t *testing.T) {
 			t.Fatalf("%s: nothing to replace", c.name)
 		}
 		frame := unhex(t, strings.Replace(c.frame, c.old, c.new, 1))
-		if got := check(frame, mac, ip); got != c.want {
+		if got := (&Endpoint{mac: mac, ip: ip}).check(frame); got != c.want {
 			t.Errorf("%s: check gives %v", c.name, got)
 		}
 	}
@@ -114,12 +114,15 @@ func FuzzFrames(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 1, 7})
-	n, err := New(Options{Subnet: netip.MustParsePrefix("172.30.0.0/16"), Resolv: "/nonexistent"})
+	n, err := New(Options{Resolv: "/nonexistent"}).Open(containervm.NetworkConfig{
+		Subnet: netip.MustParsePrefix("172.30.0.0/16"), Gateway: netip.MustParseAddr("172.30.0.1"),
+		IPv6: true, Subnet6: netip.MustParsePrefix("fd00::/64"), Gateway6: netip.MustParseAddr("fd00::1"),
+	})
 	if err != nil {
 		f.Fatal(err)
 	}
 	defer n.Close()
-	e, err := n.join(containervm.JoinOptions{})
+	e, err := n.(*Network).join(containervm.JoinOptions{})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -28,17 +28,34 @@ import (
 
 var _ containervm.Network = (*Network)(nil)
 
-// open makes a network that does not outlive the test.
-func open(t *testing.T, o Options) *Network {
+var _ containervm.Networks = (*Fabric)(nil)
+
+// fabric makes one whose host has no name servers, unless o says so.
+func fabric(t *testing.T, o Options) *Fabric {
 	t.Helper()
-	if !o.Subnet.IsValid() {
-		o.Subnet = netip.MustParsePrefix("172.30.0.0/16")
-	}
 	if o.Resolv == "" {
 		o.Resolv = filepath.Join(t.TempDir(), "none")
 	}
 	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
-	n, err := New(o)
+	return New(o)
+}
+
+// openOn makes a network that does not outlive the test.
+func openOn(t *testing.T, f *Fabric, conf containervm.NetworkConfig) *Network {
+	t.Helper()
+	if conf.Name == "" {
+		conf.Name = "net"
+	}
+	if !conf.Subnet.IsValid() {
+		conf.Subnet = netip.MustParsePrefix("172.30.0.0/16")
+	}
+	if !conf.Gateway.IsValid() {
+		conf.Gateway = conf.Subnet.Addr().Next()
+	}
+	if conf.IPv6 {
+		conf.Gateway6 = conf.Subnet6.Addr().Next()
+	}
+	n, err := f.Open(conf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +64,12 @@ func open(t *testing.T, o Options) *Network {
 			t.Error(err)
 		}
 	})
-	return n
+	return n.(*Network)
+}
+
+func open(t *testing.T, o Options) *Network {
+	t.Helper()
+	return openOn(t, fabric(t, o), containervm.NetworkConfig{})
 }
 
 func join(t *testing.T, n *Network, o containervm.JoinOptions) *Endpoint {
@@ -118,7 +140,7 @@ func boot(t *testing.T, e *Endpoint) *guest {
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
 	})
-	ch := channel.New(256, uint32(e.n.o.MTU)+headerSize, tcpip.LinkAddress(e.mac[:]))
+	ch := channel.New(256, uint32(e.n.mtu)+headerSize, tcpip.LinkAddress(e.mac[:]))
 	if err := g.stack.CreateNIC(nicID, ethernet.New(ch)); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -31,8 +32,8 @@ type link struct {
 func newLink(n *Network) (*link, error) {
 	l := &link{n: n}
 	l.stack = stack.New(stack.Options{
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 	})
 	if err := l.configure(); err != nil {
 		l.close()
@@ -46,9 +47,16 @@ func (l *link) configure() error {
 	if err := s.CreateNIC(nicID, l); err != nil {
 		return errors.New(err.String())
 	}
-	addr := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: address(l.n.gateway).WithPrefix()}
-	if err := s.AddProtocolAddress(nicID, addr, stack.AddressProperties{}); err != nil {
-		return errors.New(err.String())
+	addrs, subnets := []netip.Addr{l.n.gateway}, []netip.Prefix{l.n.pool.subnet}
+	if l.n.pool6 != nil {
+		addrs = append(addrs, l.n.gateway6, l.n.local6)
+		subnets = append(subnets, l.n.pool6.subnet, netip.PrefixFrom(l.n.local6, 64).Masked())
+	}
+	for _, a := range addrs {
+		addr := tcpip.ProtocolAddress{Protocol: protocol(a), AddressWithPrefix: address(a).WithPrefix()}
+		if err := s.AddProtocolAddress(nicID, addr, stack.AddressProperties{}); err != nil {
+			return errors.New(err.String())
+		}
 	}
 	sack := tcpip.TCPSACKEnabled(true)
 	if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, &sack); err != nil {
@@ -61,11 +69,11 @@ func (l *link) configure() error {
 	if err := s.SetSpoofing(nicID, true); err != nil {
 		return errors.New(err.String())
 	}
-	subnet, err := tcpip.NewSubnet(address(l.n.pool.subnet.Addr()), tcpip.MaskFromBytes(mask(l.n.pool.subnet.Bits())))
-	if err != nil {
-		return err
+	var routes []tcpip.Route
+	for _, p := range subnets {
+		routes = append(routes, tcpip.Route{Destination: tcpip.AddressWithPrefix{Address: address(p.Addr()), PrefixLen: p.Bits()}.Subnet(), NIC: nicID})
 	}
-	s.SetRouteTable([]tcpip.Route{{Destination: subnet, NIC: nicID}})
+	s.SetRouteTable(routes)
 	s.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(s, 0, maxHandshakes, l.n.connectTCP).HandlePacket)
 	s.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(s, l.n.connectUDP).HandlePacket)
 	return nil
@@ -74,15 +82,19 @@ func (l *link) configure() error {
 func (l *link) close() { l.stack.Destroy() }
 
 // know saves the stack from asking for a guest's hardware address.
-func (l *link) know(ip netip.Addr, mac hardwareAddr) error {
-	if err := l.stack.AddStaticNeighbor(nicID, ipv4.ProtocolNumber, address(ip), tcpip.LinkAddress(mac[:])); err != nil {
-		return errors.New(err.String())
+func (l *link) know(e *Endpoint) error {
+	for _, a := range e.addrs() {
+		if err := l.stack.AddStaticNeighbor(nicID, protocol(a), address(a), tcpip.LinkAddress(e.mac[:])); err != nil {
+			return errors.New(err.String())
+		}
 	}
 	return nil
 }
 
-func (l *link) forget(ip netip.Addr) {
-	_ = l.stack.RemoveNeighbor(nicID, ipv4.ProtocolNumber, address(ip)) // it can but be unknown
+func (l *link) forget(e *Endpoint) {
+	for _, a := range e.addrs() {
+		_ = l.stack.RemoveNeighbor(nicID, protocol(a), address(a)) // it can but be unknown
+	}
 }
 
 // deliver gives the stack a frame.
@@ -116,11 +128,18 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	return len(all), nil
 }
 
-// lies tells whether the frame is an ARP reply for an address that is not the gateway's: since the stack
-// takes every address for its own, it answers for all of them.
+// lies tells whether the frame answers for an address that is not the gateway's: since the stack
+// takes every address for its own, it would answer for all of them.
 func (l *link) lies(frame []byte) bool {
 	p := frame[headerSize:]
-	return frameType(frame) == etherARP && len(p) >= arpSize && p[7] == 2 && netip.AddrFrom4([4]byte(p[14:18])) != l.n.gateway
+	switch frameType(frame) {
+	case etherARP:
+		return len(p) >= arpSize && p[7] == 2 && !l.n.ours(netip.AddrFrom4([4]byte(p[14:18])))
+	case etherIPv6:
+		return len(p) >= ipv6HeaderSize+solicitSize && p[6] == protoICMPv6 && p[ipv6HeaderSize] == icmpAdvert &&
+			!l.n.ours(netip.AddrFrom16([16]byte(p[ipv6HeaderSize+8:ipv6HeaderSize+24])))
+	}
+	return false
 }
 
 // Attach implements stack.NetworkLinkEndpoint, as do the rest.
@@ -136,7 +155,7 @@ func (l *link) IsAttached() bool {
 	return l.dispatcher != nil
 }
 
-func (l *link) MTU() uint32                             { return uint32(l.n.o.MTU) }
+func (l *link) MTU() uint32                             { return uint32(l.n.mtu) }
 func (l *link) SetMTU(uint32)                           {}
 func (l *link) MaxHeaderLength() uint16                 { return 0 } // WritePackets has its own room
 func (l *link) LinkAddress() tcpip.LinkAddress          { return tcpip.LinkAddress(l.n.mac[:]) }
@@ -153,17 +172,20 @@ func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityResolutionRequired | stack.CapabilityRXChecksumOffload
 }
 
-func address(a netip.Addr) tcpip.Address { return tcpip.AddrFrom4(a.As4()) }
+func protocol(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is6() {
+		return ipv6.ProtocolNumber
+	}
+	return ipv4.ProtocolNumber
+}
+
+func address(a netip.Addr) tcpip.Address { return tcpip.AddrFromSlice(a.AsSlice()) }
 
 func addrPort(a tcpip.Address, port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4(a.As4()), port)
+	addr, _ := netip.AddrFromSlice(a.AsSlice()) // it has the length of one
+	return netip.AddrPortFrom(addr, port)
 }
 
 func full(a netip.Addr, port uint16) tcpip.FullAddress {
 	return tcpip.FullAddress{NIC: nicID, Addr: address(a), Port: port}
-}
-
-func mask(bits int) []byte {
-	m := addrOf(^uint32(0) << (32 - bits)).As4()
-	return m[:]
 }

@@ -2,16 +2,17 @@ package network
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/miekg/dns"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 )
 
 const (
@@ -32,19 +33,25 @@ const (
 	plainSize = 512
 )
 
-// serveNames starts the name server at the gateway's address. It ends with the stack.
+// serveNames starts the name server at the gateway's addresses. It ends with the stack.
 func (n *Network) serveNames() error {
-	at := full(n.gateway, dnsPort)
-	pc, err := gonet.DialUDP(n.link.stack, &at, nil, ipv4.ProtocolNumber)
-	if err != nil {
-		return err
+	addrs := []netip.Addr{n.gateway}
+	if n.gateway6.IsValid() {
+		addrs = append(addrs, n.gateway6)
 	}
-	l, err := gonet.ListenTCP(n.link.stack, at, ipv4.ProtocolNumber)
-	if err != nil {
-		return errors.Join(err, pc.Close())
+	for _, a := range addrs {
+		at := full(a, dnsPort)
+		pc, err := gonet.DialUDP(n.link.stack, &at, nil, protocol(a))
+		if err != nil {
+			return err
+		}
+		l, err := gonet.ListenTCP(n.link.stack, at, protocol(a))
+		if err != nil {
+			return errors.Join(err, pc.Close())
+		}
+		n.wg.Go(func() { n.serveUDP(pc) })
+		n.wg.Go(func() { n.serveTCP(l) })
 	}
-	n.wg.Go(func() { n.serveUDP(pc) })
-	n.wg.Go(func() { n.serveTCP(l) })
 	return nil
 }
 
@@ -122,46 +129,71 @@ func (n *Network) answer(q *dns.Msg, transport string, from net.Addr) *dns.Msg {
 	if q.Response || q.Opcode != dns.OpcodeQuery || len(q.Question) != 1 {
 		return a.SetRcode(q, dns.RcodeNotImplemented)
 	}
-	if n.answerLocally(a, q) {
-		return a
+	var e *Endpoint
+	if ap, err := netip.ParseAddrPort(from.String()); err == nil {
+		e = n.endpointOf(ap.Addr().Unmap().WithZone(""))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout)
-	defer cancel()
-	client := dns.Client{Net: transport, Timeout: queryTimeout, UDPSize: maxQuery}
-	for _, server := range n.servers(from) {
-		// The query goes out under an ID that the guest does not know.
-		asked := q.Copy()
-		asked.Id = dns.Id()
-		r, _, err := client.ExchangeContext(ctx, asked, server)
-		if err == nil && r.Rcode != dns.RcodeServerFailure && r.Rcode != dns.RcodeRefused {
-			r.Id = q.Id
-			return r
+	if e == nil { // it has left
+		return a.SetRcode(q, dns.RcodeRefused)
+	}
+	places := n.f.placesOf(e)
+	outside := false
+	for _, p := range places {
+		if p.answer(a, q) {
+			return a
 		}
+		outside = outside || !p.n.conf.Internal
+	}
+	if outside && n.ask(a, q, transport, e) {
+		return a
 	}
 	a.SetRcode(q, dns.RcodeServerFailure)
 	a.RecursionAvailable = true
 	return a
 }
 
-// answerLocally fills in a if the name or the address is the network's to know.
-func (n *Network) answerLocally(a, q *dns.Msg) bool {
+// ask asks the container's or the host's servers.
+func (n *Network) ask(a, q *dns.Msg, transport string, e *Endpoint) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout)
+	defer cancel()
+	client := dns.Client{Net: transport, Timeout: queryTimeout, UDPSize: maxQuery}
+	for _, server := range n.servers(e) {
+		// The query goes out under an ID that the guest does not know.
+		asked := q.Copy()
+		asked.Id = dns.Id()
+		r, _, err := client.ExchangeContext(ctx, asked, server)
+		if err == nil && r.Rcode != dns.RcodeServerFailure && r.Rcode != dns.RcodeRefused {
+			r.Id = q.Id
+			*a = *r
+			return true
+		}
+	}
+	return false
+}
+
+// answer fills in a if the name or the address is known to the network, or to the endpoint by a link.
+func (e *Endpoint) answer(a, q *dns.Msg) bool {
 	question := q.Question[0]
 	name := strings.ToLower(strings.TrimSuffix(question.Name, "."))
 	header := dns.RR_Header{Name: question.Name, Class: dns.ClassINET, Rrtype: question.Qtype}
+	n := e.n
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if ip, ok := reverseAddr(name); ok && n.pool.subnet.Contains(ip) {
+	if ip, ok := reverseAddr(name); ok && (n.pool.subnet.Contains(ip) || n.pool6 != nil && n.pool6.subnet.Contains(ip)) {
 		a.SetReply(q)
-		if e := n.byIP[ip]; e != nil && len(e.names) > 0 && question.Qtype == dns.TypePTR {
-			a.Answer = append(a.Answer, &dns.PTR{Hdr: header, Ptr: dns.Fqdn(e.names[0])})
-		} else if e == nil {
+		if of := n.byIP[ip]; of != nil && len(of.names) > 0 && question.Qtype == dns.TypePTR {
+			a.Answer = append(a.Answer, &dns.PTR{Hdr: header, Ptr: dns.Fqdn(of.names[0])})
+		} else if of == nil {
 			a.Rcode = dns.RcodeNameError
 		}
-	} else if all := n.byName[name]; len(all) > 0 {
+	} else if all := e.named(name); len(all) > 0 {
 		a.SetReply(q)
-		for _, e := range all {
-			if question.Qtype == dns.TypeA {
-				a.Answer = append(a.Answer, &dns.A{Hdr: header, A: e.ip.AsSlice()})
+		for _, of := range all {
+			switch {
+			case question.Qtype == dns.TypeA:
+				a.Answer = append(a.Answer, &dns.A{Hdr: header, A: of.ip.AsSlice()})
+			case question.Qtype == dns.TypeAAAA && of.ip6.IsValid():
+				a.Answer = append(a.Answer, &dns.AAAA{Hdr: header, AAAA: of.ip6.AsSlice()})
 			}
 		}
 	} else {
@@ -171,8 +203,35 @@ func (n *Network) answerLocally(a, q *dns.Msg) bool {
 	return true
 }
 
-// reverseAddr is the IPv4 address in a name such as 2.0.17.172.in-addr.arpa.
+// named are the endpoints that e knows by a name, also with the network's own behind it, as docker has it. Call it
+// with the network's mu held.
+func (e *Endpoint) named(name string) []*Endpoint {
+	short, _ := strings.CutSuffix(name, "."+strings.ToLower(e.n.conf.Name))
+	for _, name := range []string{name, short} {
+		if linked := e.links[name]; linked != "" {
+			name = linked
+		}
+		if all := e.n.byName[name]; len(all) > 0 {
+			return all
+		}
+	}
+	return nil
+}
+
+// reverseAddr is the address in a name such as 2.0.17.172.in-addr.arpa, or one of 32 digits in ip6.arpa.
 func reverseAddr(name string) (netip.Addr, bool) {
+	if v6, ok := strings.CutSuffix(name, ".ip6.arpa"); ok {
+		digits := strings.Split(v6, ".")
+		if len(digits) != 32 {
+			return netip.Addr{}, false
+		}
+		slices.Reverse(digits)
+		b, err := hex.DecodeString(strings.Join(digits, ""))
+		if err != nil || len(b) != 16 {
+			return netip.Addr{}, false
+		}
+		return netip.AddrFrom16([16]byte(b)), true
+	}
 	name, ok := strings.CutSuffix(name, ".in-addr.arpa")
 	if !ok {
 		return netip.Addr{}, false
@@ -182,29 +241,23 @@ func reverseAddr(name string) (netip.Addr, bool) {
 		return netip.Addr{}, false
 	}
 	b := a.As4()
-	b[0], b[1], b[2], b[3] = b[3], b[2], b[1], b[0]
+	slices.Reverse(b[:])
 	return netip.AddrFrom4(b), true
 }
 
 // servers are those to be asked for a guest, as HOST:PORT.
-func (n *Network) servers(from net.Addr) []string {
-	var own []netip.Addr
-	if ap, err := netip.ParseAddrPort(from.String()); err == nil {
-		if e := n.endpointOf(ap.Addr().Unmap()); e != nil {
-			own = e.dns
-		}
-	}
+func (n *Network) servers(e *Endpoint) []string {
 	var all []string
-	for _, a := range own {
+	for _, a := range e.dns {
 		all = append(all, netip.AddrPortFrom(a, dnsPort).String())
 	}
 	if len(all) > 0 {
 		return all
 	}
-	c, err := dns.ClientConfigFromFile(n.o.Resolv)
+	c, err := dns.ClientConfigFromFile(n.f.o.Resolv)
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
-			n.log.Warn("read name servers", "file", n.o.Resolv, "error", err)
+			n.log.Warn("read name servers", "file", n.f.o.Resolv, "error", err)
 		}
 		return nil
 	}

@@ -74,7 +74,7 @@ func hostAddr(t *testing.T) netip.Addr {
 
 func TestGuestToGuest(t *testing.T) {
 	n := open(t, Options{})
-	a, b := join(t, n, containervm.JoinOptions{ID: "a"}), join(t, n, containervm.JoinOptions{ID: "b"})
+	a, b := join(t, n, containervm.JoinOptions{Container: "a"}), join(t, n, containervm.JoinOptions{Container: "b"})
 	ga, gb := boot(t, a), boot(t, b)
 	echo(t, gb.listen(7))
 	c, err := ga.dial(t.Context(), netip.AddrPortFrom(b.ip, 7))
@@ -86,7 +86,7 @@ func TestGuestToGuest(t *testing.T) {
 
 func TestOutboundTCP(t *testing.T) {
 	n := open(t, Options{})
-	g := boot(t, join(t, n, containervm.JoinOptions{ID: "a"}))
+	g := boot(t, join(t, n, containervm.JoinOptions{Container: "a"}))
 	host := hostAddr(t)
 	server := hostEcho(t, host.String()+":0")
 	c, err := g.dial(t.Context(), server)
@@ -117,7 +117,7 @@ func TestOutboundTCP(t *testing.T) {
 
 func TestHostGateway(t *testing.T) {
 	n := open(t, Options{HostGateway: netip.MustParseAddr("127.0.0.1")})
-	g := boot(t, join(t, n, containervm.JoinOptions{ID: "a"}))
+	g := boot(t, join(t, n, containervm.JoinOptions{Container: "a"}))
 	server := hostEcho(t, "127.0.0.1:0")
 	c, err := g.dial(t.Context(), netip.AddrPortFrom(n.gateway, server.Port()))
 	if err != nil {
@@ -128,7 +128,7 @@ func TestHostGateway(t *testing.T) {
 
 func TestOutboundUDP(t *testing.T) {
 	n := open(t, Options{HostGateway: netip.MustParseAddr("127.0.0.1")})
-	g := boot(t, join(t, n, containervm.JoinOptions{ID: "a"}))
+	g := boot(t, join(t, n, containervm.JoinOptions{Container: "a"}))
 	server, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -160,9 +160,9 @@ func TestOutboundUDP(t *testing.T) {
 func TestPublish(t *testing.T) {
 	n := open(t, Options{})
 	local := netip.MustParseAddr("127.0.0.1")
-	e := join(t, n, containervm.JoinOptions{ID: "a", Ports: []containervm.PortBinding{
+	e := published(t, n, []containervm.PortBinding{
 		{Port: 7, HostIP: local}, {Proto: "udp", Port: 7, HostIP: local}, {Port: 7},
-	}})
+	})
 	g := boot(t, e)
 	echo(t, g.listen(7))
 	ports := e.Info().Ports
@@ -211,7 +211,7 @@ func TestPublish(t *testing.T) {
 func TestPortAllocated(t *testing.T) {
 	n := open(t, Options{})
 	local := netip.MustParseAddr("127.0.0.1")
-	e := join(t, n, containervm.JoinOptions{ID: "a", Ports: []containervm.PortBinding{{Port: 7, HostIP: local}}})
+	e := published(t, n, []containervm.PortBinding{{Port: 7, HostIP: local}})
 	taken := e.Info().Ports[0].HostPort
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -219,9 +219,8 @@ func TestPortAllocated(t *testing.T) {
 	}
 	other := uint16(free.Addr().(*net.TCPAddr).Port)
 	free.Close()
-	_, err = n.Join(containervm.JoinOptions{ID: "b", Names: []string{"b"}, Ports: []containervm.PortBinding{
-		{Port: 7, HostIP: local, HostPort: other}, {Port: 7, HostPort: taken},
-	}})
+	b := join(t, n, containervm.JoinOptions{Container: "b", Names: []string{"b"}})
+	err = b.Publish([]containervm.PortBinding{{Port: 7, HostIP: local, HostPort: other}, {Port: 7, HostPort: taken}})
 	want := fmt.Sprintf("Bind for 0.0.0.0:%d failed: port is already allocated", taken)
 	if !errors.Is(err, containervm.ErrPortAllocated) || !strings.Contains(err.Error(), want) {
 		t.Errorf("error is %v, want %s", err, want)
@@ -230,23 +229,38 @@ func TestPortAllocated(t *testing.T) {
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again := join(t, n, containervm.JoinOptions{ID: "b", Ports: []containervm.PortBinding{
-		{Port: 7, HostIP: local, HostPort: other}, {Port: 7, HostPort: taken},
-	}})
-	if got := again.Info().Ports[0].HostPort; got != other {
+	if err := b.Publish([]containervm.PortBinding{{Port: 7, HostIP: local, HostPort: other}, {Port: 7, HostPort: taken}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Info().Ports[0].HostPort; got != other {
 		t.Errorf("bound to %d, want %d", got, other)
 	}
+	// Of a range the first is taken that is free.
+	c := published(t, n, []containervm.PortBinding{{Port: 7, HostIP: local, HostPort: other, HostPortEnd: other + 20}})
+	if p := c.Info().Ports[0]; p.HostPort <= other || p.HostPort > other+20 || p.HostPortEnd != 0 {
+		t.Errorf("bound to %+v, want one of the 20 after %d", p, other)
+	}
+}
+
+// published joins with ports.
+func published(t *testing.T, n *Network, ports []containervm.PortBinding) *Endpoint {
+	t.Helper()
+	e := join(t, n, containervm.JoinOptions{})
+	if err := e.Publish(ports); err != nil {
+		t.Fatal(err)
+	}
+	return e
 }
 
 // TestPublishAgain: ports are published again by what Info says of them, as it is done after a restart.
 func TestPublishAgain(t *testing.T) {
 	n := open(t, Options{})
-	e := join(t, n, containervm.JoinOptions{ID: "a", Ports: []containervm.PortBinding{{Port: 7}, {Port: 8, Proto: "udp"}}})
+	e := published(t, n, []containervm.PortBinding{{Port: 7}, {Port: 8, Proto: "udp"}})
 	ports := e.Info().Ports
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again := join(t, n, containervm.JoinOptions{ID: "a", Ports: ports})
+	again := published(t, n, ports)
 	if got := again.Info().Ports; !slices.Equal(got, ports) {
 		t.Errorf("published %v, want %v", got, ports)
 	}
@@ -255,7 +269,7 @@ func TestPublishAgain(t *testing.T) {
 // TestPausedGuest floods a guest that does not read; its neighbour must not notice.
 func TestPausedGuest(t *testing.T) {
 	n := open(t, Options{})
-	a, b, c := join(t, n, containervm.JoinOptions{ID: "a"}), join(t, n, containervm.JoinOptions{ID: "b"}), join(t, n, containervm.JoinOptions{ID: "c"})
+	a, b, c := join(t, n, containervm.JoinOptions{Container: "a"}), join(t, n, containervm.JoinOptions{Container: "b"}), join(t, n, containervm.JoinOptions{Container: "c"})
 	ga, gb := boot(t, a), boot(t, b)
 	wire(t, c) // nobody reads
 	flood := ga.dialUDP(netip.AddrPortFrom(c.ip, 9))
@@ -274,7 +288,7 @@ func TestPausedGuest(t *testing.T) {
 // TestReconnect replaces the connection to QEMU, as a VCH does that comes back.
 func TestReconnect(t *testing.T) {
 	n := open(t, Options{})
-	a, b := join(t, n, containervm.JoinOptions{ID: "a"}), join(t, n, containervm.JoinOptions{ID: "b"})
+	a, b := join(t, n, containervm.JoinOptions{Container: "a"}), join(t, n, containervm.JoinOptions{Container: "b"})
 	ga := boot(t, a)
 	gb := boot(t, b)
 	awaitServing(b, true)
@@ -303,7 +317,7 @@ func awaitServing(e *Endpoint, want bool) {
 }
 
 func TestAddresses(t *testing.T) {
-	n := open(t, Options{Subnet: netip.MustParsePrefix("10.9.8.0/29")})
+	n := openOn(t, fabric(t, Options{}), containervm.NetworkConfig{Subnet: netip.MustParsePrefix("10.9.8.0/29")})
 	if n.gateway != netip.MustParseAddr("10.9.8.1") {
 		t.Errorf("gateway is %s", n.gateway)
 	}
@@ -323,7 +337,8 @@ func TestAddresses(t *testing.T) {
 		ip, mac string
 		want    error
 	}{
-		{"10.9.8.1", "", errNotInPool},
+		{"10.9.8.1", "", errAddrInUse}, // the gateway's
+		{"10.9.8.0", "", errNotInPool},
 		{"10.9.8.7", "", errNotInPool},
 		{"10.9.9.2", "", errNotInPool},
 		{"::1", "", errNotInPool},
@@ -340,44 +355,48 @@ func TestAddresses(t *testing.T) {
 	}
 	e := join(t, n, containervm.JoinOptions{IP: netip.MustParseAddr("10.9.8.4"), MAC: "02:00:00:00:00:07"})
 	i := e.Info()
-	if i.IP.String() != "10.9.8.4/29" || i.MAC != "02:00:00:00:00:07" || i.Gateway != n.gateway || i.MTU != DefaultMTU || i.Network != Name {
+	if i.IP.String() != "10.9.8.4/29" || i.MAC != "02:00:00:00:00:07" || i.Gateway != n.gateway || i.MTU != defaultMTU || i.Network != "net" {
 		t.Errorf("info is %+v", i)
 	}
 }
 
-func TestSubnetIsKept(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "network.json")
-	a, err := New(Options{State: file})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	taken, err := hostNetworks()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if overlapsAny(a.Info().Subnet, taken) {
-		t.Errorf("took %s, which is the host's", a.Info().Subnet)
-	}
-	if err := os.WriteFile(file, []byte(`{"subnet":"10.1.2.0/24"}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b, err := New(Options{State: file})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	if got := b.Info().Subnet.String(); got != "10.1.2.0/24" {
-		t.Errorf("took %s", got)
-	}
-	for _, bad := range []string{"", "{}", `{"subnet":"10.1.2.0/31"}`, `{"subnet":"fd00::/64"}`} {
-		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
-			t.Fatal(err)
+func TestAddressRange(t *testing.T) {
+	n := openOn(t, fabric(t, Options{}), containervm.NetworkConfig{
+		Subnet: netip.MustParsePrefix("10.9.0.0/16"), Range: netip.MustParsePrefix("10.9.8.0/30"), Gateway: netip.MustParseAddr("10.9.8.1"),
+		Reserved: map[string]netip.Addr{"router": netip.MustParseAddr("10.9.8.2")},
+	})
+	for _, want := range []string{"10.9.8.0", "10.9.8.3"} {
+		if e := join(t, n, containervm.JoinOptions{}); e.ip.String() != want {
+			t.Errorf("endpoint has %s, want %s", e.ip, want)
 		}
-		if n, err := New(Options{State: file}); err == nil {
-			n.Close()
-			t.Errorf("took %q for a state", bad)
+	}
+	if _, err := n.Join(containervm.JoinOptions{}); !errors.Is(err, errPoolEmpty) {
+		t.Errorf("third endpoint: %v", err)
+	}
+	if e := join(t, n, containervm.JoinOptions{IP: netip.MustParseAddr("10.9.200.1")}); e.ip.String() != "10.9.200.1" {
+		t.Errorf("endpoint has %s", e.ip)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	f := fabric(t, Options{})
+	host, err := hostNetworks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var taken []netip.Prefix
+	for {
+		p, err := f.Choose(taken)
+		if err != nil {
+			break
 		}
+		if slices.ContainsFunc(append(taken, host...), p.Overlaps) {
+			t.Errorf("chose %s beside %v", p, taken)
+		}
+		taken = append(taken, p)
+	}
+	if len(taken) < 20 {
+		t.Errorf("chose %d subnets", len(taken))
 	}
 }
 
@@ -410,9 +429,9 @@ func TestNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := open(t, Options{Resolv: resolv})
-	g := boot(t, join(t, n, containervm.JoinOptions{ID: "g", DNS: []netip.Addr{upstream}}))
-	web := join(t, n, containervm.JoinOptions{ID: "w", Names: []string{"Web", "0123456789ab", "alias"}})
-	second := join(t, n, containervm.JoinOptions{ID: "x", Names: []string{"alias"}})
+	g := boot(t, join(t, n, containervm.JoinOptions{Container: "g", DNS: []netip.Addr{upstream}}))
+	web := join(t, n, containervm.JoinOptions{Container: "w", Names: []string{"Web", "0123456789ab", "alias"}})
+	second := join(t, n, containervm.JoinOptions{Container: "x", Names: []string{"alias"}})
 	reverse := func(a netip.Addr) string {
 		s, err := dns.ReverseAddr(a.String())
 		if err != nil {

@@ -27,14 +27,17 @@ const (
 
 // target is where on the host's side a guest's traffic to dst goes, if anywhere.
 func (n *Network) target(dst netip.AddrPort) (netip.AddrPort, bool) {
-	a := dst.Addr()
-	if a == n.gateway {
-		return netip.AddrPortFrom(n.o.HostGateway, dst.Port()), n.o.HostGateway.IsValid()
-	}
-	if a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || n.pool.subnet.Contains(a) || a.As4() == [4]byte{255, 255, 255, 255} {
+	a := dst.Addr().Unmap()
+	switch {
+	case n.conf.Internal:
+		return dst, false
+	case n.ours(a):
+		return netip.AddrPortFrom(n.f.o.HostGateway, dst.Port()), n.f.o.HostGateway.IsValid()
+	case a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.IsInterfaceLocalMulticast() ||
+		a.Is4() && a.As4() == [4]byte{255, 255, 255, 255} || n.f.owns(a):
 		return dst, false
 	}
-	return dst, true
+	return netip.AddrPortFrom(a, dst.Port()), true
 }
 
 // connectTCP carries out a guest's wish to connect. The stack calls it in a goroutine of its own, in which

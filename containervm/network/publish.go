@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -16,27 +17,82 @@ import (
 	"vic/containervm"
 )
 
-// publish listens on the host's ports, all or (with e.Close) none.
-func (e *Endpoint) publish(ports []containervm.PortBinding) error {
-	for _, p := range ports {
-		var bound []containervm.PortBinding
-		var err error
-		switch p.Proto {
-		case "", "tcp":
-			bound, err = e.publishTCP(p)
-		case "udp":
-			bound, err = e.publishUDP(p)
-		default:
-			err = fmt.Errorf("network: publish a port of protocol %q", p.Proto)
-		}
-		if err != nil {
+// listening is what one call of Publish listens on.
+type listening struct {
+	e       *Endpoint
+	ports   []containervm.PortBinding
+	closers []io.Closer
+	closed  chan struct{}
+	wg      sync.WaitGroup
+}
+
+// Publish implements containervm.Endpoint. Connections that came through ports of before go on.
+func (e *Endpoint) Publish(ports []containervm.PortBinding) error {
+	e.publishing.Lock()
+	defer e.publishing.Unlock()
+	e.mu.Lock()
+	before := e.listening
+	e.listening = nil
+	e.mu.Unlock()
+	if before != nil {
+		if err := before.close(); err != nil {
 			return err
 		}
-		e.mu.Lock()
-		e.ports = append(e.ports, bound...)
-		e.mu.Unlock()
+	}
+	if len(ports) == 0 {
+		return nil
+	}
+	l := &listening{e: e, closed: make(chan struct{})}
+	for _, p := range ports {
+		if err := l.listen(p); err != nil {
+			return errors.Join(err, l.close())
+		}
+	}
+	e.mu.Lock()
+	done := e.done
+	if !done {
+		e.listening = l
+	}
+	e.mu.Unlock()
+	if done {
+		return errors.Join(errClosed, l.close())
 	}
 	return nil
+}
+
+func (l *listening) close() error {
+	close(l.closed)
+	var errs []error
+	for _, c := range l.closers {
+		errs = append(errs, c.Close())
+	}
+	l.wg.Wait()
+	return errors.Join(errs...)
+}
+
+// listen listens on the first of a binding's ports that is free.
+func (l *listening) listen(p containervm.PortBinding) error {
+	bind := l.listenTCP
+	switch p.Proto {
+	case "", "tcp":
+	case "udp":
+		bind = l.listenUDP
+	default:
+		return fmt.Errorf("network: publish a port of protocol %q", p.Proto)
+	}
+	last := max(p.HostPort, p.HostPortEnd)
+	p.HostPortEnd = 0
+	for {
+		bound, err := bind(p)
+		if err == nil {
+			l.ports = append(l.ports, bound...)
+			return nil
+		}
+		if p.HostPort >= last || !errors.Is(err, containervm.ErrPortAllocated) {
+			return err
+		}
+		p.HostPort++
+	}
 }
 
 // bindError gives an error docker's words.
@@ -81,41 +137,28 @@ func boundTo(p containervm.PortBinding, proto string, addr netip.AddrPort) []con
 	return []containervm.PortBinding{p, p6}
 }
 
-func (e *Endpoint) publishTCP(p containervm.PortBinding) ([]containervm.PortBinding, error) {
-	l, err := net.Listen(listenAddr("tcp", p))
+func (l *listening) listenTCP(p containervm.PortBinding) ([]containervm.PortBinding, error) {
+	s, err := net.Listen(listenAddr("tcp", p))
 	if err != nil {
 		return nil, bindError(p, err)
 	}
-	if !e.keep(l, func() { e.acceptTCP(l, p.Port) }) {
-		return nil, errors.Join(errClosed, l.Close())
-	}
-	return boundTo(p, "tcp", l.Addr().(*net.TCPAddr).AddrPort()), nil
+	l.closers = append(l.closers, s)
+	l.wg.Go(func() { l.acceptTCP(s, p.Port) })
+	return boundTo(p, "tcp", s.Addr().(*net.TCPAddr).AddrPort()), nil
 }
 
-// keep runs fn, which ends when c is closed, as Close will do.
-func (e *Endpoint) keep(c interface{ Close() error }, fn func()) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.done {
-		return false
-	}
-	e.closers = append(e.closers, c)
-	e.wg.Go(fn)
-	return true
-}
-
-func (e *Endpoint) acceptTCP(l net.Listener, port uint16) {
+func (l *listening) acceptTCP(s net.Listener, port uint16) {
 	for {
-		c, err := l.Accept()
+		c, err := s.Accept()
 		if err != nil {
 			select {
-			case <-e.closed:
+			case <-l.closed:
 				return
 			case <-time.After(50 * time.Millisecond): // out of descriptors, most likely
 				continue
 			}
 		}
-		if !e.start(func() { e.accepted(c.(*net.TCPConn), port) }) {
+		if !l.e.start(func() { l.e.accepted(c.(*net.TCPConn), port) }) {
 			_ = c.Close()
 		}
 	}
@@ -139,29 +182,29 @@ func (e *Endpoint) accepted(c *net.TCPConn, port uint16) {
 	p.splice(in, c)
 }
 
-func (e *Endpoint) publishUDP(p containervm.PortBinding) ([]containervm.PortBinding, error) {
+func (l *listening) listenUDP(p containervm.PortBinding) ([]containervm.PortBinding, error) {
 	pc, err := net.ListenPacket(listenAddr("udp", p))
 	if err != nil {
 		return nil, bindError(p, err)
 	}
-	l := pc.(*net.UDPConn)
-	if !e.keep(l, func() { e.acceptUDP(l, p.Port) }) {
-		return nil, errors.Join(errClosed, l.Close())
-	}
-	return boundTo(p, "udp", l.LocalAddr().(*net.UDPAddr).AddrPort()), nil
+	s := pc.(*net.UDPConn)
+	l.closers = append(l.closers, s)
+	l.wg.Go(func() { l.acceptUDP(s, p.Port) })
+	return boundTo(p, "udp", s.LocalAddr().(*net.UDPAddr).AddrPort()), nil
 }
 
 // acceptUDP makes a flow of each client.
-func (e *Endpoint) acceptUDP(l *net.UDPConn, port uint16) {
+func (l *listening) acceptUDP(s *net.UDPConn, port uint16) {
+	e := l.e
 	buf := datagrams.Get().(*[65535]byte)
 	defer datagrams.Put(buf)
 	var mu sync.Mutex
 	clients := map[netip.AddrPort]*udpClient{}
 	for {
-		n, from, err := l.ReadFromUDPAddrPort(buf[:])
+		n, from, err := s.ReadFromUDPAddrPort(buf[:])
 		if err != nil {
 			select {
-			case <-e.closed:
+			case <-l.closed:
 				return
 			default:
 				continue // about a datagram sent before
@@ -175,7 +218,7 @@ func (e *Endpoint) acceptUDP(l *net.UDPConn, port uint16) {
 			if err != nil {
 				continue // the datagram is lost
 			}
-			c = newUDPClient(l, from)
+			c = newUDPClient(s, from)
 			mu.Lock()
 			clients[from] = c
 			mu.Unlock()

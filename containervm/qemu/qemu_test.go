@@ -108,7 +108,7 @@ func vm(t *testing.T, script string) containervm.VM {
 		ID: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", Dir: dir, RuntimeDir: run,
 		Boot:   containervm.Boot{Kernel: kernel, Initrd: initrd(t, script), Cmdline: "console=ttyS0 quiet panic=-1"},
 		Memory: 128 << 20, CPUs: 1,
-		Disk: disk, DiskSerial: "root", MACs: []string{"02:42:ac:11:00:02"},
+		Disk: disk, DiskSerial: "root", NICs: []containervm.NIC{{End: "net0", MAC: "02:42:ac:11:00:02"}},
 		Log: filepath.Join(dir, "output.vlog"), Console: filepath.Join(dir, "console.log"),
 	}
 }

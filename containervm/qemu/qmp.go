@@ -29,8 +29,9 @@ type monitor struct {
 	cmd sync.Mutex // held from a command to its reply
 
 	mu       sync.Mutex
-	shutdown string // reason of the SHUTDOWN event, or "guest-panic"
-	err      error  // why gone
+	shutdown string                   // reason of the SHUTDOWN event, or "guest-panic"
+	deleting map[string]chan struct{} // by device: closed when it is gone
+	err      error                    // why gone
 }
 
 type reply struct {
@@ -42,12 +43,24 @@ type reply struct {
 	ID uint64 `json:"id"`
 }
 
+// commandError is QEMU's word that it did not carry out a command.
+type commandError struct{ class, desc string }
+
+func (e *commandError) Error() string { return e.desc }
+
+// notFound says that err is about a device that does not exist.
+func notFound(err error) bool {
+	var ce *commandError
+	return errors.As(err, &ce) && ce.class == "DeviceNotFound"
+}
+
 type message struct {
 	reply
 	QMP   json.RawMessage `json:"QMP"`
 	Event string          `json:"event"`
 	Data  struct {
 		Reason string `json:"reason"`
+		Device string `json:"device"`
 	} `json:"data"`
 }
 
@@ -59,7 +72,7 @@ func dialMonitor(ctx context.Context, path string) (*monitor, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &monitor{conn: conn, gone: make(chan struct{}), replies: make(chan reply)}
+	m := &monitor{conn: conn, gone: make(chan struct{}), replies: make(chan reply), deleting: map[string]chan struct{}{}}
 	greeted := make(chan struct{})
 	m.wg.Go(func() { m.readLines(greeted) })
 	select {
@@ -95,7 +108,7 @@ func (m *monitor) readLines(greeted chan<- struct{}) {
 				greeted = nil
 			}
 		case msg.Event != "":
-			m.event(msg.Event, msg.Data.Reason)
+			m.event(msg)
 		default:
 			select {
 			case m.replies <- msg.reply:
@@ -112,15 +125,30 @@ func (m *monitor) readLines(greeted chan<- struct{}) {
 	m.end(err)
 }
 
-func (m *monitor) event(name, reason string) {
+func (m *monitor) event(msg message) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case name == "GUEST_PANICKED":
+	case msg.Event == "GUEST_PANICKED":
 		m.shutdown = "guest-panic"
-	case name == "SHUTDOWN" && m.shutdown == "":
-		m.shutdown = reason
+	case msg.Event == "SHUTDOWN" && m.shutdown == "":
+		m.shutdown = msg.Data.Reason
+	case msg.Event == "DEVICE_DELETED":
+		if gone := m.deleting[msg.Data.Device]; gone != nil {
+			delete(m.deleting, msg.Data.Device)
+			close(gone)
+		}
 	}
+}
+
+// awaitDeleted returns a channel that is closed when QEMU says that the device is gone.
+func (m *monitor) awaitDeleted(device string) <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.deleting[device] == nil {
+		m.deleting[device] = make(chan struct{})
+	}
+	return m.deleting[device]
 }
 
 func (m *monitor) end(err error) {
@@ -162,7 +190,7 @@ func (m *monitor) execute(ctx context.Context, name string, args any) (json.RawM
 	select {
 	case r := <-m.replies:
 		if r.Error != nil {
-			return nil, fmt.Errorf("%s: %s", name, r.Error.Desc)
+			return nil, fmt.Errorf("%s: %w", name, &commandError{r.Error.Class, r.Error.Desc})
 		}
 		return r.Return, nil
 	case <-m.gone:

@@ -39,10 +39,8 @@ type Config struct {
 	// StopSignal is what OpShutdown sends first. 0 means SIGTERM (15).
 	StopSignal int `json:"stopSignal,omitempty"`
 
-	Root    Root              `json:"root"`
-	NICs    []NIC             `json:"nics,omitempty"`
-	DNS     DNS               `json:"dns,omitzero"`
-	Hosts   []Host            `json:"hosts,omitempty"`   // further lines of /etc/hosts
+	Root Root `json:"root"`
+	Network
 	Mounts  []Mount           `json:"mounts,omitempty"`  // in this order, after the root's
 	ShmSize int64             `json:"shmSize,omitempty"` // of /dev/shm in bytes; 0 means 64 MiB
 	Sysctls map[string]string `json:"sysctls,omitempty"` // net.ipv4.ip_forward = 1
@@ -83,8 +81,17 @@ type Root struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
-// NIC is one network interface; the guest calls the i-th one eth<i>.
+// Network is how the container is connected.
+type Network struct {
+	NICs  []NIC  `json:"nics,omitempty"`
+	DNS   DNS    `json:"dns,omitzero"`
+	Hosts []Host `json:"hosts,omitempty"` // further lines of /etc/hosts
+}
+
+// NIC is one network interface.
 type NIC struct {
+	// Name of the interface; "" calls the i-th one eth<i>.
+	Name string `json:"name,omitempty"`
 	// MAC address, 52:54:00:…; "" means the i-th interface the guest finds.
 	MAC string `json:"mac,omitempty"`
 	// DHCP asks for address, routes and DNS servers, and what is set below is added.

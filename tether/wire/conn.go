@@ -278,6 +278,13 @@ func (c *Conn) Resize(ctx context.Context, process string, size Size) error {
 	return err
 }
 
+// Network has the guest set up its interfaces as n says, and take down those that n lacks. It waits for
+// interfaces that are just being plugged in.
+func (c *Conn) Network(ctx context.Context, n Network) error {
+	_, err := c.call(ctx, Request{Op: OpNetwork, Network: &n})
+	return err
+}
+
 // Shutdown has the guest send Config.StopSignal to the container's process now,
 // and SIGKILL after grace, even if this session ends. A negative grace never kills. The VM
 // powers off when the process has ended.

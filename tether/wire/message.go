@@ -28,7 +28,8 @@ const (
 	OpUsage    Op = "usage"  // Reply: Usage
 	OpFreeze   Op = "freeze" // hold back all writes to the root disk, until OpThaw or the session's end
 	OpThaw     Op = "thaw"
-	OpClock    Op = "clock" // set the clock to Time, after the VM has stood still
+	OpClock    Op = "clock"   // set the clock to Time, after the VM has stood still
+	OpNetwork  Op = "network" // set the interfaces up as Network says, which may name others than before
 )
 
 // Request is what a host asks of a guest.
@@ -44,6 +45,8 @@ type Request struct {
 	Size    Size   `json:"size,omitzero"`
 	Grace   int64  `json:"grace,omitempty"` // ns
 	Time    int64  `json:"time,omitempty"`  // ns since 1970
+	// Network is all of what the Config has under that name: what it lacks is taken down.
+	Network *Network `json:"network,omitempty"`
 }
 
 // Exec is a further process in a container.

@@ -1,0 +1,140 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"vic/containervm"
+)
+
+// A Fabric makes networks, and knows which containers are on several of them. It is a containervm.Networks.
+type Fabric struct {
+	o   Options
+	log *slog.Logger
+
+	mu       sync.RWMutex
+	networks []*Network
+	places   map[string][]*Endpoint // by container
+}
+
+// Options of a Fabric. The zero value works.
+type Options struct {
+	// HostGateway is an address of the host where connections to the gateways' addresses
+	// go. The zero Addr refuses them.
+	HostGateway netip.Addr
+	// Resolv is the file with the host's name servers; "" means /etc/resolv.conf.
+	Resolv string
+	// Log is told what no caller is; nil is silent.
+	Log *slog.Logger
+}
+
+// New makes a Fabric without networks.
+func New(o Options) *Fabric {
+	if o.Resolv == "" {
+		o.Resolv = "/etc/resolv.conf"
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Fabric{o: o, log: o.Log, places: map[string][]*Endpoint{}}
+}
+
+// Open implements containervm.Networks.
+func (f *Fabric) Open(conf containervm.NetworkConfig) (containervm.Network, error) {
+	n, err := newNetwork(f, conf)
+	if err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.networks = append(f.networks, n)
+	return n, nil
+}
+
+func (f *Fabric) remove(n *Network) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.networks = slices.DeleteFunc(f.networks, func(o *Network) bool { return o == n })
+}
+
+// Choose implements containervm.Networks.
+func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
+	host, err := hostNetworks()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	for _, p := range candidates() {
+		if !slices.ContainsFunc(host, p.Overlaps) && !slices.ContainsFunc(taken, p.Overlaps) {
+			return p, nil
+		}
+	}
+	return netip.Prefix{}, errors.New("none of them is free")
+}
+
+// candidates are docker's own.
+func candidates() []netip.Prefix {
+	var all []netip.Prefix
+	for i := byte(17); i <= 31; i++ {
+		all = append(all, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, i, 0, 0}), 16))
+	}
+	for i := 0; i < 256; i += 16 {
+		all = append(all, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(i), 0}), 20))
+	}
+	return all
+}
+
+func hostNetworks() ([]netip.Prefix, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Prefix
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
+// owns tells whether an address is of one of the networks.
+func (f *Fabric) owns(a netip.Addr) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return slices.ContainsFunc(f.networks, func(n *Network) bool {
+		return n.pool.subnet.Contains(a) || n.pool6 != nil && n.pool6.subnet.Contains(a)
+	})
+}
+
+func (f *Fabric) enter(e *Endpoint) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.places[e.container] = append(f.places[e.container], e)
+}
+
+func (f *Fabric) leave(e *Endpoint) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	rest := slices.DeleteFunc(slices.Clone(f.places[e.container]), func(o *Endpoint) bool { return o == e })
+	if f.places[e.container] = rest; len(rest) == 0 {
+		delete(f.places, e.container)
+	}
+}
+
+// placesOf are the endpoints of e's container, e first.
+func (f *Fabric) placesOf(e *Endpoint) []*Endpoint {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	all := []*Endpoint{e}
+	for _, o := range f.places[e.container] {
+		if o != e {
+			all = append(all, o)
+		}
+	}
+	return all
+}
