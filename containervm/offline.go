@@ -12,8 +12,8 @@ import (
 	"vic/layerstore"
 )
 
-// maxLinks is how many symlinks are followed on the way to a file, as the kernel does it.
-const maxLinks = 40
+// maxSymlinks is how many symlinks are followed on the way to a file, as the kernel does it.
+const maxSymlinks = 40
 
 // errStarted ends the reading of a disk that is written to from now on.
 var errStarted = errors.New("the container was started, or removed, while its files were read")
@@ -160,7 +160,7 @@ func resolve(f fileSystem, p string, follow, missing bool) (name string, info fs
 		if info.Mode()&fs.ModeSymlink == 0 || last && !follow {
 			continue
 		}
-		if links++; links > maxLinks {
+		if links++; links > maxSymlinks {
 			return fail(syscall.ELOOP)
 		}
 		target, err := f.ReadLink(done)
