@@ -10,13 +10,16 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"vic/containervm"
 )
 
 const (
-	// queueFrames is how many frames wait for a guest. A TCP window of some 256 KiB fits in.
-	queueFrames = 256
+	// queueFrames is how many frames wait for a guest, and queueSize how many bytes. The gateway's largest TCP window
+	// fits in.
+	queueFrames = 1024
+	queueSize   = 4 << 20
 	// batchSize is how many bytes are written to a guest at a time, if so many wait.
 	batchSize = 64 << 10
 )
@@ -32,6 +35,7 @@ type Endpoint struct {
 	dns       []netip.Addr
 
 	queue  chan []byte
+	queued atomic.Int64 // bytes in queue
 	closed chan struct{}
 	flows  *flows // out of and into the guest
 	conns  *conns
@@ -132,10 +136,14 @@ func (e *Endpoint) Close() error {
 
 // enqueue has the guest sent a frame, or drops it. It does not wait, and keeps the frame.
 func (e *Endpoint) enqueue(frame []byte) {
-	select {
-	case e.queue <- frame:
-	default:
+	if e.queued.Add(int64(len(frame))) <= queueSize {
+		select {
+		case e.queue <- frame:
+			return
+		default:
+		}
 	}
+	e.queued.Add(-int64(len(frame)))
 }
 
 // Serve implements containervm.Endpoint. One connection is served at a time.
@@ -200,6 +208,7 @@ const maxPadding = 16
 func (e *Endpoint) writeFrames(conn io.Writer, stop <-chan struct{}) error {
 	batch := make([]byte, 0, batchSize+e.n.mtu+headerSize+lengthSize)
 	for {
+		frames := 1
 		select {
 		case f := <-e.queue:
 			batch = appendFrame(batch[:0], f)
@@ -211,10 +220,12 @@ func (e *Endpoint) writeFrames(conn io.Writer, stop <-chan struct{}) error {
 			select {
 			case f := <-e.queue:
 				batch = appendFrame(batch, f)
+				frames++
 			default:
 				break more
 			}
 		}
+		e.queued.Add(int64(frames*lengthSize - len(batch)))
 		if _, err := conn.Write(batch); err != nil {
 			return err
 		}

@@ -57,8 +57,10 @@ import (
 	"vic/containervm"
 )
 
-// defaultMTU of the guests' interfaces.
-const defaultMTU = 1500
+// defaultMTU of the guests' interfaces, as long as IPv4 packets may be but for a little. No packet leaves this process
+// for a wire, so none needs be short, and what a packet costs, most of all in a guest that is emulated, is shared by
+// more bytes.
+const defaultMTU = 65520
 
 // A Network is a containervm.Network.
 type Network struct {
