@@ -96,7 +96,7 @@ func Fetch(ctx context.Context, src *fetch.Image, dir string) error {
 		}
 		blobs[i] = added
 	}
-	return d.AddImage(src.Config(), blobs)
+	return d.AddImage("", src.Config(), blobs)
 }
 
 // ociType returns OCI's media type for a layer that Docker's manifest formats name otherwise.

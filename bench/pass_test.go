@@ -122,7 +122,7 @@ func TestServeRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	layer := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: "sha256:" + ociZeros, Size: 1}
-	if err := d.AddImage(config, []ocispec.Descriptor{layer}); err != nil {
+	if err := d.AddImage("", config, []ocispec.Descriptor{layer}); err != nil {
 		t.Fatal(err)
 	}
 	if img, err := serve(t.Context(), d, ""); err == nil {

@@ -154,7 +154,7 @@ func (s Shape) write(ctx context.Context, d layout.Dir) error {
 	if err != nil {
 		return err
 	}
-	return d.AddImage(config, blobs)
+	return d.AddImage("", config, blobs)
 }
 
 // firstCause returns the first error that is not the end of the context, if there is one.

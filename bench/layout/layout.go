@@ -14,8 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -68,9 +70,9 @@ func (d Dir) Add(mediaType string, write func(io.Writer) error) (ocispec.Descrip
 	return desc, os.Rename(f.Name(), d.Blob(desc.Digest))
 }
 
-// AddImage makes an image of layers that were added, the lowest first, and its config: the
-// only one of the layout.
-func (d Dir) AddImage(config []byte, layers []ocispec.Descriptor) error {
+// AddImage makes an image of layers that were added, the lowest first, and its config. It takes the place of the image
+// of that name, which may be "".
+func (d Dir) AddImage(name string, config []byte, layers []ocispec.Descriptor) error {
 	cfg, err := d.Add(ocispec.MediaTypeImageConfig, writer(config))
 	if err != nil {
 		return err
@@ -85,9 +87,30 @@ func (d Dir) AddImage(config []byte, layers []ocispec.Descriptor) error {
 	if err != nil {
 		return err
 	}
-	return d.writeJSON(ocispec.ImageIndexFile, ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{desc},
-	})
+	if name != "" {
+		desc.Annotations = map[string]string{ocispec.AnnotationRefName: name}
+	}
+	index, err := d.index()
+	if errors.Is(err, fs.ErrNotExist) {
+		index = ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	} else if err != nil {
+		return err
+	}
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(m ocispec.Descriptor) bool { return m.Annotations[ocispec.AnnotationRefName] == name })
+	index.Manifests = append(index.Manifests, desc)
+	return d.writeJSON(ocispec.ImageIndexFile, index)
+}
+
+// index reads index.json.
+func (d Dir) index() (index ocispec.Index, err error) {
+	b, err := readBounded(filepath.Join(string(d), ocispec.ImageIndexFile))
+	if err != nil {
+		return index, err
+	}
+	if err := json.Unmarshal(b, &index); err != nil {
+		return index, fmt.Errorf("%s: index.json: %w", d, err)
+	}
+	return index, nil
 }
 
 func writer(b []byte) func(io.Writer) error {
@@ -100,13 +123,9 @@ func writer(b []byte) func(io.Writer) error {
 // Find returns the descriptor of an image, or of an index of images for several platforms:
 // the one whose org.opencontainers.image.ref.name is name. "" stands for the only one.
 func (d Dir) Find(name string) (ocispec.Descriptor, error) {
-	b, err := readBounded(filepath.Join(string(d), ocispec.ImageIndexFile))
+	index, err := d.index()
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("open OCI layout: %w", err)
-	}
-	var index ocispec.Index
-	if err := json.Unmarshal(b, &index); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("open OCI layout %s: index.json: %w", d, err)
 	}
 	var found []ocispec.Descriptor
 	var names []string

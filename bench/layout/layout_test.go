@@ -34,7 +34,7 @@ func makeLayout(t *testing.T) (Dir, []ocispec.Descriptor) {
 		layers, diffIDs = append(layers, l), append(diffIDs, `"`+l.Digest.String()+`"`)
 	}
 	config := `{"os":"linux","architecture":"amd64","config":{},"rootfs":{"type":"layers","diff_ids":[` + strings.Join(diffIDs, ",") + `]}}`
-	if err := d.AddImage([]byte(config), layers); err != nil {
+	if err := d.AddImage("", []byte(config), layers); err != nil {
 		t.Fatal(err)
 	}
 	return d, layers

@@ -48,27 +48,43 @@ func writeLayout(ctx context.Context, dir string, layers []Layer) error {
 	cfg := ocispec.Image{Created: &Epoch, Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, RootFS: ocispec.RootFS{Type: "layers"}}
 	var blobs []ocispec.Descriptor
 	for _, l := range layers {
-		hash := digest.SHA256.Digester()
-		blob, err := d.Add(ocispec.MediaTypeImageLayerGzip, func(w io.Writer) error {
-			z, err := gzip.NewWriterLevel(w, 6)
-			if err != nil {
-				return err
-			}
-			err = l.writeTo(io.MultiWriter(&untilDone{ctx, z}, hash.Hash()))
-			return errors.Join(err, z.Close())
-		})
+		added, err := addLayer(ctx, d, l, 6)
 		if err != nil {
-			return fmt.Errorf("layer %q: %w", l.CreatedBy, err)
+			return err
 		}
-		blobs = append(blobs, blob)
-		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, hash.Digest())
+		blobs = append(blobs, added.blob)
+		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, added.diffID)
 		cfg.History = append(cfg.History, ocispec.History{CreatedBy: l.CreatedBy, Created: &Epoch})
 	}
 	config, err := json.Marshal(cfg)
 	if err != nil {
 		return err
 	}
-	return d.AddImage(config, blobs)
+	return d.AddImage("", config, blobs)
+}
+
+// addedLayer is a layer in a layout.
+type addedLayer struct {
+	blob      ocispec.Descriptor
+	diffID    digest.Digest
+	createdBy string
+}
+
+// addLayer adds a layer to a layout, compressed at a level of gzip's.
+func addLayer(ctx context.Context, d layout.Dir, l Layer, level int) (addedLayer, error) {
+	hash := digest.SHA256.Digester()
+	blob, err := d.Add(ocispec.MediaTypeImageLayerGzip, func(w io.Writer) error {
+		z, err := gzip.NewWriterLevel(w, level)
+		if err != nil {
+			return err
+		}
+		err = l.writeTo(io.MultiWriter(&untilDone{ctx, z}, hash.Hash()))
+		return errors.Join(err, z.Close())
+	})
+	if err != nil {
+		return addedLayer{}, fmt.Errorf("layer %q: %w", l.CreatedBy, err)
+	}
+	return addedLayer{blob, hash.Digest(), l.CreatedBy}, nil
 }
 
 // untilDone fails when its context has ended.

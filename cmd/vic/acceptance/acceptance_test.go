@@ -97,13 +97,14 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// serve starts a host that ends with the test.
+// serve starts a host that ends with the test, and its containers with it.
 func serve(t testing.TB, store string) *host {
 	t.Helper()
 	h := &host{t: t, store: store, socket: filepath.Join(t.TempDir(), "s")}
 	h.start()
 	t.Cleanup(func() {
 		if h.cmd != nil {
+			h.removeAll()
 			h.stop()
 		}
 	})
@@ -135,6 +136,22 @@ func (h *host) start() {
 			h.t.Fatalf("vic serve does not listen: %v\n%s", err, h.log.String())
 		case <-time.After(10 * time.Millisecond): // sockets cannot be waited for
 		}
+	}
+}
+
+// removeAll removes the containers that a test that failed has left.
+func (h *host) removeAll() {
+	docker := func(args ...string) string {
+		cmd := exec.Command("docker", args...) // the test's context has ended
+		cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+h.socket)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			h.t.Errorf("docker %s: %v\n%s", args[0], err, out)
+		}
+		return string(out)
+	}
+	if ids := strings.Fields(docker("ps", "-aq")); len(ids) > 0 {
+		docker(append([]string{"rm", "-f", "-v"}, ids...)...)
 	}
 }
 
