@@ -52,10 +52,11 @@ type Container struct {
 type run struct {
 	number  int
 	machine Machine
-	conn    *wire.Conn // nil while there is no control session
-	started bool       // the container's process runs
-	manual  bool       // somebody stops or kills it
-	usage   Usage      // what its guest said last
+	conn    *wire.Conn    // nil while there is no control session
+	started bool          // the container's process runs
+	manual  bool          // somebody stops or kills it
+	usage   Usage         // what its guest said last
+	settled chan struct{} // closed once it is known whether the process ran
 	ended   chan struct{}
 	ctx     context.Context // of what serves the VM
 	cancel  context.CancelFunc

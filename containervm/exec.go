@@ -63,20 +63,28 @@ func (c *Container) CreateExec(s ExecSpec) (*Exec, error) {
 	return e, nil
 }
 
-// forgetExecs drops the execs of a run that has ended, a minute later: clients ask for
-// exit codes after the streams have closed.
+// execKept is how long an exec that has ended is known: clients ask for exit codes after the
+// streams have closed.
+const execKept = time.Minute
+
+// forgetExecs drops the execs of a run that has ended, a while later.
 func (m *Manager) forgetExecs(c *Container) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for id, e := range m.execs {
+	for _, e := range m.execs {
 		if e.c == c {
-			time.AfterFunc(time.Minute, func() {
-				m.mu.Lock()
-				defer m.mu.Unlock()
-				delete(m.execs, id)
-			})
+			e.forget()
 		}
 	}
+}
+
+// forget drops an exec a while later.
+func (e *Exec) forget() {
+	time.AfterFunc(execKept, func() {
+		e.c.m.mu.Lock()
+		defer e.c.m.mu.Unlock()
+		delete(e.c.m.execs, e.id)
+	})
 }
 
 // ID has 64 hex digits.
@@ -210,6 +218,7 @@ func (e *Exec) reap(p *wire.Process) {
 }
 
 func (e *Exec) ended(code int) {
+	e.forget()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.exit = &code

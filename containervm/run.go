@@ -122,6 +122,8 @@ func (c *Container) end(r *run) {
 // finish records the end of a VM.
 func (c *Container) finish(r *run) {
 	c.end(r)
+	c.notify() // who waits for the start reads the log to its end
+	<-r.settled
 	_ = c.m.watcher.Remove(filepath.Join(c.dir, logFile)) // it may not be watched
 	exit, at := c.exit(r)
 	all := c.connected(r)
@@ -247,7 +249,8 @@ func (c *Container) reattach(ctx context.Context) {
 		}
 		return
 	}
-	r := &run{number: 1, ended: make(chan struct{})}
+	r := &run{number: 1, settled: make(chan struct{}), ended: make(chan struct{})}
+	close(r.settled)
 	c.runs = 1
 	c.run = r
 	vm := VM{ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: c.boot, Log: filepath.Join(c.dir, logFile)}

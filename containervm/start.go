@@ -43,8 +43,11 @@ func (c *Container) Start(ctx context.Context) error {
 	if err == nil {
 		err = c.awaitStart(ctx, r)
 	}
+	if r != nil {
+		close(r.settled)
+	}
 	if err != nil {
-		c.failStart(err)
+		c.failStart(r, err)
 		return err
 	}
 	return nil
@@ -56,7 +59,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare the guest's kernel: %w", err)
 	}
-	r := &run{ended: make(chan struct{})}
+	r := &run{settled: make(chan struct{}), ended: make(chan struct{})}
 	if r.connections, err = c.joinAll(); err != nil {
 		return nil, err
 	}
@@ -170,10 +173,9 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 	}
 	defer f.close()
 	for {
-		rec, err := f.next(ctx, func() bool { return c.over(r.number) })
+		rec, err := f.next(ctx, r.off)
 		switch {
 		case err == io.EOF:
-			<-r.ended
 			return fmt.Errorf("the VM ended before the container's process ran: %s", c.lastWords(r))
 		case errors.Is(err, context.DeadlineExceeded):
 			return errors.Join(fmt.Errorf("the container's process did not run within %v: see %s", c.m.o.StartTimeout, filepath.Join(c.dir, consoleFile)), r.machine.Kill())
@@ -187,12 +189,8 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 				return err
 			}
 			select {
-			case <-r.ended:
-			case <-time.After(killPatience): // it says that it ends, and does not
-				if err := r.machine.Kill(); err != nil {
-					return err
-				}
-				<-r.ended
+			case <-r.machine.Done():
+			case <-time.After(killPatience): // it says that it ends, and does not: who records the failure kills it
 			}
 			return &StartError{ExitCode: exit.Code, Message: exit.Error}
 		case wire.RecStarted:
@@ -211,14 +209,23 @@ func (c *Container) awaitStart(ctx context.Context, r *run) error {
 	}
 }
 
-// failStart records a start that failed. The VM has ended or never existed.
-func (c *Container) failStart(err error) {
-	c.mu.Lock()
-	r := c.run
-	c.mu.Unlock()
+// off says whether the VM has ended.
+func (r *run) off() bool {
+	select {
+	case <-r.machine.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// failStart records a start that failed, with its VM's end if there is one.
+func (c *Container) failStart(r *run, err error) {
 	if r != nil {
-		if killErr := r.machine.Kill(); killErr != nil {
-			c.m.o.Log.Warn("kill VM", "container", c.id, "error", killErr)
+		if !r.off() {
+			if killErr := r.machine.Kill(); killErr != nil {
+				c.m.o.Log.Warn("kill VM", "container", c.id, "error", killErr)
+			}
 		}
 		<-r.ended
 	}

@@ -50,6 +50,7 @@ func TestDocker(t *testing.T) {
 		{"pause", testPause},
 		{"network", testNetwork},
 		{"networks", testNetworks},
+		{"leaks", testLeaks},
 		{"slow readers", testSlowReaders},
 		{"door", testDoor},
 		{"inside", testInside},
