@@ -20,14 +20,21 @@ const anonymousLabel = "com.docker.volume.anonymous"
 type mountTable struct {
 	driver string // of volumes that are made
 	order  []string
-	at     map[string]containervm.VolumeMount // by target
+	at     map[string]mountPoint // by target
+}
+
+// A mountPoint is what is mounted at a place: one of the two.
+type mountPoint struct {
+	target string
+	volume *containervm.VolumeMount
+	bind   *containervm.BindMount
 }
 
 // setMounts makes mounts of what Docker has five ways to ask for. Of two for one place a later way wins over
 // --volumes-from, and is refused elsewhere; an image's VOLUME gives way to all.
 func (s *Server) setMounts(spec *containervm.Spec, body *createBody) error {
 	h := body.HostConfig
-	t := mountTable{driver: h.VolumeDriver, at: map[string]containervm.VolumeMount{}}
+	t := mountTable{driver: h.VolumeDriver, at: map[string]mountPoint{}}
 	for _, from := range h.VolumesFrom {
 		if err := s.mountsFrom(&t, from); err != nil {
 			return err
@@ -37,15 +44,15 @@ func (s *Server) setMounts(spec *containervm.Spec, body *createBody) error {
 	for _, tmpfs := range spec.Tmpfs {
 		given[path.Clean(tmpfs.Target)] = true
 	}
-	add := func(v containervm.VolumeMount, err error) error {
+	add := func(p mountPoint, err error) error {
 		if err != nil {
 			return err
 		}
-		if given[v.Target] {
-			return badRequest("Duplicate mount point: %s", v.Target)
+		if given[p.target] {
+			return badRequest("Duplicate mount point: %s", p.target)
 		}
-		given[v.Target] = true
-		t.put(v)
+		given[p.target] = true
+		t.put(p)
 		return nil
 	}
 	for _, bind := range h.Binds {
@@ -57,7 +64,7 @@ func (s *Server) setMounts(spec *containervm.Spec, body *createBody) error {
 		if m.Type == mount.TypeTmpfs {
 			continue // setTmpfs
 		}
-		if err := add(t.volumeMount(m)); err != nil {
+		if err := add(t.parseMount(m)); err != nil {
 			return err
 		}
 	}
@@ -69,19 +76,24 @@ func (s *Server) setMounts(spec *containervm.Spec, body *createBody) error {
 		if target == "/" {
 			return badRequest("invalid volume specification: '%s': invalid specification: destination can't be '/'", name)
 		}
-		t.put(t.anonymous(target))
+		v := t.anonymous(target)
+		t.put(mountPoint{target: target, volume: &v})
 	}
 	for _, target := range t.order {
-		spec.Volumes = append(spec.Volumes, t.at[target])
+		if p := t.at[target]; p.bind != nil {
+			spec.Binds = append(spec.Binds, *p.bind)
+		} else {
+			spec.Volumes = append(spec.Volumes, *p.volume)
+		}
 	}
 	return nil
 }
 
-func (t *mountTable) put(v containervm.VolumeMount) {
-	if _, there := t.at[v.Target]; !there {
-		t.order = append(t.order, v.Target)
+func (t *mountTable) put(p mountPoint) {
+	if _, there := t.at[p.target]; !there {
+		t.order = append(t.order, p.target)
 	}
-	t.at[v.Target] = v
+	t.at[p.target] = p
 }
 
 func (t *mountTable) anonymous(target string) containervm.VolumeMount {
@@ -105,40 +117,50 @@ func (s *Server) mountsFrom(t *mountTable, from string) error {
 	for _, v := range c.Info().Spec.Volumes {
 		v.ReadOnly = v.ReadOnly || o.readOnly
 		v.NoCopy = true
-		t.put(v)
+		t.put(mountPoint{target: v.Target, volume: &v})
+	}
+	for _, b := range c.Info().Spec.Binds {
+		b.ReadOnly = b.ReadOnly || o.readOnly
+		t.put(mountPoint{target: b.Target, bind: &b})
 	}
 	return nil
 }
 
-// parseBind reads -v: "[SOURCE:]TARGET[:OPTIONS]".
-func (t *mountTable) parseBind(text string) (v containervm.VolumeMount, err error) {
+// parseBind reads -v: "[SOURCE:]TARGET[:OPTIONS]". A source that is a path is the host's.
+func (t *mountTable) parseBind(text string) (p mountPoint, err error) {
 	var source, mode string
 	parts := strings.Split(text, ":")
 	switch len(parts) {
 	case 1:
-		v = t.anonymous(parts[0])
+		p.target = parts[0]
 	case 2:
-		source, v.Target = parts[0], parts[1]
+		source, p.target = parts[0], parts[1]
 	case 3:
-		source, v.Target, mode = parts[0], parts[1], parts[2]
-	default:
-		return v, badRequest("invalid volume specification: '%s'", text)
+		source, p.target, mode = parts[0], parts[1], parts[2]
 	}
-	if len(parts) > 1 && source == "" || v.Target == "" {
-		return v, badRequest("invalid volume specification: '%s'", text)
+	if len(parts) > 3 || len(parts) > 1 && source == "" || p.target == "" {
+		return p, badRequest("invalid volume specification: '%s'", text)
 	}
-	if v.Target, err = mountTarget(v.Target); err != nil {
-		return v, badRequest("invalid volume specification: '%s': %w", text, err)
+	if p.target, err = mountTarget(p.target); err != nil {
+		return p, badRequest("invalid volume specification: '%s': %w", text, err)
 	}
 	o, err := parseMode(mode)
 	if err != nil {
-		return v, badRequest("invalid volume specification: '%s': %w", text, err)
+		return p, badRequest("invalid volume specification: '%s': %w", text, err)
 	}
-	if path.IsAbs(source) {
-		return v, notImplemented("--volume %s is not supported: this host has no bind mounts yet: use a volume", text)
+	switch {
+	case source == "":
+		v := t.anonymous(p.target)
+		p.volume = &v
+	case path.IsAbs(source):
+		if o.noCopy {
+			return p, badRequest("invalid volume specification: '%s': invalid mode: %s", text, mode)
+		}
+		p.bind = &containervm.BindMount{Source: path.Clean(source), Target: p.target, Create: true, ReadOnly: o.readOnly, Mode: mode}
+	default:
+		p.volume = &containervm.VolumeMount{Name: source, Target: p.target, Driver: t.driver, ReadOnly: o.readOnly, NoCopy: o.noCopy, Mode: cmp.Or(mode, "z")}
 	}
-	v.Name, v.ReadOnly, v.NoCopy, v.Mode, v.Driver = source, o.readOnly, o.noCopy, cmp.Or(mode, "z"), t.driver
-	return v, nil
+	return p, nil
 }
 
 func mountTarget(target string) (string, error) {
@@ -184,49 +206,90 @@ func parseMode(mode string) (o mountMode, err error) {
 	return o, nil
 }
 
-// volumeMount reads a --mount of type volume.
-func (t *mountTable) volumeMount(m mount.Mount) (v containervm.VolumeMount, err error) {
-	bad := func(format string, args ...any) (containervm.VolumeMount, error) {
-		return v, badRequest(`invalid mount config for type "`+string(m.Type)+`": `+format, args...)
+// parseMount reads a --mount of type volume or bind.
+func (t *mountTable) parseMount(m mount.Mount) (mountPoint, error) {
+	bad := func(format string, args ...any) (mountPoint, error) {
+		return mountPoint{}, badRequest(`invalid mount config for type "`+string(m.Type)+`": `+format, args...)
 	}
 	if m.Target == "" {
 		return bad("field Target must not be empty")
 	}
-	target, err := mountTarget(m.Target)
-	if err != nil {
+	p := mountPoint{}
+	var err error
+	if p.target, err = mountTarget(m.Target); err != nil {
 		return bad("%w", err)
-	}
-	if m.BindOptions != nil || m.TmpfsOptions != nil || m.ImageOptions != nil || m.ClusterOptions != nil {
-		return bad("it has options of another type")
 	}
 	if !slices.Contains([]mount.Consistency{"", mount.ConsistencyDefault, mount.ConsistencyFull, mount.ConsistencyCached, mount.ConsistencyDelegated}, m.Consistency) {
 		return bad("unknown consistency %q", m.Consistency)
 	}
-	v = containervm.VolumeMount{Driver: t.driver}
+	if m.TmpfsOptions != nil || m.ImageOptions != nil || m.ClusterOptions != nil ||
+		m.BindOptions != nil && m.Type != mount.TypeBind || m.VolumeOptions != nil && m.Type != mount.TypeVolume {
+		return bad("it has options of another type")
+	}
+	if m.Type == mount.TypeBind {
+		p.bind, err = bindMount(m, p.target)
+	} else {
+		p.volume, err = t.volumeMount(m, p.target)
+	}
+	if err != nil {
+		return bad("%w", err)
+	}
+	return p, nil
+}
+
+func bindMount(m mount.Mount, target string) (*containervm.BindMount, error) {
+	if m.Source == "" {
+		return nil, badRequest("field Source must not be empty")
+	}
+	if !path.IsAbs(m.Source) {
+		return nil, badRequest("invalid mount path: '%s' mount path must be absolute", m.Source)
+	}
+	b := &containervm.BindMount{Source: path.Clean(m.Source), Target: target, ReadOnly: m.ReadOnly}
+	o := m.BindOptions
+	if o == nil {
+		return b, nil
+	}
+	switch o.Propagation {
+	case "", mount.PropagationRPrivate:
+	default:
+		return nil, badRequest("mount propagation %s is not supported: the container's mounts are those of a virtual machine", o.Propagation)
+	}
+	if o.NonRecursive {
+		return nil, badRequest("bind-recursive=disabled is not supported: what is mounted in the folder is shown too")
+	}
+	if o.ReadOnlyNonRecursive {
+		return nil, badRequest("bind-recursive=writable is not supported: what is mounted in a read-only folder is read-only too")
+	}
+	b.Create = o.CreateMountpoint
+	return b, nil
+}
+
+func (t *mountTable) volumeMount(m mount.Mount, target string) (*containervm.VolumeMount, error) {
+	v := containervm.VolumeMount{Driver: t.driver}
 	if m.Source == "" {
 		v = t.anonymous(target)
 	}
 	v.Name, v.Target, v.ReadOnly, v.Mode = m.Source, target, m.ReadOnly, "z"
 	o := m.VolumeOptions
 	if o == nil {
-		return v, nil
+		return &v, nil
 	}
 	v.NoCopy, v.Subpath = o.NoCopy, o.Subpath
 	if v.Subpath != "" && m.Source == "" {
-		return bad("must not set Subpath when using anonymous volumes")
+		return nil, badRequest("must not set Subpath when using anonymous volumes")
 	}
-	labels := maps.Clone(o.Labels)
+	labels := maps.Clone(v.Labels)
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	maps.Copy(labels, v.Labels)
+	maps.Copy(labels, o.Labels)
 	if len(labels) > 0 {
 		v.Labels = labels
 	}
 	if d := o.DriverConfig; d != nil {
 		v.Driver, v.Options = cmp.Or(d.Name, v.Driver), d.Options
 	}
-	return v, nil
+	return &v, nil
 }
 
 // mountPoints are a container's mounts as inspect shows them.
@@ -238,6 +301,11 @@ func (s *Server) mountPoints(spec containervm.Spec) []container.MountPoint {
 			Driver: cmp.Or(v.Driver, defaultDriver), Mode: v.Mode, RW: !v.ReadOnly,
 		})
 	}
+	for _, b := range spec.Binds {
+		out = append(out, container.MountPoint{
+			Type: mount.TypeBind, Source: b.Source, Destination: b.Target, Mode: b.Mode, RW: !b.ReadOnly, Propagation: mount.PropagationRPrivate,
+		})
+	}
 	return out
 }
 
@@ -246,5 +314,7 @@ func (f filters) mounts(spec containervm.Spec) bool {
 	const key = "volume"
 	return !f.has(key) || slices.ContainsFunc(spec.Volumes, func(v containervm.VolumeMount) bool {
 		return f.exact(key, v.Name) || f.exact(key, v.Target)
+	}) || slices.ContainsFunc(spec.Binds, func(b containervm.BindMount) bool {
+		return f.exact(key, b.Source) || f.exact(key, b.Target)
 	})
 }

@@ -110,7 +110,7 @@ var options = []option{
 	{field: "HostConfig.Runtime", flag: "--runtime", takes: only(runtimeName), why: "there is one runtime, " + runtimeName},
 	{field: "HostConfig.Umask", takes: all},
 	{field: "HostConfig.Isolation", flag: "--isolation", takes: only("default"), why: noWindows},
-	{field: "HostConfig.Mounts", flag: "--mount", takes: knownMounts, why: "this host has mounts of type volume and tmpfs"},
+	{field: "HostConfig.Mounts", flag: "--mount", takes: knownMounts, why: "this host has mounts of type volume, bind and tmpfs"},
 	{field: "HostConfig.MaskedPaths", takes: all},
 	{field: "HostConfig.ReadonlyPaths", takes: all},
 	{field: "HostConfig.Init", flag: "--init", takes: all},
@@ -194,7 +194,7 @@ func noRestart(v any) bool {
 // knownMounts are the types of mounts that there are; setMounts looks at each.
 func knownMounts(v any) bool {
 	return !slices.ContainsFunc(v.([]mount.Mount), func(m mount.Mount) bool {
-		return !slices.Contains([]mount.Type{mount.TypeVolume, mount.TypeTmpfs}, m.Type)
+		return !slices.Contains([]mount.Type{mount.TypeVolume, mount.TypeBind, mount.TypeTmpfs}, m.Type)
 	})
 }
 

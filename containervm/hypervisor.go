@@ -90,6 +90,8 @@ type VM struct {
 	Unsafe bool
 	// Disks are further ones.
 	Disks []Disk
+	// Shares are folders of the host. A Hypervisor that is no Sharer takes none.
+	Shares []Share
 	// NICs that are there at the boot. Others may be added later.
 	NICs []NIC
 	// Log is appended with what the guest writes to its log port, Console is
@@ -103,6 +105,22 @@ type Disk struct {
 	Serial   string // number that the guest knows it by, at most 20 bytes
 	ReadOnly bool
 }
+
+// A Sharer is a Hypervisor that can share folders of the host with VMs.
+type Sharer interface {
+	// CanShare says what is missing, nil if nothing is.
+	CanShare() error
+}
+
+// A Share is a folder of the host in a VM, or one with a single file in it: nothing beside that is shown.
+type Share struct {
+	Path     string // absolute, of a folder or a regular file
+	Tag      string // that the guest knows it by
+	ReadOnly bool   // also to a guest whose kernel thinks otherwise
+}
+
+// SharedFile is the name of the file in a Share of a single one.
+const SharedFile = "file"
 
 // Boot is what a VM boots.
 type Boot struct {

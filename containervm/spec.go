@@ -77,6 +77,7 @@ type Spec struct {
 	ReadOnlyRoot bool              `json:"readOnlyRoot,omitempty"`
 	Tmpfs        []Tmpfs           `json:"tmpfs,omitempty"`
 	Volumes      []VolumeMount     `json:"volumes,omitempty"`
+	Binds        []BindMount       `json:"binds,omitempty"`
 	ShmSize      int64             `json:"shmSize,omitempty"` // of /dev/shm in bytes; 0 means 64 MiB
 	Sysctls      map[string]string `json:"sysctls,omitempty"`
 	Rlimits      []Rlimit          `json:"rlimits,omitempty"`
@@ -129,6 +130,17 @@ type VolumeMount struct {
 	Subpath string `json:"subpath,omitempty"`
 	// NoCopy leaves an empty volume empty. Without it, and without a Subpath, the first start copies what the image has at Target.
 	NoCopy bool `json:"noCopy,omitempty"`
+	// Mode is the caller's own, such as the options in docker's notation.
+	Mode string `json:"mode,omitempty"`
+}
+
+// BindMount shares a folder or a regular file of the host with the container. User and group IDs are the same on both sides.
+type BindMount struct {
+	Source string `json:"source"` // absolute
+	Target string `json:"target"` // absolute
+	// Create makes a folder of Source with each start if nothing is there.
+	Create   bool `json:"create,omitempty"`
+	ReadOnly bool `json:"readOnly,omitempty"`
 	// Mode is the caller's own, such as the options in docker's notation.
 	Mode string `json:"mode,omitempty"`
 }

@@ -66,6 +66,9 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	disks, err := c.takeVolumes()
 	var vm VM
 	if err == nil {
+		err = c.makeBinds()
+	}
+	if err == nil {
 		vm, err = c.vm(boot, r.connections, disks)
 	}
 	if err == nil {
@@ -132,6 +135,7 @@ func (c *Container) vm(boot Boot, all []*connection, disks []volumeDisk) (VM, er
 	for _, d := range disks {
 		vm.Disks = append(vm.Disks, d.Disk)
 	}
+	vm.Shares = c.shares()
 	for _, k := range all {
 		vm.NICs = append(vm.NICs, NIC{End: k.info.End, MAC: k.info.MAC})
 	}
@@ -158,6 +162,7 @@ func (c *Container) config(all []*connection, disks []volumeDisk) wire.Config {
 		conf.Mounts = append(conf.Mounts, wire.Mount{Type: "tmpfs", Target: t.Target, Options: t.Options})
 	}
 	conf.Mounts = append(conf.Mounts, c.volumeMounts(disks)...)
+	conf.Mounts = append(conf.Mounts, c.bindMounts()...)
 	sortMounts(conf.Mounts)
 	conf.Network = c.guestNetwork(all)
 	return conf

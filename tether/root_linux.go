@@ -24,6 +24,7 @@ func (g *guest) mountRoot() error {
 	if err != nil {
 		return err
 	}
+	g.devices.probe() // whatever is mounted later: the modules go when the root is switched
 	if err := os.MkdirAll(newRoot, 0755); err != nil {
 		return err
 	}
@@ -138,6 +139,8 @@ func (g *guest) mountFurther() error {
 			err = mount("tmpfs", m.Target, "tmpfs", flags, data)
 		case m.Type == "disk":
 			err = v.mount(m)
+		case m.Type == "share":
+			err = mountShare(m)
 		default:
 			err = fmt.Errorf("mount of type %q on %s", m.Type, m.Target)
 		}

@@ -91,16 +91,30 @@ func (vs volumes) mount(m wire.Mount) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if m.Subpath != "" {
-		part, err := subtree(f, m.Subpath)
-		if err != nil {
-			return fmt.Errorf("mount %s of volume on %s: %w", m.Subpath, m.Target, err)
-		}
-		defer part.Close()
-		f = part
+	return attachPart(f, m)
+}
+
+// mountShare mounts a folder of the host, or what m wants of it.
+func mountShare(m wire.Mount) error {
+	f, err := openFS("virtiofs", m.Serial, m.ReadOnly, m.ReadOnly)
+	if err != nil {
+		return err
 	}
-	return attach(f, m.Target)
+	return attachPart(f, m)
+}
+
+// attachPart puts a mount, or what m wants of it, where m says, and closes f.
+func attachPart(f *os.File, m wire.Mount) error {
+	defer f.Close()
+	if m.Subpath == "" {
+		return attach(f, m.Target)
+	}
+	part, err := subtree(f, m.Subpath)
+	if err != nil {
+		return fmt.Errorf("mount %s on %s: %w", m.Subpath, m.Target, err)
+	}
+	defer part.Close()
+	return attach(part, m.Target)
 }
 
 // staging is where a file system is while a part of it is taken.

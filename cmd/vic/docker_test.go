@@ -45,6 +45,7 @@ func TestDocker(t *testing.T) {
 		{"lifecycle", testLifecycle},
 		{"volumes", testVolumes},
 		{"volumes of containers", testContainerVolumes},
+		{"binds", testBinds},
 		{"events", testEvents},
 		{"process options", testProcessOptions},
 		{"pause", testPause},

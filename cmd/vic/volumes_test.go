@@ -2,12 +2,15 @@ package main
 
 import (
 	"archive/tar"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"vic/bench/testimage"
 )
@@ -177,4 +180,113 @@ func testContainerVolumes(t *testing.T, s *suite) {
 	}
 	s.docker(t, "", "volume", "rm", "empty", "inner", "named", "over").ok()
 	s.docker(t, "", "rmi", image).ok()
+}
+
+// Folders and files of the host in containers.
+func testBinds(t *testing.T, s *suite) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, sub := range []string{"rw", "ro"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("rw/host", "of the host")
+	write("ro/host", "read-only")
+	write("file", "alone")
+	write("secret", "a sibling")
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--mount", "type=bind,src=" + dir + "/nope,dst=/x"}, `invalid mount config for type "bind": bind source path does not exist: ` + dir + "/nope"},
+		{[]string{"--mount", "type=bind,src=" + dir + ",dst=/x,bind-propagation=rshared"}, "mount propagation rshared is not supported"},
+		{[]string{"--mount", "type=bind,src=" + dir + ",dst=/x,bind-recursive=disabled"}, "bind-recursive=disabled is not supported"},
+		{[]string{"-v", s.socket + ":/var/run/docker.sock"}, "neither a folder nor a regular file"},
+		{[]string{"-v", dir + ":/x:nocopy"}, "invalid mode: nocopy"},
+		{[]string{"-v", dir + ":/x:slave"}, "mount propagation slave is not supported"},
+	} {
+		s.docker(t, "", append(append([]string{"create"}, tt.args...), "bb")...).wantError(1, tt.want)
+	}
+	s.docker(t, "", "run", "-d", "--name", "binds", "-v", dir+"/rw:/rw", "-v", dir+"/new/folder:/rw/new", "--mount", "type=bind,src="+dir+"/ro,dst=/ro,readonly",
+		"-v", dir+"/file:/etc/alone", "bb", "sleep", "1000").ok()
+	sh := func(script string) result { return s.docker(t, "", "exec", "binds", "sh", "-c", script) }
+	sh("cat /rw/host /ro/host /etc/alone; ls /rw").want(0, "of the hostread-onlyalonehost\nnew\n")
+	sh("echo guest > /rw/guest; chown 5:6 /rw/guest; chmod 640 /rw/guest; mkdir /rw/new/sub; echo more >> /etc/alone; echo no > /ro/host").wantError(1, "Read-only file system")
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, "rw/guest"), &st); err != nil || st.Uid != 5 || st.Gid != 6 || st.Mode != unix.S_IFREG|0o640 {
+		t.Errorf("what the guest made is %+v, %v", st, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "alonemore\n" {
+		t.Errorf("the file has %q, %v", b, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "new/folder/sub")); err != nil {
+		t.Error(err)
+	}
+	// The host keeps what the guest's root tries: another view of the shares shows no more and is as read-only.
+	sh("mkdir /t; for i in 0 1 2 3; do mount -t virtiofs bind$i /t && { ls /t; echo x > /t/break; mknod /t/dev b 8 0; umount /t; }; done").wantError(0, "Read-only file system")
+	sh("mount -t virtiofs bind2 /t && ls -A /t").want(0, "file\n")
+	for _, name := range []string{"ro/break", "break", "rw/dev"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !os.IsNotExist(err) {
+			t.Errorf("the guest made %s: %v", name, err)
+		}
+	}
+	s.docker(t, "", "inspect", "binds", "--format", "{{range .Mounts}}{{.Type}} {{.Destination}} {{.Mode}} {{.RW}} {{.Propagation}}\n{{end}}{{.HostConfig.Binds}}").
+		has("bind /rw  true rprivate\nbind /rw/new  true rprivate\nbind /etc/alone  true rprivate\nbind /ro  false rprivate\n[" + dir + "/rw:/rw ")
+
+	// What serves the folders outlives the daemon, and ends with the VM.
+	id := s.docker(t, "", "inspect", "binds", "--format", "{{.Id}}").ok()
+	s.end(t)
+	s.serve(t)
+	write("rw/later", "later")
+	sh("cat /rw/later; echo x > /rw/after").want(0, "later")
+	servers := serversOf(t, id)
+	if len(servers) < 4 {
+		t.Errorf("%d processes serve 4 folders", len(servers))
+	}
+	s.docker(t, "", "rm", "-f", "binds").ok()
+	for _, p := range servers {
+		ended(t, p)
+	}
+}
+
+// serversOf opens the processes that serve a container's VM its folders: their command lines name its folder of sockets.
+func serversOf(t *testing.T, container string) []int {
+	t.Helper()
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fds []int
+	for _, path := range lines {
+		line, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(line), "/"+container[:12]+"/share\x00") {
+			continue // the process may have ended
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		fds = append(fds, fd)
+	}
+	return fds
+}
+
+// ended waits for the end of a process.
+func ended(t *testing.T, pidfd int) {
+	t.Helper()
+	const patience = 60_000 // ms
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, patience); n != 1 || err != nil {
+		t.Errorf("a process that served folders to a VM outlives it: %v", err)
+	}
 }

@@ -31,6 +31,7 @@ var wanted = []struct {
 	{name: "virtio_console"},
 	{name: "virtio_scsi", disk: true},
 	{name: "virtio_rng"},
+	{name: "virtiofs"},
 	{name: "vmw_pvscsi", disk: true},
 	{name: "sd_mod"},
 	{name: "vmxnet3"},

@@ -22,6 +22,12 @@ const (
 // a port costs 50 to 70 ms of every boot under emulation.
 const slots = "slots"
 
+// Open files that QEMU begins with.
+const (
+	monitorFD    = 3
+	firstShareFD = 4
+)
+
 // socket is the path of one of a VM's ends on the host.
 func socket(vm containervm.VM, end string) string { return filepath.Join(vm.RuntimeDir, end) }
 
@@ -39,7 +45,7 @@ func args(vm containervm.VM, p Platform) ([]string, error) {
 		"-rtc", "base=utc",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-pidfile", socket(vm, pidFile),
-		"-chardev", "socket,id=monitor,server=on,wait=off,fd=3", // the first of ExtraFiles
+		"-chardev", fmt.Sprintf("socket,id=monitor,server=on,wait=off,fd=%d", monitorFD),
 		"-mon", "chardev=monitor,mode=control",
 		"-chardev", "file,id=console,path="+escape(vm.Console),
 		"-serial", "chardev:console",
@@ -70,6 +76,19 @@ func args(vm containervm.VM, p Platform) ([]string, error) {
 			return nil, err
 		}
 		a = append(a, "-blockdev", node, "-device", fmt.Sprintf("virtio-blk-pci,id=%s,drive=%s,serial=%s", name, name, escape(d.Serial)))
+	}
+	if len(vm.Shares) > 0 { // who serves them reads and writes the guest's memory
+		a = append(a,
+			"-object", fmt.Sprintf("memory-backend-memfd,id=memory,share=on,size=%dM", (vm.Memory+1<<20-1)>>20),
+			"-machine", "memory-backend=memory",
+		)
+	}
+	for i, s := range vm.Shares {
+		name := fmt.Sprintf("share%d", i)
+		a = append(a,
+			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", name, firstShareFD+i),
+			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=%s,tag=%s", name, escape(s.Tag)),
+		)
 	}
 	for _, nic := range vm.NICs {
 		a = append(a,

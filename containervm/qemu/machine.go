@@ -96,6 +96,7 @@ func (m *machine) reap(child *os.Process) {
 	m.watch.Go(func() {
 		select {
 		case <-m.done:
+			_ = child.Kill()    // what serves folders to a VM that has ended ends by itself, or so
 			_, _ = child.Wait() // the exit code is not of interest: the guest's log has its own
 		case <-m.closing:
 			_ = child.Release() // init reaps it when we have ended

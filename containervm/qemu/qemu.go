@@ -8,6 +8,7 @@
 //	qmp        UNIX socket: QEMU's monitor
 //	control    UNIX socket: the guest's virtio-serial port "vic.control"
 //	net0 …     UNIX socket: frames of the i-th NIC, each after its length (4 bytes, big-endian)
+//	share      empty; folders of the host are put together on it, where nobody sees it
 //	config0 …  OEM strings; removed when QEMU has read them, for they may hold secrets
 //
 // QEMU listens on all of them, since that is what lets another VCH connect when the
@@ -49,6 +50,8 @@ type Driver struct {
 	// Cache is a file that keeps what was found out about KVM until the host boots anew; ""
 	// for none.
 	Cache string
+	// Virtiofsd is the program that shares folders of the host with guests; "" looks where distributions have it.
+	Virtiofsd string
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
 
@@ -144,12 +147,19 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []str
 	if err != nil {
 		return nil, err
 	}
+	shares, err := d.share(vm, stderr)
+	if err != nil {
+		listener.Close()
+		return nil, err
+	}
 	cmd := exec.Command(d.binary(), a...)
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = stderr, stderr, []*os.File{listener}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = stderr, stderr, append([]*os.File{listener}, shares.sockets...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = startOn(vm.CPUSet, cmd)
 	listener.Close()
+	shares.handOver()
 	if err != nil {
+		shares.end()
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -157,8 +167,12 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []str
 	m, err := d.open(ctx, vm, p.Accel)
 	if err == nil {
 		m.reap(cmd.Process)
+		for _, p := range shares.servers {
+			m.reap(p)
+		}
 		return m, nil
 	}
+	defer shares.end()
 	_ = cmd.Process.Kill() // it can but have ended
 	_ = cmd.Wait()         // its exit code is not of interest
 	said := make([]byte, maxStderr)

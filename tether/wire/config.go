@@ -116,12 +116,13 @@ type Host struct {
 
 // Mount is a further file system of the container.
 type Mount struct {
-	// Type is "tmpfs", or "disk" for a volume: an ext4 file system on a disk.
+	// Type is "tmpfs", "disk" for a volume: an ext4 file system on a disk, or "share" for a folder of the host, by
+	// virtiofs.
 	Type string `json:"type"`
-	// Serial of a "disk". Several mounts may be of one disk; a disk that all of them want
+	// Serial of a "disk", tag of a "share". Several mounts may be of one disk; a disk that all of them want
 	// read-only is not written, so that other VMs may read it.
 	Serial string `json:"serial,omitempty"`
-	// Subpath of a "disk" is what is mounted of it, a folder or a file that is there. Symlinks in
+	// Subpath of a "disk" or "share" is what is mounted of it, a folder or a file that is there. Symlinks in
 	// it are resolved inside the disk. "" is all of it.
 	Subpath string `json:"subpath,omitempty"`
 	// Copy has a "disk" that is empty filled, before anything is mounted, with what the root has at Target.
