@@ -34,7 +34,7 @@ type CheckProgress struct {
 // Check verifies the store and tells report, from the calling goroutine, what is
 // wrong: the base disk, each layer's record and disk, that each layer's parent is
 // there, each image, that its layers are there, each name and its image, each
-// container's disk. Pulls and removals may go on meanwhile. The error says that
+// container's disk, each volume. Pulls and removals may go on meanwhile. The error says that
 // it could not do its work; it is nil however many findings there are.
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Finding)) error {
 	if err := s.newChecker(o, report).run(ctx); err != nil {
@@ -72,7 +72,7 @@ func (c *checker) run(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
 		c.checkImages, c.checkBase,
 		func(ctx context.Context) error { return c.checkLayers(ctx, chains) },
-		c.checkDisks, c.checkNames, c.checkContainers, c.checkTmp,
+		c.checkDisks, c.checkNames, c.checkContainers, c.checkVolumes, c.checkClaims, c.checkTmp,
 	} {
 		if err := step(ctx); err != nil {
 			return err

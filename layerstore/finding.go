@@ -17,6 +17,7 @@ const (
 	AboutFiles     = "files"     // the file system of an image, ID is the image's
 	AboutName      = "name"      // ID is the name's file
 	AboutContainer = "container" // ID is that of the container
+	AboutVolume    = "volume"    // ID is its name
 	AboutFile      = "file"      // a file that is nothing of these
 )
 

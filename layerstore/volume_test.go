@@ -8,6 +8,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vic/diskfs"
 )
 
 func openVolumes(t *testing.T) *Store {
@@ -257,6 +261,9 @@ func TestVolumeDamaged(t *testing.T) {
 	if err := os.Remove(s.dir.volumeRecord("gone")); err != nil {
 		t.Fatal(err)
 	}
+	if got := volumeFindings(t, s); got != "gone liar text" {
+		t.Errorf("check found %q", got)
+	}
 	all, damaged, err := s.Volumes()
 	if err != nil || len(all) != 1 || all[0].Name != "good" || len(damaged) != 3 {
 		t.Errorf("got %v, %v, %v", all, damaged, err)
@@ -273,6 +280,9 @@ func TestVolumeDamaged(t *testing.T) {
 	if err := os.WriteFile(s.dir.volumePin("c1"), []byte(`[{"name":"../x"}]`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if got := volumeFindings(t, s); got != "c1" {
+		t.Errorf("check found %q", got)
+	}
 	if err := s.RemoveVolume("good"); err == nil {
 		t.Error("removed although it cannot be known who uses it")
 	}
@@ -284,6 +294,82 @@ func TestVolumeDamaged(t *testing.T) {
 	}
 	if err := s.RemoveVolume("good"); err != nil {
 		t.Error(err)
+	}
+}
+
+// volumeFindings are the IDs of what Check finds wrong with volumes and containers.
+func volumeFindings(t *testing.T, s *Store) string {
+	t.Helper()
+	ids := []string{}
+	err := s.Check(t.Context(), CheckOptions{Deep: true}, func(f Finding) {
+		if f.Harmless || f.About != AboutVolume && f.About != AboutContainer {
+			t.Errorf("finding %+v", f)
+		}
+		ids = append(ids, f.ID)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	slices.Sort(ids)
+	return strings.Join(ids, " ")
+}
+
+// What is wrong with a volume's disk and file system.
+func TestVolumeCheck(t *testing.T) {
+	s := openStoreIn(t, filepath.Join(t.TempDir(), "store"), Options{Capacity: testCapacity})
+	for _, name := range []string{"descriptor", "extent", "files", "tables", "fine", "busy"} {
+		makeVolume(t, s, small(name))
+	}
+	claim(t, s, "c1", VolumeClaim{VolumeOptions: small("fine")})
+	claim(t, s, "c2", VolumeClaim{VolumeOptions: small("missing")})
+	if got := volumeFindings(t, s); got != "" {
+		t.Fatalf("sound volumes: %q", got)
+	}
+	change := func(name, file string, off int64, text string) {
+		t.Helper()
+		f, err := os.OpenFile(filepath.Join(s.dir.volume(name), file), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteAt([]byte(text), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change("descriptor", containerDisk, 0, "#")
+	if err := os.Truncate(filepath.Join(s.dir.volume("descriptor"), containerDisk), 10); err != nil {
+		t.Fatal(err)
+	}
+	change("extent", containerExtent, 0, "X")
+	change("tables", containerExtent, 512+512, "\xff\xff\xff\x7f") // the first grain table of the redundant directory
+	grain := int64(64 << 10)
+	for ; ; grain += 64 << 10 { // the one with the superblock
+		b := make([]byte, 2)
+		f, err := os.Open(filepath.Join(s.dir.volume("files"), containerExtent))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.ReadAt(b, grain+1024+0x38)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b[0] == 0x53 && b[1] == 0xef {
+			break
+		}
+	}
+	change("files", containerExtent, grain+1024+0x10, "\xff\xff")
+	change("busy", containerExtent, grain+1024+0x10, "\xff\xff")
+	if err := os.RemoveAll(s.dir.volume("missing")); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockRange(filepath.Join(s.dir.volume("busy"), containerExtent), unix.F_RDLCK, 100, 1, false) // as QEMU does
+	if lock == nil {
+		t.Fatal(err)
+	}
+	defer lock.unlock()
+	if got := volumeFindings(t, s); got != "c2 descriptor extent files tables" {
+		t.Errorf("check found %q", got)
 	}
 }
 
@@ -305,7 +391,7 @@ func TestVolumeMounted(t *testing.T) {
 		t.Skip("mounting takes root")
 	}
 	s := openVolumes(t)
-	makeVolume(t, s, small("vol"))
+	v := makeVolume(t, s, small("vol"))
 	raw := rawVolume(t, s, "vol")
 	dir := t.TempDir()
 	command(t, "mount", "-o", "loop", raw, dir)
@@ -316,6 +402,19 @@ func TestVolumeMounted(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("text"), 0o644); err != nil {
 		t.Error(err)
 	}
+	command(t, "sh", "-c", "cd \"$0\" && mkdir many && for i in $(seq 3000); do echo $i > many/a-rather-long-name-for-a-file-$i; done && rm many/*7 && ln file hard && ln -s x link && truncate -s 20m sparse", dir)
 	command(t, "umount", dir)
 	command(t, "e2fsck", "-fn", raw)
+	f, err := os.Open(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fsys, err := diskfs.Open(f, v.Capacity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fsys.Check(func(err error) error { return err }); err != nil {
+		t.Errorf("what the kernel wrote is damaged to us: %v", err)
+	}
 }

@@ -107,7 +107,7 @@ func makeVolumeDisk(dir string, capacity int64) (err error) {
 		return err
 	}
 	desc := vmdk.NewDescriptor(containerExtent, capacity, vmdk.CIDFor("volume "+hex.EncodeToString(uuid[:])))
-	disk, err := openVolumeExtent(f, desc)
+	disk, _, err := openVolumeExtent(f, desc)
 	if err != nil {
 		return err
 	}
@@ -129,16 +129,17 @@ func makeVolumeDisk(dir string, capacity int64) (err error) {
 }
 
 // openVolumeExtent opens a volume's disk by its extent file.
-func openVolumeExtent(f *os.File, desc *vmdk.Descriptor) (*vmdk.Disk, error) {
+func openVolumeExtent(f *os.File, desc *vmdk.Descriptor) (*vmdk.Disk, *vmdk.Extent, error) {
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	e, err := vmdk.OpenExtent(f, fi.Size())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return vmdk.OpenDisk([]vmdk.Link{{Descriptor: desc, Extents: []*vmdk.Extent{e}}})
+	disk, err := vmdk.OpenDisk([]vmdk.Link{{Descriptor: desc, Extents: []*vmdk.Extent{e}}})
+	return disk, e, err
 }
 
 // putDelta writes what diskfs.Format has made. There is no data in it.
@@ -255,7 +256,7 @@ func (d Dir) volumeState(name string) (st VolumeState, err error) {
 		return st, err
 	}
 	defer f.Close() // read only
-	disk, err := openVolumeExtent(f, desc)
+	disk, _, err := openVolumeExtent(f, desc)
 	if err != nil {
 		return st, err
 	}

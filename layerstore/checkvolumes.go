@@ -1,0 +1,121 @@
+package layerstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"vic/diskfs"
+	"vic/vmdk"
+)
+
+// checkVolumes checks volumes: records, disks, and if it is deep the file systems of those that no VM has.
+func (c *checker) checkVolumes(ctx context.Context) error {
+	names, err := listDir(c.d.volumes())
+	if err != nil {
+		return err
+	}
+	users, err := c.d.volumeUsers(func(error) {}) // checkClaims tells
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		path := c.d.volume(name)
+		if !validVolume.MatchString(name) {
+			c.report(Finding{About: AboutFile, Path: path, Problem: "is no volume", Advice: "find out where it comes from, and move it elsewhere"})
+			continue
+		}
+		err := c.d.checkVolume(name, c.o.Deep)
+		if still, statErr := exists(path); err == nil || statErr == nil && !still { // removed meanwhile
+			continue
+		}
+		c.report(Finding{About: AboutVolume, ID: name, Path: path, Problem: err.Error(), Containers: users[name],
+			Advice: fmt.Sprintf("restore the folder from a backup; or remove what uses it, and then vic volume rm %s", name)})
+	}
+	return nil
+}
+
+// checkVolume says what is wrong with a volume.
+func (d Dir) checkVolume(name string, deep bool) error {
+	desc, err := d.readVolumeDescriptor(name)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(d.volume(name), containerExtent)
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // read only
+	disk, e, err := openVolumeExtent(f, desc)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	damage := func() error {
+		if err := vmdk.Check([]vmdk.Link{{Descriptor: desc, Extents: []*vmdk.Extent{e}}}); err != nil || !deep {
+			return err
+		}
+		fsys, err := diskfs.Open(disk, disk.Capacity())
+		if err != nil || fsys.Unclean() { // the journal may mend what looks wrong
+			return err
+		}
+		return fsys.Check(func(err error) error { return err })
+	}
+	// A VM that runs changes the disk while it is read.
+	if busy, err := isLocked(path); busy || err != nil {
+		return err
+	}
+	err = damage()
+	if busy, lockErr := isLocked(path); busy || lockErr != nil {
+		return lockErr
+	}
+	return err
+}
+
+// checkClaims checks which volumes containers say that they mount.
+func (c *checker) checkClaims(ctx context.Context) error {
+	ids, err := listDir(c.d.containers())
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := c.checkClaim(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checker) checkClaim(id string) error {
+	lock, err := c.d.lockExclusive() // none is made or removed meanwhile
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	remove := fmt.Sprintf("remove container %s", id)
+	uses, err := c.d.readVolumeUses(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		c.container(id, c.d.volumePin(id), remove+"; until then no volume can be removed", "%v", err)
+		return nil
+	}
+	for _, u := range uses {
+		if there, err := exists(c.d.volume(u.Name)); err != nil {
+			return err
+		} else if !there {
+			c.container(id, c.d.volumePin(id), fmt.Sprintf("restore the volume from a backup, make it (vic volume create %s), or %s", u.Name, remove), "its volume %s is missing", u.Name)
+		}
+	}
+	return nil
+}
