@@ -74,7 +74,7 @@ func FuzzParseProcess(f *testing.F) {
 }
 
 func TestUsage(t *testing.T) {
-	t.Chdir("/proc") // where the tether is
+	t.Chdir("/proc")  // where the tether is
 	u, err := usage() // of this machine
 	if err != nil {
 		t.Fatal(err)
