@@ -74,12 +74,14 @@ type WriteOptions struct {
 // have been extracted.
 func (c *Container) WritePath(ctx context.Context, path string, o WriteOptions, tar io.Reader) error {
 	conn, err := c.guest(ctx)
-	if err != nil {
-		return err
+	if errors.Is(err, ErrNotRunning) {
+		err = c.writeStopped(ctx, path, o, tar)
+	} else if err == nil {
+		t := wire.Task{ID: newID(), Kind: wire.TaskWrite, Path: path, Own: o.Own, KeepKinds: o.KeepKinds}
+		err = conn.Write(ctx, t, tar)
 	}
-	t := wire.Task{ID: newID(), Kind: wire.TaskWrite, Path: path, Own: o.Own, KeepKinds: o.KeepKinds}
-	if err := conn.Write(ctx, t, tar); err != nil {
-		return c.pathError(path, taskError(err))
+	if err != nil {
+		return c.pathError(path, err)
 	}
 	c.emit("extract-to-dir", map[string]string{"path": path})
 	return nil

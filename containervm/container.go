@@ -42,6 +42,7 @@ type Container struct {
 	removing  bool
 	removed   bool
 	keep      bool                                  // Restart is at work: no AutoRemove
+	busy      bool                                  // the disk is written to without a VM
 	starting  bool                                  // a VM is about to use the disk
 	readers   map[*context.CancelCauseFunc]struct{} // of the disk, while there is no VM
 	// removeVolumes tells that the container's own volumes go with it, once State.Status is Removing.

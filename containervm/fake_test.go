@@ -345,6 +345,12 @@ func (d *folders) OpenChanges(context.Context, string) (*layerstore.ContainerCha
 	return nil, errors.New("folders have no disks")
 }
 
+func (d *folders) ApplyToContainer(context.Context, string, io.Reader) error {
+	return errors.New("folders have no disks")
+}
+
+func (d *folders) SettleContainer(string) error { return nil }
+
 type boots struct{}
 
 func (boots) Boot(context.Context) (Boot, error) { return Boot{Kernel: "/kernel"}, nil }

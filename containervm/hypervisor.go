@@ -3,6 +3,7 @@ package containervm
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 
 	"github.com/opencontainers/go-digest"
@@ -144,4 +145,8 @@ type Disks interface {
 	ContainerFS(ctx context.Context, id string) (*layerstore.FS, error)
 	// OpenChanges opens what such a container changed of its image's.
 	OpenChanges(ctx context.Context, id string) (*layerstore.ContainerChanges, error)
+	// ApplyToContainer applies the tar of a layer to the disk of a container without a VM.
+	ApplyToContainer(ctx context.Context, id string, layer io.Reader) error
+	// SettleContainer finishes what a crash left of an ApplyToContainer.
+	SettleContainer(id string) error
 }

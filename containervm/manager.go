@@ -153,6 +153,9 @@ func (m *Manager) scan(ctx context.Context) error {
 		m.names[c.spec.Name] = c
 	}
 	for _, c := range m.List() { // some may be on their way out already
+		if err := m.o.Disks.SettleContainer(c.id); err != nil {
+			m.o.Log.Warn("settle disk", "container", c.id, "error", err)
+		}
 		c.reattach(ctx)
 	}
 	return nil

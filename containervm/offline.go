@@ -16,13 +16,25 @@ import (
 const maxSymlinks = 40
 
 // errStarted ends the reading of a disk that is written to from now on.
-var errStarted = errors.New("the container was started, or removed, while its files were read")
+var errStarted = errors.New("the container was started, written to or removed while its files were read")
 
 // stopped returns a context for reading the disk of a container that does not run. It ends when
 // the container is started or removed: nobody waits for who reads slowly.
 func (c *Container) stopped(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for c.busy && !c.removed {
+		changed := c.changed
+		c.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
+		}
+	}
 	switch {
 	case c.removed:
 		return nil, nil, c.notFound()
@@ -58,6 +70,15 @@ func (c *Container) setStarting(starting bool) {
 	defer c.mu.Unlock()
 	c.starting = starting
 	c.dropReaders()
+}
+
+// setBusy says that the disk is written to, without a VM: who wants to read it waits, who reads it has lost.
+func (c *Container) setBusy(busy bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.busy = busy
+	c.dropReaders()
+	c.notifyLocked()
 }
 
 // A stoppedFS is the root file system of a container that does not run.

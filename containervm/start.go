@@ -55,6 +55,9 @@ func (c *Container) Start(ctx context.Context) error {
 
 // begin joins the network and starts the VM.
 func (c *Container) begin(ctx context.Context) (*run, error) {
+	if err := c.m.o.Disks.SettleContainer(c.id); err != nil {
+		return nil, err
+	}
 	boot, err := c.m.o.Boot.Boot(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("prepare the guest's kernel: %w", err)

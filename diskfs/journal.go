@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 )
 
 // The journal, in the file of inode 8, as the kernel's fs/jbd2 writes it. Everything is
@@ -44,7 +46,7 @@ const (
 )
 
 // Replay returns the disk as it is once the kernel has replayed the journal of the file system
-// on it: the disk itself if that was unmounted, else one on which blocks that the journal has
+// on it: the disk itself if that was unmounted, else a *Replayed, on which blocks that the journal has
 // are read from there. Nothing is written. A journal that is damaged gives a *FormatError.
 func Replay(disk io.ReaderAt, capacity int64) (io.ReaderAt, error) {
 	f, err := Open(disk, capacity)
@@ -65,7 +67,7 @@ func Replay(disk io.ReaderAt, capacity int64) (io.ReaderAt, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{file: file, limit: f.sb.blocksCount, r: &replayed{disk: disk, blocks: make(map[int64][]byte)}}
+	j := &journal{file: file, limit: f.sb.blocksCount, r: &Replayed{disk: disk, blocks: make(map[int64][]byte)}}
 	if err := j.open(); err != nil {
 		return nil, err
 	}
@@ -81,7 +83,7 @@ func Replay(disk io.ReaderAt, capacity int64) (io.ReaderAt, error) {
 type journal struct {
 	file  *fileReader
 	limit int64 // blocks of the file system
-	r     *replayed
+	r     *Replayed
 
 	blocks, first, start int64 // of the journal, see above
 	sequence             uint32
@@ -358,15 +360,15 @@ func (j *journal) markClean() error {
 	return nil
 }
 
-// A replayed is a disk with the blocks of a journal over it: at most as many as the journal
+// A Replayed is a disk with the blocks of a journal over it: at most as many as the journal
 // has, which is 64 MiB at the most on disks of ours.
-type replayed struct {
+type Replayed struct {
 	disk   io.ReaderAt
 	blocks map[int64][]byte
 }
 
 // ReadAt implements io.ReaderAt.
-func (r *replayed) ReadAt(p []byte, off int64) (int, error) {
+func (r *Replayed) ReadAt(p []byte, off int64) (int, error) {
 	n, err := r.disk.ReadAt(p, off)
 	for at := off - off%BlockSize; at < off+int64(n); at += BlockSize {
 		b := r.blocks[at/BlockSize]
@@ -380,4 +382,15 @@ func (r *replayed) ReadAt(p []byte, off int64) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// Each gives every block that is to be written to the disk to make it what is read here, in
+// ascending order.
+func (r *Replayed) Each(fn func(block int64, p []byte) error) error {
+	for _, n := range slices.Sorted(maps.Keys(r.blocks)) {
+		if err := fn(n, r.blocks[n]); err != nil {
+			return err
+		}
+	}
+	return nil
 }

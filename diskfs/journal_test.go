@@ -52,7 +52,7 @@ func TestReplay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := len(r.(*replayed).blocks); n < 10 {
+			if n := len(r.(*Replayed).blocks); n < 10 {
 				t.Fatalf("the journal had %d blocks: too few to tell", n)
 			}
 			if f, err = Open(r, disk.Size()); err != nil || f.Unclean() {
@@ -92,7 +92,7 @@ func FuzzReplay(f *testing.F) {
 		j := fakeJournal(csum)
 		copy(j[min(int(at), len(j)):], data)
 		file := &fileReader{disk: bytes.NewReader(j), size: int64(len(j)), runs: []run{{0, 0, int64(len(j)) / BlockSize}}}
-		x := &journal{file: file, limit: 1000, r: &replayed{disk: bytes.NewReader(nil), blocks: map[int64][]byte{}}}
+		x := &journal{file: file, limit: 1000, r: &Replayed{disk: bytes.NewReader(nil), blocks: map[int64][]byte{}}}
 		if x.open() == nil && x.start != 0 {
 			_ = x.replay() // ends
 		}
@@ -124,7 +124,7 @@ func fakeJournal(csum bool) []byte {
 
 func TestReplayed(t *testing.T) {
 	disk := bytes.NewReader(bytes.Repeat([]byte{1}, 4*BlockSize))
-	r := &replayed{disk: disk, blocks: map[int64][]byte{1: bytes.Repeat([]byte{2}, BlockSize), 3: bytes.Repeat([]byte{3}, BlockSize)}}
+	r := &Replayed{disk: disk, blocks: map[int64][]byte{1: bytes.Repeat([]byte{2}, BlockSize), 3: bytes.Repeat([]byte{3}, BlockSize)}}
 	all := make([]byte, 4*BlockSize)
 	if _, err := r.ReadAt(all, 0); err != nil && err != io.EOF {
 		t.Fatal(err)

@@ -1,5 +1,7 @@
 package diskfs
 
+import "slices"
+
 // A placer maps the stream to the disk: stream cluster k is the k-th cluster from base
 // on that holds no reserved block. It depends on nothing but where the parent ended,
 // so a stream block has its disk address before the stream's length is known.
@@ -20,6 +22,39 @@ func (f *FS) reservedClusters() []clusterRange {
 		}
 	}
 	return list
+}
+
+// High returns the first cluster behind all that are in use, for an Apply to a file system that a kernel
+// has written to. Whoever writes the Delta then must write its clusters whole: there may be something on
+// the disk where nothing is in use.
+func (f *FS) High() (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	reserved := f.reservedClusters()
+	for n := len(f.groups) - 1; n >= 0; n-- {
+		g := &f.groups[n]
+		if g.flags&groupBlockUninit != 0 {
+			continue // its backups at most
+		}
+		b, err := f.bitmap(g.blockBitmap, g.bbCsum, blocksPerGroup/8, "block", n)
+		if err != nil {
+			return 0, err
+		}
+		used := slices.Clone(b.data[:])
+		first := int64(n) * blocksPerGroup
+		for _, r := range reserved {
+			if at := r.first*clusterBlocks - first; at >= 0 && at < blocksPerGroup {
+				clearBits(used, int(at), int(min(at+r.n*clusterBlocks, blocksPerGroup)))
+			}
+		}
+		for i := min(blocksPerGroup, f.sb.blocksCount-first) - 1; i >= 0; i-- {
+			if used[i/8]>>(i%8)&1 != 0 {
+				return (first+i)/clusterBlocks + 1, nil
+			}
+		}
+		f.cool()
+	}
+	return 0, nil
 }
 
 func (f *FS) descBlocks() int64 { return int64(len(f.groups)+descsPerBlock-1) / descsPerBlock }

@@ -13,8 +13,9 @@ import (
 	"vic/diskfs"
 )
 
-// openContainerDisk opens a container's disk and all below it.
-func (d Dir) openContainerDisk(p *pin) (_ *Disk, err error) {
+// openContainerDisk opens a container's disk and all below it; flag is O_RDWR for one that can be
+// written to.
+func (d Dir) openContainerDisk(p *pin, flag int) (_ *Disk, err error) {
 	below, err := d.openDisk(p.Disk)
 	if err != nil {
 		return nil, err
@@ -29,7 +30,7 @@ func (d Dir) openContainerDisk(p *pin) (_ *Disk, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(filepath.Join(dir, containerExtent))
+	f, err := os.OpenFile(filepath.Join(dir, containerExtent), flag, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +64,7 @@ func (s *Store) containerFS(ctx context.Context, id string) (*FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	disk, err := s.dir.openContainerDisk(p)
+	disk, err := s.dir.openContainerDisk(p, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

@@ -109,6 +109,9 @@ func (x *extraction) entry(h *tar.Header, data io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if p == x.dir && h.Typeflag == tar.TypeDir {
+		return nil // it stays as it is
+	}
 	if err := os.MkdirAll(path.Dir(p), 0755); err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ func testInside(t *testing.T, s *suite) {
 	t.Run("copy from", func(t *testing.T) { testCopyFrom(t, s, id) })
 	t.Run("copy to", func(t *testing.T) { testCopyTo(t, s, id) })
 	t.Run("copies side by side", func(t *testing.T) { testManyCopies(t, s) })
+	t.Run("copy before the start", func(t *testing.T) { testCopyBefore(t, s) })
 	s.docker(t, "", "exec", "-u", "0", "inside", "sh", "-ec", insideChanges).want(0, "")
 	running := t.TempDir()
 	t.Run("changes", func(t *testing.T) { testChanges(t, s, running) })
@@ -53,6 +54,11 @@ func testInside(t *testing.T, s *suite) {
 	s.docker(t, "", "wait", "inside").want(0, "137\n")
 	t.Run("copy from stopped", func(t *testing.T) { testCopyFrom(t, s, id) })
 	t.Run("changes of stopped", func(t *testing.T) { testChanges(t, s, running) })
+	if status, text := s.put(t, id, "path=/new/link", tar.Header{Name: "more"}); status != http.StatusOK {
+		t.Errorf("copy to stopped: status %d, %s", status, text)
+	}
+	s.docker(t, "", "diff", "inside").has("A /new/deep/more\n")
+	s.fsck(t, "inside")
 	s.docker(t, "", "top", "inside").wantError(1, "is not running")
 	s.docker(t, "", "stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", "inside").want(0, "0 0B / 0B\n")
 	s.docker(t, "", "rm", "-f", "inside").ok()
@@ -373,6 +379,48 @@ func testCopyTo(t *testing.T, s *suite, id string) {
 	s.docker(t, "", "cp", filepath.Join(dir, "file"), "inside:/bar/dirsymlink").ok()
 	s.docker(t, "", "exec", "-u", "0", "inside", "cat", "/tmp/new/file", "/bar/quux/file").want(0, "copiedcopied")
 	s.docker(t, "", "cp", filepath.Join(dir, "file"), "inside:/dne/").wantError(1, "no such directory")
+}
+
+// testCopyBefore copies into a container that was never started, as testcontainers do, and between its runs.
+func testCopyBefore(t *testing.T, s *suite) {
+	s.docker(t, "", "commit", "inside", "tree:1").ok()
+	id := s.docker(t, "", "create", "--name", "before", "--network", "none", "-u", "2375:2376", "tree:1", "sh", "-c",
+		"cat /tmp/absolute /bar/through; stat -c '%u:%g %a %Y' /tmp/own /tmp/suid; stat -c '%F' /tmp/null; ls / | grep escaped; cat /bar/quux/late").ok()
+	for _, tt := range hostileCopies {
+		if status, text := s.put(t, id, tt.query, tt.headers...); status != tt.status || !strings.Contains(text, tt.text) {
+			t.Errorf("%s: status %d, %s", tt.name, status, text)
+		}
+	}
+	const at = 1e9
+	for query, h := range map[string]tar.Header{
+		"path=/tmp&copyUIDGID=1": {Name: "./own", ModTime: time.Unix(at, 0)},
+		"path=tmp":               {Name: "suid", Mode: 0o4711, Uid: 5, Gid: 6, ModTime: time.Unix(at, 0)},
+		"path=/tmp/.":            {Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3},
+	} {
+		if status, text := s.put(t, id, query, h); status != http.StatusOK {
+			t.Errorf("%s: status %d, %s", query, status, text)
+		}
+	}
+	want := "/absoluteout/through2375:2376 755 1000000000\n5:6 4711 1000000000\ncharacter special file\n"
+	s.docker(t, "", "start", "-a", "before").want(1, want)
+	if status, text := s.put(t, id, "path=/bar/dirsymlink", tar.Header{Name: "late"}); status != http.StatusOK {
+		t.Errorf("after a run: status %d, %s", status, text)
+	}
+	s.docker(t, "", "start", "-a", "before").want(0, want+"late")
+	if status, text := s.put(t, id, "path=/", tar.Header{Name: ".wh.foo"}); status != http.StatusNotImplemented {
+		t.Errorf("a whiteout's name: status %d, %s", status, text)
+	}
+	s.fsck(t, "before")
+	s.docker(t, "", "rm", "before").ok()
+	s.docker(t, "", "rmi", "tree:1").ok()
+}
+
+// fsck has e2fsck look at the disk of a container that does not run.
+func (s *suite) fsck(t *testing.T, name string) {
+	t.Helper()
+	needTool(t, "qemu-img", "e2fsck")
+	disk := s.docker(t, "", "inspect", "-f", "{{.GraphDriver.Data.Disk}}", name).ok()
+	shell(t, `cd "$1"; qemu-img convert -O raw "$2" raw; e2fsck -fn raw >&2`, "", t.TempDir(), disk)
 }
 
 // testManyCopies copies both ways at once; all must come through whole.
