@@ -18,8 +18,7 @@ const anonymousLabel = "com.docker.volume.anonymous"
 
 // A mountTable is what a container mounts where, besides what is in memory.
 type mountTable struct {
-	driver string // of volumes that are made
-	order  []string
+	driver string                // of volumes that are made
 	at     map[string]mountPoint // by target
 }
 
@@ -52,7 +51,7 @@ func (s *Server) setMounts(spec *containervm.Spec, body *createBody) error {
 			return badRequest("Duplicate mount point: %s", p.target)
 		}
 		given[p.target] = true
-		t.put(p)
+		t.at[p.target] = p
 		return nil
 	}
 	for _, bind := range h.Binds {
@@ -77,9 +76,9 @@ func (s *Server) setMounts(spec *containervm.Spec, body *createBody) error {
 			return badRequest("invalid volume specification: '%s': invalid specification: destination can't be '/'", name)
 		}
 		v := t.anonymous(target)
-		t.put(mountPoint{target: target, volume: &v})
+		t.at[target] = mountPoint{target: target, volume: &v}
 	}
-	for _, target := range t.order {
+	for _, target := range slices.Sorted(maps.Keys(t.at)) {
 		if p := t.at[target]; p.bind != nil {
 			spec.Binds = append(spec.Binds, *p.bind)
 		} else {
@@ -87,13 +86,6 @@ func (s *Server) setMounts(spec *containervm.Spec, body *createBody) error {
 		}
 	}
 	return nil
-}
-
-func (t *mountTable) put(p mountPoint) {
-	if _, there := t.at[p.target]; !there {
-		t.order = append(t.order, p.target)
-	}
-	t.at[p.target] = p
 }
 
 func (t *mountTable) anonymous(target string) containervm.VolumeMount {
@@ -117,11 +109,11 @@ func (s *Server) mountsFrom(t *mountTable, from string) error {
 	for _, v := range c.Info().Spec.Volumes {
 		v.ReadOnly = v.ReadOnly || o.readOnly
 		v.NoCopy = true
-		t.put(mountPoint{target: v.Target, volume: &v})
+		t.at[v.Target] = mountPoint{target: v.Target, volume: &v}
 	}
 	for _, b := range c.Info().Spec.Binds {
 		b.ReadOnly = b.ReadOnly || o.readOnly
-		t.put(mountPoint{target: b.Target, bind: &b})
+		t.at[b.Target] = mountPoint{target: b.Target, bind: &b}
 	}
 	return nil
 }

@@ -77,6 +77,7 @@ type volumeDisk struct {
 	Disk
 	name   string
 	replay bool // of its journal
+	grow   bool // its file system
 	fill   bool // with the image's content, if it is empty
 }
 
@@ -123,26 +124,31 @@ func (c *Container) takeVolume(d *volumeDisk) error {
 			return inUse(d.name, h)
 		}
 	}
-	if d.ReadOnly {
-		if len(c.m.holders[d.name]) > 0 {
-			d.fill = false // the others read what is there
-		} else if err := c.readVolume(d); err != nil {
-			return err
-		}
+	if len(c.m.holders[d.name]) > 0 {
+		d.fill = false // the others read what is there
+	} else if err := c.lookInto(d); err != nil {
+		return err
 	}
 	c.m.holders[d.name] = append(c.m.holders[d.name], holder{c, !d.ReadOnly})
 	return nil
 }
 
-// readVolume finds out whether a volume that is to be read has to be written first.
-func (c *Container) readVolume(d *volumeDisk) error {
+// lookInto finds out whether a volume that is to be read has to be written first, and whether one that is written has to grow.
+func (c *Container) lookInto(d *volumeDisk) error {
 	st, err := c.m.o.Volumes.VolumeState(d.name)
+	if err != nil && !d.ReadOnly {
+		c.m.o.Log.Warn("look into volume", "volume", d.name, "error", err) // its guest may make more of it
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	d.replay = st.Unclean
-	d.fill = d.fill && (st.Empty || st.Unclean)
-	d.ReadOnly = !d.replay && !d.fill
+	if d.ReadOnly {
+		d.replay = st.Unclean
+		d.fill = d.fill && (st.Empty || st.Unclean)
+		d.ReadOnly = !d.replay && !d.fill
+	}
+	d.grow = st.Grown && !d.ReadOnly
 	return nil
 }
 
@@ -189,7 +195,7 @@ func (c *Container) volumeMounts(disks []volumeDisk) []wire.Mount {
 	for _, v := range c.spec.Volumes {
 		d := disks[slices.IndexFunc(disks, func(d volumeDisk) bool { return d.name == v.Name })]
 		mounts = append(mounts, wire.Mount{Type: "disk", Serial: d.Serial, Target: v.Target, ReadOnly: v.ReadOnly, Subpath: v.Subpath,
-			Copy: d.fill && !v.NoCopy && v.Subpath == "", Replay: d.replay})
+			Copy: d.fill && !v.NoCopy && v.Subpath == "", Replay: d.replay, Grow: d.grow})
 	}
 	return mounts
 }

@@ -54,7 +54,7 @@ func TestForeign(t *testing.T) {
 		{"-t ext2", "extents"},
 		{"-t ext3", "extents"},
 		{"-O inline_data", "inline_data"},
-		{"-O meta_bg,^resize_inode", "meta_bg"},
+		{"-O meta_bg,^resize_inode", ""},
 		{"-O ea_inode", "ea_inode"},
 		{"-O large_dir", "large_dir"},
 		{"-O encrypt", "encrypt"},

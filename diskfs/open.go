@@ -83,8 +83,8 @@ func (f *FS) readGroups() error {
 	if !wide {
 		size = groupDescSize / 2
 	}
-	table := make([]byte, n*size)
-	if err := readFull(f.disk, table, BlockSize); err != nil {
+	table, err := f.readDescriptors(n, size)
+	if err != nil {
 		return fmt.Errorf("read group descriptors: %w", err)
 	}
 	f.groups = make([]group, n)
@@ -107,11 +107,40 @@ func (f *FS) readGroups() error {
 	return nil
 }
 
+// readDescriptors reads n group descriptors of size bytes. They follow the superblock; with meta_bg, which a kernel sets
+// when it enlarges a file system, those from block s_first_meta_bg of them on are in the groups that they describe, a
+// block at the beginning of the first.
+func (f *FS) readDescriptors(n, size int) ([]byte, error) {
+	table := make([]byte, n*size)
+	front := int64(len(table))
+	if f.sb.incompat&incompatMetaBG != 0 {
+		front = min(front, int64(le.Uint32(f.sb.raw[0x104:]))*BlockSize)
+	}
+	if err := readFull(f.disk, table[:front], BlockSize); err != nil {
+		return nil, err
+	}
+	for off := int(front); off < len(table); off += BlockSize {
+		group := off / size
+		at := int64(group) * blocksPerGroup
+		if f.sb.roCompat&roSparseSuper == 0 || hasBackup(group) {
+			at++
+		}
+		if err := readFull(f.disk, table[off:min(off+BlockSize, len(table))], at*BlockSize); err != nil {
+			return nil, err
+		}
+	}
+	return table, nil
+}
+
 // Capacity returns the size of the file system in bytes.
 func (f *FS) Capacity() int64 { return f.sb.blocksCount * BlockSize }
 
 // Unclean tells whether the file system was not unmounted: its journal may hold changes.
 func (f *FS) Unclean() bool { return f.sb.incompat&incompatRecover != 0 }
+
+// Foreign tells whether the file system has parts that Format does not make, such as a kernel's that enlarged it: Check
+// and Apply refuse it.
+func (f *FS) Foreign() bool { return !f.Unclean() && f.sb.writable() != nil }
 
 // Rebase tells the FS that the last Delta has been written: disk is what it describes
 // now, and blocks not in memory come from there.

@@ -16,6 +16,7 @@ const (
 
 	incompatFiletype = 0x2
 	incompatRecover  = 0x4
+	incompatMetaBG   = 0x10
 	incompatExtents  = 0x40
 	incompat64bit    = 0x80
 	incompatFlexBG   = 0x200
@@ -86,7 +87,7 @@ func (s *superblock) unmarshal(p []byte) error {
 	s.hashVersion = p[0xfc]
 	s.flags = le.Uint32(p[0x160:])
 
-	const known = ourIncompat | incompatRecover | incompatCsumSeed
+	const known = ourIncompat | incompatRecover | incompatCsumSeed | incompatMetaBG
 	switch {
 	case s.incompat&^known != 0:
 		return bad("incompatible features are not supported: %s", featureNames(s.incompat&^known))
@@ -119,7 +120,7 @@ func featureNames(bits uint32) string {
 		bit  uint32
 		name string
 	}{
-		{0x1, "compression"}, {0x8, "journal_dev"}, {0x10, "meta_bg"}, {0x100, "mmp"}, {0x400, "ea_inode"}, {0x1000, "dirdata"},
+		{0x1, "compression"}, {0x8, "journal_dev"}, {0x100, "mmp"}, {0x400, "ea_inode"}, {0x1000, "dirdata"},
 		{0x4000, "large_dir"}, {0x8000, "inline_data"}, {0x10000, "encrypt"}, {0x20000, "casefold"},
 	} {
 		if bits&f.bit != 0 {

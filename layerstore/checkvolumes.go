@@ -31,6 +31,11 @@ func (c *checker) checkVolumes(ctx context.Context) error {
 			c.report(Finding{About: AboutFile, Path: path, Problem: "is no volume", Advice: "find out where it comes from, and move it elsewhere"})
 			continue
 		}
+		if c.d.growing(name) {
+			c.report(Finding{About: AboutVolume, ID: name, Path: path, Problem: "enlarging it was interrupted", Harmless: true,
+				Advice: "the next start of a container that mounts it goes on with it, and so does vic volume grow"})
+			continue
+		}
 		err := c.d.checkVolume(name, c.o.Deep)
 		if still, statErr := exists(path); err == nil || statErr == nil && !still { // removed meanwhile
 			continue
@@ -39,6 +44,29 @@ func (c *checker) checkVolumes(ctx context.Context) error {
 			Advice: fmt.Sprintf("restore the folder from a backup; or remove what uses it, and then vic volume rm %s", name)})
 	}
 	return nil
+}
+
+// growing tells whether a volume's extent file is larger than its descriptor or record says.
+func (d Dir) growing(name string) bool {
+	v, err := d.readVolume(name)
+	if err != nil {
+		return false
+	}
+	desc, err := d.readDescriptor(filepath.Join(d.volume(name), containerDisk))
+	if err != nil {
+		return false
+	}
+	f, err := os.Open(filepath.Join(d.volume(name), containerExtent))
+	if err != nil {
+		return false
+	}
+	defer f.Close() // read only
+	fi, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	e, err := vmdk.OpenExtent(f, fi.Size())
+	return err == nil && e.Capacity() > min(v.Capacity, desc.Capacity())
 }
 
 // checkVolume says what is wrong with a volume.
@@ -62,7 +90,7 @@ func (d Dir) checkVolume(name string, deep bool) error {
 			return err
 		}
 		fsys, err := diskfs.Open(disk, disk.Capacity())
-		if err != nil || fsys.Unclean() { // the journal may mend what looks wrong
+		if err != nil || fsys.Unclean() || fsys.Foreign() { // the journal may mend what looks wrong
 			return err
 		}
 		return fsys.Check(func(err error) error { return err })
@@ -113,6 +141,9 @@ func (c *checker) checkClaim(id string) error {
 	for _, u := range uses {
 		if there, err := exists(c.d.volume(u.Name)); err != nil {
 			return err
+		} else if !there && u.Own { // which goes before the container does
+			c.report(Finding{About: AboutContainer, ID: id, Path: c.d.volumePin(id), Problem: fmt.Sprintf("its own volume %s is missing: making or removing the container was interrupted", u.Name),
+				Advice: remove, Harmless: true})
 		} else if !there {
 			c.container(id, c.d.volumePin(id), fmt.Sprintf("restore the volume from a backup, make it (vic volume create %s), or %s", u.Name, remove), "its volume %s is missing", u.Name)
 		}

@@ -22,7 +22,7 @@ import (
 // Child processes of tests are this test binary, told by the environment what to
 // do. They print a line when they begin.
 const (
-	childDo   = "LAYERSTORE_TEST_DO"   // pull, remove, flatten, repair, hold
+	childDo   = "LAYERSTORE_TEST_DO"   // pull, remove, flatten, repair, volumes, hold
 	childDir  = "LAYERSTORE_TEST_DIR"  // of the store
 	childKill = "LAYERSTORE_TEST_KILL" // after how many changes in the store to kill itself
 )
@@ -43,6 +43,17 @@ func TestChild(t *testing.T) {
 	switch do {
 	case "remove":
 		if _, err := s.Remove("web", RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	case "volumes":
+		makeVolume(t, s, small("new"))
+		if _, err := s.ClaimVolumes("c1", []VolumeClaim{{VolumeOptions: small("new")}, {VolumeOptions: small("own"), Own: true}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.RemoveOwnVolumes("c1"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RemoveVolume("old"); err != nil {
 			t.Fatal(err)
 		}
 	case "flatten":

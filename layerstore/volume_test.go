@@ -418,3 +418,120 @@ func TestVolumeMounted(t *testing.T) {
 		t.Errorf("what the kernel wrote is damaged to us: %v", err)
 	}
 }
+
+// An enlarged volume has what it had and a larger disk; a crash at any point of it is mended by the next use.
+func TestGrowVolume(t *testing.T) {
+	s := openVolumes(t)
+	makeVolume(t, s, small("vol"))
+	for _, tt := range []struct {
+		size int64
+		want string
+	}{
+		{16 << 20, "cannot be made smaller"},
+		{0, "a volume has from"},
+		{3 << 40, "a volume has from"},
+	} {
+		if _, err := s.GrowVolume("vol", tt.size); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("to %d bytes: %v, want %q", tt.size, err, tt.want)
+		}
+	}
+	if _, err := s.GrowVolume("nope", 1<<30); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if v, err := s.GrowVolume("vol", 32<<20); err != nil || v.Capacity != 32<<20 {
+		t.Errorf("to what it has: %+v, %v", v, err)
+	}
+	record, descriptor := s.dir.volumeRecord("vol"), filepath.Join(s.dir.volume("vol"), containerDisk)
+	oldRecord, oldDescriptor := readFile(t, record), readFile(t, descriptor)
+	if v, err := s.GrowVolume("vol", 1<<30); err != nil || v.Capacity != 1<<30 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	checkClean(t, s)
+	rawVolume(t, s, "vol") // e2fsck finds a file system smaller than its disk
+	if st, err := s.VolumeState("vol"); err != nil || !st.Grown || !st.Empty {
+		t.Errorf("state %+v, %v", st, err)
+	}
+	for name, files := range map[string]map[string][]byte{
+		"before the descriptor": {record: oldRecord, descriptor: oldDescriptor},
+		"before the record":     {record: oldRecord},
+	} {
+		for path, text := range files {
+			if err := os.WriteFile(path, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		found := 0
+		if err := s.Check(t.Context(), CheckOptions{}, func(f Finding) {
+			if found++; !f.Harmless || f.ID != "vol" {
+				t.Errorf("%s: finding %+v", name, f)
+			}
+		}); err != nil || found != 1 {
+			t.Errorf("%s: %d findings, %v", name, found, err)
+		}
+		if _, err := s.VolumeDisk("vol"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if v, err := s.Volume("vol"); err != nil || v.Capacity != 1<<30 {
+			t.Errorf("%s: %+v, %v", name, v, err)
+		}
+		checkClean(t, s)
+	}
+	lock, err := lockRange(filepath.Join(s.dir.volume("vol"), containerExtent), unix.F_RDLCK, 100, 1, false) // as QEMU does
+	if lock == nil {
+		t.Fatal(err)
+	}
+	defer lock.unlock()
+	var busy *VolumeBusyError
+	if _, err := s.GrowVolume("vol", 2<<30); !errors.As(err, &busy) {
+		t.Errorf("while a VM has it: %v", err)
+	}
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A process that is killed while it makes or removes volumes leaves none by half.
+func TestKilledAtVolumes(t *testing.T) {
+	n := 0
+	for kill := 1; ; kill++ {
+		dir := filepath.Join(t.TempDir(), "store")
+		s := openStoreIn(t, dir, Options{Capacity: testCapacity})
+		makeVolume(t, s, small("old"))
+		claim(t, s, "c1")
+		s.Close()
+		out, err := child(t, "volumes", dir, kill).CombinedOutput()
+		s = openStoreIn(t, dir, Options{})
+		if err := s.Check(t.Context(), CheckOptions{Deep: true}, func(f Finding) {
+			if !f.Harmless {
+				t.Errorf("after %d changes: %+v", kill, f)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+		emptyTmp(t, s)
+		all, damaged, listErr := s.Volumes()
+		if listErr != nil || damaged != nil {
+			t.Errorf("after %d changes: %v, %v", kill, damaged, listErr)
+		}
+		if len(all) > 3 {
+			t.Errorf("after %d changes: %d volumes", kill, len(all))
+		}
+		if _, err := s.RemoveOwnVolumes("c1"); err != nil {
+			t.Error(err)
+		}
+		if !killed(t, err, out) {
+			break
+		}
+		n++
+	}
+	t.Logf("killed %d times", n)
+	if n < 5 {
+		t.Errorf("killed only %d times", n)
+	}
+}

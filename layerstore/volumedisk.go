@@ -160,14 +160,6 @@ func putDelta(disk *vmdk.Disk, delta *diskfs.Delta) error {
 	})
 }
 
-// VolumeDisk returns the path of the descriptor of a volume's disk. The error is ErrNotFound.
-func (s *Store) VolumeDisk(name string) (string, error) {
-	if _, err := s.dir.readVolume(name); err != nil {
-		return "", err
-	}
-	return filepath.Join(s.dir.volume(name), containerDisk), nil
-}
-
 // VolumeStored returns how many bytes a volume occupies on the datastore.
 func (s *Store) VolumeStored(name string) (int64, error) {
 	if !validVolume.MatchString(name) {
@@ -235,6 +227,8 @@ func (d Dir) discardVolume(name string) (string, error) {
 type VolumeState struct {
 	Empty   bool // there are no files in it
 	Unclean bool // its journal holds changes, which may have removed or made files
+	// Grown tells that the disk is larger than the file system, by more than what that may leave at its end.
+	Grown bool
 }
 
 // VolumeState looks into a volume. The error is ErrNotFound, or that of a damaged disk.
@@ -265,6 +259,8 @@ func (d Dir) volumeState(name string) (st VolumeState, err error) {
 		return st, err
 	}
 	st.Unclean = fsys.Unclean()
+	const tail = 4 << 20
+	st.Grown = fsys.Capacity()+tail <= disk.Capacity()
 	entries, err := fsys.ReadDir(".")
 	st.Empty = len(entries) == 0
 	return st, err

@@ -123,6 +123,9 @@ func (g *guest) mountFurther() error {
 	if err != nil {
 		return err
 	}
+	if err := v.enlarge(); err != nil {
+		g.diagnose(err) // it is as large as it was
+	}
 	if err := v.fill(g.conf.Mounts); err != nil {
 		return err
 	}

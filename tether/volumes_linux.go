@@ -2,8 +2,10 @@ package tether
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +19,7 @@ type volumes map[string]*volume
 type volume struct {
 	device   string
 	writable bool
+	grow     bool
 }
 
 // findVolumes waits for the disks that the configuration mounts.
@@ -35,9 +38,57 @@ func (g *guest) findVolumes() (volumes, error) {
 			v = &volume{device: dev}
 			all[m.Serial] = v
 		}
+		v.grow = v.grow || m.Grow
 		v.writable = v.writable || !m.ReadOnly || m.Copy || m.Replay
 	}
 	return all, nil
+}
+
+// ioctlResizeFS is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64): the file system's new size in blocks.
+const ioctlResizeFS = 0x40086610
+
+// enlarge has file systems take all of their disks that are to. The kernel does it, beside whoever uses them.
+func (vs volumes) enlarge() error {
+	for _, v := range vs {
+		if !v.grow || !v.writable {
+			continue
+		}
+		if err := v.enlarge(); err != nil {
+			return fmt.Errorf("enlarge file system of %s: %w", v.device, err)
+		}
+	}
+	return nil
+}
+
+func (v *volume) enlarge() error {
+	dev, err := os.Open(v.device)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	size, err := dev.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	const blockSize, groupSize, tail = 4096, 32768, 1024 // a group at the end needs room for its own tables
+	blocks := uint64(size / blockSize)
+	if blocks%groupSize < tail {
+		blocks -= blocks % groupSize
+	}
+	f, err := v.open(false)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	root, err := os.Open(ownProc(fmt.Sprintf("self/fd/%d", f.Fd()))) // f was opened as a path
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, root.Fd(), ioctlResizeFS, uintptr(unsafe.Pointer(&blocks))); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // open makes a mount of the volume's file system that is nowhere in the tree of names.

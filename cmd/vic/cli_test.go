@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"serve", "init", "pull", "seed", "push", "ls", "du", "disk", "rm", "save", "mount", "check", "gc", "flatten", "cat", "diff", "export", "convert", "bench", "iso", "certs", "version"} {
+	for _, command := range []string{"serve", "init", "pull", "seed", "push", "ls", "du", "disk", "rm", "save", "mount", "volume", "check", "gc", "flatten", "cat", "diff", "export", "convert", "bench", "iso", "certs", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("vic --help does not tell of %s", command)
 		}

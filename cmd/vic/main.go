@@ -68,13 +68,19 @@ or is damaged.`,
 		serveCommand(), initCommand(),
 		pullCommand(), seedCommand(), pushCommand(), saveCommand(), rmCommand(),
 		lsCommand(), duCommand(), diskCommand(), catCommand(), diffCommand(), exportCommand(), convertCommand(), mountCommand(),
-		checkCommand(), gcCommand(), flattenCommand(),
+		volumeCommand(), checkCommand(), gcCommand(), flattenCommand(),
 		benchCommand(), isoCommand(), certsCommand(), versionCommand(),
 	)
 	// What goes wrong before a command begins is a mistake in how it was called.
 	begun := false
-	for _, c := range root.Commands() {
+	commands := root.Commands()
+	for i := 0; i < len(commands); i++ {
+		c := commands[i]
+		commands = append(commands, c.Commands()...)
 		do := c.RunE
+		if do == nil {
+			continue // it has commands of its own
+		}
 		c.RunE = func(cmd *cobra.Command, args []string) error {
 			begun = true
 			return do(cmd, args)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -141,8 +142,8 @@ func testContainerVolumes(t *testing.T, s *suite) {
 		"image'sover/anonymous:\n\n/empty:\n1 /data\n1 /data/inner/tmp\n")
 	sh("writer", "echo mine > /data/mine; mkdir /data/sub; echo sub > /data/sub/file; rm /data/inner/deep; echo x > /data/inner/tmp/x; sync").want(0, "")
 	s.docker(t, "", "inspect", "writer", "--format", "{{range .Mounts}}{{.Type}} {{.Destination}} {{.Driver}} {{.Mode}} {{.RW}}\n{{end}}").want(0,
-		"volume /data local z true\nvolume /data/inner local z true\nvolume /over local z true\nvolume /empty local z true\nvolume /data/inner/tmp local z true\n"+
-			"volume /anonymous local  true\nvolume /image local  true\n\n")
+		"volume /anonymous local  true\nvolume /data local z true\nvolume /data/inner local z true\nvolume /data/inner/tmp local z true\n"+
+			"volume /empty local z true\nvolume /image local  true\nvolume /over local z true\n\n")
 	s.docker(t, "", "ps", "--filter", "volume=named", "--format", "{{.Names}} {{.LocalVolumes}}").want(0, "writer 7\n")
 	s.docker(t, "", "ps", "--filter", "volume=/data", "--format", "{{.Mounts}}").has("named")
 	s.docker(t, "", "ps", "--filter", "volume=nope", "-q").want(0, "")
@@ -150,11 +151,11 @@ func testContainerVolumes(t *testing.T, s *suite) {
 	// One machine may write, or several read.
 	s.docker(t, "", "run", "--rm", "-v", "named:/x:ro", "bb").wantError(125, "volume named is in use by running container writer")
 	s.docker(t, "", "create", "--name", "reader", "--volumes-from", "writer:ro", "bb", "sleep", "1000").ok()
-	s.docker(t, "", "start", "reader").wantError(1, "volume named is in use by running container writer")
+	s.docker(t, "", "start", "reader").wantError(1, "is in use by running container writer")
 	s.docker(t, "", "kill", "writer").ok()
 	s.docker(t, "", "start", "reader").ok() // replays the journals, which it may
 	sh("reader", "cat /data/mine /data/inner/tmp/x; ls /data/inner; echo no > /data/mine").wantError(1, "Read-only file system")
-	s.docker(t, "", "start", "writer").wantError(1, "volume named is in use by running container reader")
+	s.docker(t, "", "start", "writer").wantError(1, "is in use by running container reader")
 	s.docker(t, "", "stop", "-t", "0", "reader").ok()
 	s.docker(t, "", "start", "reader").ok()
 	s.docker(t, "", "run", "--rm", "-v", "named:/a:ro", "-v", "named:/b:ro", "--mount", "type=volume,src=named,dst=/c,volume-subpath=sub,ro",
@@ -169,7 +170,12 @@ func testContainerVolumes(t *testing.T, s *suite) {
 	}
 	s.docker(t, "", "rm", "-v", "writer").ok()
 	s.docker(t, "", "volume", "ls", "-q").want(0, "empty\ninner\nnamed\nover\n")
-	s.docker(t, "", "run", "--rm", "-v", "/gone", image, "true").want(0, "")
+	store := filepath.Join(s.dir, "store")
+	if out, _, err := vic(t, "volume", "grow", "--store", store, "named", "80g"); err != nil || out != "named has 80GiB\n" {
+		t.Errorf("grow: %q, %v", out, err)
+	}
+	s.docker(t, "", "run", "--rm", "-v", "/gone", "-v", "named:/data", "-v", "inner:/inner:ro", image, "sh", "-c", "cat /data/mine; df -m /data | awk 'NR>1{print ($2 > 75000)}'").
+		want(0, "mine\n1\n")
 	s.docker(t, "", "volume", "ls", "-q").want(0, "empty\ninner\nnamed\nover\n")
 	for _, name := range []string{"named", "inner"} {
 		raw := filepath.Join(t.TempDir(), "raw")
@@ -178,8 +184,58 @@ func testContainerVolumes(t *testing.T, s *suite) {
 			t.Errorf("e2fsck %s: %v\n%s", name, err, out)
 		}
 	}
+	if out, _, err := vic(t, "check", "--deep", "--store", store); err != nil {
+		t.Errorf("vic check: %v\n%s", err, out)
+	}
 	s.docker(t, "", "volume", "rm", "empty", "inner", "named", "over").ok()
 	s.docker(t, "", "rmi", image).ok()
+}
+
+// Volumes by the commands of vic, without a daemon.
+func TestVolumeCommands(t *testing.T) {
+	store := filepath.Join(t.TempDir(), "store")
+	for _, tt := range []struct {
+		args []string
+		out  string // a pattern
+		err  string
+		exit int
+	}{
+		{[]string{"create", "data", "--size", "64m", "--label", "a=b"}, "^data\n$", "", 0},
+		{[]string{"create", "data"}, "^data\n$", "", 0},
+		{[]string{"create", "data", "--size", "1g"}, "", "vic volume grow enlarges it", 1},
+		{[]string{"create", "a/b"}, "", "includes invalid characters", 1},
+		{[]string{"create", "v2", "--label", "=x"}, "", "has no name", 2},
+		{[]string{"create"}, "", "accepts 1 arg", 2},
+		{[]string{"ls"}, `(?s)^NAME +CAPACITY +STORED.*\ndata +64MiB +[0-9.]+KiB +[-0-9]+ [:0-9]+ +0\n$`, "", 0},
+		{[]string{"ls", "--json"}, `(?s)"name": "data".*"capacity": 67108864.*"users": \[\]`, "", 0},
+		{[]string{"inspect", "data"}, `(?s)name +data\n.*capacity +64MiB\n.*disk +/.*disk\.vmdk\nlabel +a=b\noption +size=64m\n$`, "", 0},
+		{[]string{"inspect", "nope"}, "", "get nope: no such volume", 1},
+		{[]string{"grow", "data", "200m"}, "^data has 200MiB\n$", "", 0},
+		{[]string{"grow", "data", "100m"}, "", "cannot be made smaller", 1},
+		{[]string{"grow", "data", "much"}, "", "SIZE much", 2},
+		{[]string{"rm", "nope", "data"}, "^removed data\n$", "get nope: no such volume", 1},
+		{[]string{"ls", "--json"}, `^\[\]\n$`, "", 0},
+	} {
+		out, _, err := vic(t, append([]string{"volume"}, append(tt.args, "--store", store)...)...)
+		if !regexp.MustCompile(tt.out).MatchString(out) || (err != nil) != (tt.err != "") || err != nil && (!strings.Contains(err.Error(), tt.err) || exitCode(err) != tt.exit) {
+			t.Errorf("vic volume %q: %q, %v, want %q, %q and status %d", tt.args, out, err, tt.out, tt.err, tt.exit)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(store, "volumes", "broken"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := vic(t, "volume", "ls", "--store", store); err == nil || !strings.Contains(err.Error(), "volume broken is damaged") {
+		t.Errorf("ls with a damaged volume: %v", err)
+	}
+	if out, _, err := vic(t, "check", "--store", store); err == nil || !strings.Contains(out, "volume record: is missing") {
+		t.Errorf("check with a damaged volume: %v\n%s", err, out)
+	}
+	if _, _, err := vic(t, "volume", "rm", "broken", "--store", store); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := vic(t, "check", "--store", store); err != nil {
+		t.Error(err)
+	}
 }
 
 // Folders and files of the host in containers.

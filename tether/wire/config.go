@@ -130,6 +130,8 @@ type Mount struct {
 	Copy bool `json:"copy,omitempty"`
 	// Replay makes the disk writable likewise, for its journal.
 	Replay bool `json:"replay,omitempty"`
+	// Grow has the file system of a "disk" that is writable take all of the disk.
+	Grow bool `json:"grow,omitempty"`
 	// Target is the absolute path, made if it is not there. Symlinks in it are
 	// resolved inside the root.
 	Target   string `json:"target"`
