@@ -65,6 +65,23 @@ func (c *Container) rejoin(r *run) {
 	c.endpoints = infos(r.connections)
 }
 
+// renew brings a guest that another VCH has left up to date: interfaces that were being plugged in or pulled out are as
+// they are to be, and connections that went through the other's gateways are reset. A guest that cannot do it runs on.
+func (c *Container) renew(ctx context.Context, r *run) {
+	err := c.tellGuest(ctx, r)
+	var sockets []Socket
+	if conn, e := c.control(ctx, r); e == nil {
+		sockets, e = conn.Sockets(ctx)
+		err = errors.Join(err, e)
+	}
+	for _, k := range c.connected(r) {
+		err = errors.Join(err, k.endpoint.Reset(ctx, sockets))
+	}
+	if err != nil && ctx.Err() == nil {
+		c.m.o.Log.Warn("renew the container's connections", "container", c.id, "error", err)
+	}
+}
+
 func (c *Container) renameConnections(r *run) error {
 	var errs []error
 	for _, k := range c.connected(r) {
@@ -83,7 +100,7 @@ func (c *Container) renameConnections(r *run) error {
 
 // guestNetwork is what the guest is told of its networks. Call it with mu held.
 func (c *Container) guestNetwork(all []*connection) wire.Network {
-	n := wire.Network{DNS: wire.DNS{Search: c.spec.Network.DNSSearch, Options: c.spec.Network.DNSOptions}}
+	n := wire.Network{Later: c.spec.Network.Mode != "none", DNS: wire.DNS{Search: c.spec.Network.DNSSearch, Options: c.spec.Network.DNSOptions}}
 	var first netip.Addr // gateway, for names that stand for it
 	for _, i := range infos(all) {
 		nic := wire.NIC{Name: interfaceName(i.End), MAC: i.MAC, Addresses: []netip.Prefix{i.IP}, MTU: i.MTU}
@@ -157,6 +174,8 @@ func (c *Container) change(ctx context.Context, fn func(ctx context.Context, r *
 		switch {
 		case c.removed:
 			err = c.notFound()
+		case r != nil && c.state.Status == Paused:
+			err = refuse(ErrConflict, "container %s is paused, unpause the container before connecting or disconnecting it", c.id)
 		case c.removing || c.state.Status == Dead:
 			err = refuse(ErrForbidden, "container %s is marked for removal and cannot be connected or disconnected", c.id)
 		}

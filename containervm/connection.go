@@ -103,6 +103,13 @@ func (n *NetworkSpec) fill() {
 // there is missed when the container is started, as in docker.
 func (m *Manager) resolve(n *NetworkSpec) error {
 	n.Endpoints = slices.Clone(n.Endpoints)
+	for _, e := range n.Endpoints {
+		for _, l := range e.Links {
+			if _, err := m.Container(l.Container); err != nil && e.Network == Bridge { // of others, docker has it so, they may come later
+				return refuse(ErrInvalid, "could not get container for %s: %v", l.Container, err)
+			}
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i := range n.Endpoints {

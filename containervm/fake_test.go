@@ -91,8 +91,6 @@ func (r *rack) Find(_ context.Context, vm VM) (Machine, error) {
 	}
 }
 
-func (r *rack) Prepare(context.Context, VM) error { return nil }
-
 func (r *rack) vm(id string) *fakeVM {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -275,6 +273,8 @@ func (v *fakeVM) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.sizes = append(v.sizes, r.Size)
+	case wire.OpSockets:
+		return wire.Reply{Sockets: []wire.Socket{{Local: netip.MustParseAddrPort("172.18.0.2:7"), Remote: netip.MustParseAddrPort("192.0.2.1:80")}}}, nil
 	case wire.OpNetwork:
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -364,6 +364,7 @@ type wiring struct {
 	names [][]string // what endpoints were called, one after another
 	open  int        // networks and endpoints
 	fails error      // of the next Join
+	reset []Socket
 }
 
 func (w *wiring) Choose(taken []netip.Prefix) (netip.Prefix, error) {
@@ -461,6 +462,13 @@ func (p *plug) Rename(names []string) error {
 func (p *plug) Serve(conn io.ReadWriteCloser) error {
 	_, err := io.Copy(io.Discard, conn)
 	return err
+}
+
+func (p *plug) Reset(_ context.Context, sockets []Socket) error {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	p.w.reset = append(p.w.reset, sockets...)
+	return nil
 }
 
 func (p *plug) Close() error {

@@ -99,6 +99,9 @@ type Endpoint interface {
 	// Serve carries frames between the network and conn, a NIC's, until conn fails
 	// or the Endpoint is closed, and closes conn.
 	Serve(conn io.ReadWriteCloser) error
+	// Reset ends those of the guest's TCP connections through the network's gateway that the gateway does not know:
+	// they were another's, which has ended. The guest sees them reset at once, and not when it sends next.
+	Reset(ctx context.Context, sockets []Socket) error
 	// Close gives back addresses, names and ports.
 	Close() error
 }

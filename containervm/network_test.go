@@ -162,6 +162,7 @@ func TestEndpointRefused(t *testing.T) {
 		{EndpointSpec{Network: "own", IP6: netip.MustParseAddr("10.1.0.1")}, "invalid IPv6 address"},
 		{EndpointSpec{Network: "own", MAC: "01:00:00:00:00:00"}, "hardware address"},
 		{EndpointSpec{Network: "own", Aliases: []string{""}}, "alias"},
+		{EndpointSpec{Network: "bridge", Links: []Link{{"nope", "x"}}}, "could not get container for nope: No such container: nope"},
 	} {
 		_, err := s.Create(t.Context(), Spec{Args: []string{"sleep"}, Network: NetworkSpec{Mode: tt.e.Network, Endpoints: []EndpointSpec{tt.e}}})
 		wantError(t, err, ErrInvalid, tt.text)

@@ -271,6 +271,9 @@ func (c *Container) reattach(ctx context.Context) {
 	c.holdVolumes()
 	c.rejoin(r)
 	c.serve(r)
+	if len(r.connections) > 0 {
+		r.wg.Go(func() { c.renew(r.ctx, r) })
+	}
 }
 
 // goneMachine stands for a VM that ended while nobody looked.

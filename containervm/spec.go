@@ -102,6 +102,9 @@ type Limits = wire.Limits
 // Privileges bound what processes may do in the guest.
 type Privileges = wire.Privileges
 
+// Socket is a TCP connection of a guest's.
+type Socket = wire.Socket
+
 // RestartPolicy says when an ended container is started again.
 type RestartPolicy struct {
 	Name       string `json:"name,omitempty"` // "", no, always, unless-stopped, on-failure

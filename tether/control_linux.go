@@ -50,6 +50,9 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 			return wire.Reply{}, err
 		}
 		return wire.Reply{}, p.resize(r.Size)
+	case wire.OpSockets:
+		sockets, err := sockets()
+		return wire.Reply{Sockets: sockets}, err
 	case wire.OpNetwork:
 		if r.Network == nil {
 			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: "no network is given"}

@@ -132,6 +132,20 @@ func (d *devices) load(name string) {
 	}
 }
 
+// loadFor loads a module, with what it needs, for devices that are yet to come.
+func (d *devices) loadFor(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range d.index {
+		if m.name == name {
+			for _, dep := range m.deps {
+				d.load(dep)
+			}
+			d.load(name)
+		}
+	}
+}
+
 // await looks the hardware over until found reports true. What is waited for comes
 // by itself within milliseconds, if it comes.
 func (d *devices) await(what string, found func() (bool, error)) error {

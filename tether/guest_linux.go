@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,7 +23,6 @@ const deviceTimeout = 30 * time.Second
 type guest struct {
 	devices *devices
 	log     *logPort
-	control *controlPort
 	conf    *wire.Config
 	reaper  *reaper
 	stdin   *stdin
@@ -67,10 +67,7 @@ func (g *guest) live() (wire.Exit, error) {
 	if g.log, err = openLog(g.devices); err != nil {
 		return wire.Exit{}, err
 	}
-	if g.control, err = openControl(g.devices); err != nil {
-		return wire.Exit{}, err
-	}
-	if g.conf, err = g.configure(); err != nil {
+	if g.conf, err = readConfig(); err != nil {
 		return wire.Exit{}, err
 	}
 	if err := seedRandom(g.conf.Seed); err != nil {
@@ -82,7 +79,9 @@ func (g *guest) live() (wire.Exit, error) {
 	if err := setNames(g.conf.Hostname, g.conf.Domain); err != nil {
 		return wire.Exit{}, err
 	}
-	g.serveControl()
+	if err := g.serveControl(); err != nil {
+		return wire.Exit{}, err
+	}
 	ooms := oomKills()
 	addresses, err := g.dress()
 	if err != nil {
@@ -292,6 +291,27 @@ func printk(format string, args ...any) {
 	}
 	defer f.Close()
 	fmt.Fprintf(f, "<3>tether: "+format+"\n", args...)
+}
+
+// readConfig reads the configuration from the machine's OEM strings.
+func readConfig() (*wire.Config, error) {
+	files, err := filepath.Glob("/sys/firmware/dmi/entries/11-*/raw")
+	if err != nil {
+		return nil, err
+	}
+	var oem []string
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		ss, err := wire.ParseOEMStrings(raw)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", f, err)
+		}
+		oem = append(oem, ss...)
+	}
+	return wire.ParseConfig(oem)
 }
 
 func kernelRelease() string {

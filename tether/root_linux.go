@@ -49,6 +49,9 @@ func (g *guest) switchRoot() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if g.conf.Later && len(g.conf.NICs) == 0 {
+		g.devices.loadFor("virtio_net")
+	}
 	if err := g.devices.close(); err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ import (
 // TestDocker drives one vic serve with the docker client: first what needs no virtual machine, then
 // containers.
 func TestDocker(t *testing.T) {
-	s := newSuite(t, "--no-templates") // until the subtest "templates"
+	s := newSuite(t)
 	for _, tt := range []struct {
 		name string
 		test func(*testing.T, *suite)
@@ -38,7 +38,6 @@ func TestDocker(t *testing.T) {
 		{"filters", testFilters},
 		{"run", testRun},
 		{"stdin", testStdin},
-		{"templates", testTemplates},
 		{"terminal", testTerminal},
 		{"binary", testBinary},
 		{"logs", testLogs},

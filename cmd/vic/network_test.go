@@ -1,10 +1,27 @@
 package main
 
 import (
+	"net"
 	"os/exec"
 	"strings"
 	"testing"
 )
+
+// hostAddr is an IPv4 address of this machine that is not a loopback's.
+func hostAddr(t *testing.T) string {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && !n.IP.IsLoopback() {
+			return n.IP.String()
+		}
+	}
+	t.Skip("this machine has no address but loopback's")
+	return ""
+}
 
 // testNetworks drives networks of the user's with few guests: what runs is connected and disconnected.
 func testNetworks(t *testing.T, s *suite) {
@@ -102,6 +119,34 @@ func testNetworks(t *testing.T, s *suite) {
 		ok("network", "connect", "front", "ncli")
 		fetch("w").want(0, "served\n")
 	})
+	t.Run("IPv6", func(t *testing.T) {
+		ok("network", "create", "--ipv6", "--subnet", "10.93.0.0/24", "--subnet", "fd00:91::/64", "six")
+		ok("network", "connect", "--ip6", "fd00:91::77", "six", "nweb")
+		ok("network", "connect", "six", "ncli")
+		s.docker(t, "", "inspect", "nweb", "--format", "{{with .NetworkSettings.Networks.six}}{{.GlobalIPv6Address}}/{{.GlobalIPv6PrefixLen}} {{.IPv6Gateway}} {{.IPAMConfig.IPv6Address}}{{end}}").
+			want(0, "fd00:91::77/64 fd00:91::1 fd00:91::77\n")
+		cli("nslookup -type=aaaa nweb.six").has("fd00:91::77")
+		cli("ping -6 -c 1 -W 5 fd00:91::77").has("1 packets received")
+		cli("ping -6 -c 1 -W 5 fd00:91::1").has("1 packets received")
+		cli("wget -q -O - http://[fd00:91::77]").want(0, "served\n")
+		ok("network", "disconnect", "six", "nweb")
+		ok("network", "disconnect", "-f", "six", "ncli")
+		ok("network", "rm", "six")
+	})
+	t.Run("hairpin", func(t *testing.T) {
+		host := hostAddr(t)
+		ok("run", "-d", "--name", "npub", "-p", host+"::80", "-p", "[::1]::80", "--expose", "7000-7002", "-P", "bb", "sh", "-c", "mkdir /www; echo mine >/www/index.html; httpd -p 80 -h /www; echo listening; exec sleep 1000")
+		defer s.docker(t, "", "rm", "-f", "npub")
+		s.waitFor(t, "npub", "listening\n")
+		own := ok("inspect", "npub", "--format", `{{with index .NetworkSettings.Ports "80/tcp" 0}}{{.HostIp}}:{{.HostPort}}{{end}}`)
+		s.docker(t, "", "exec", "npub", "wget", "-q", "-O", "-", "http://"+own).want(0, "mine\n")
+		cli("wget -q -O - http://"+own).want(0, "mine\n")
+		if out, err := exec.Command("busybox", "wget", "-q", "-O", "-", "http://"+ok("inspect", "npub", "--format", `[::1]:{{with index .NetworkSettings.Ports "80/tcp" 1}}{{.HostPort}}{{end}}`)).CombinedOutput(); string(out) != "mine\n" {
+			t.Errorf("by IPv6: %q, %v", out, err)
+		}
+		s.docker(t, "", "port", "npub").has("7000/tcp -> 0.0.0.0:", "7002/tcp -> 0.0.0.0:")
+		s.docker(t, "", "run", "--rm", "-p", own+":80", "bb").wantError(125, "Bind for "+own+" failed: port is already allocated")
+	})
 	t.Run("internal", func(t *testing.T) {
 		ok("network", "connect", "zone", "nweb")
 		ok("network", "connect", "zone", "ncli")
@@ -112,6 +157,18 @@ func testNetworks(t *testing.T, s *suite) {
 		ok("network", "connect", "front", "ncli")
 	})
 	t.Run("restart", func(t *testing.T) {
+		// A connection through the gateway ends with the server, and the guest learns of it.
+		silent, err := net.Listen("tcp", hostAddr(t)+":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close()
+		ok("exec", "-d", "ncli", "sh", "-c", "wget -q -O - http://"+silent.Addr().String()+" 2>/tmp/why; echo ended >>/tmp/why")
+		waiting, err := silent.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer waiting.Close()
 		before := ok("inspect", "nweb", "ncli", "--format", "{{json .NetworkSettings}}")
 		networks := ok("network", "inspect", "front", "back", "zone", "bridge")
 		s.end(t)
@@ -124,6 +181,7 @@ func testNetworks(t *testing.T, s *suite) {
 		}
 		fromHost(t)
 		fetch("w").want(0, "served\n")
+		cli("until grep ended /tmp/why; do usleep 100000; done").want(0, "ended\n")
 		ok("network", "connect", "back", "ncli")
 		fetch("10.91.0.7").want(0, "served\n")
 	})

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -131,6 +132,8 @@ type guest struct {
 	stack *stack.Stack
 	ip    netip.Addr
 	conn  net.Conn
+	link  *channel.Endpoint
+	hang  func() // ends what carries frames over conn
 }
 
 func boot(t *testing.T, e *Endpoint) *guest {
@@ -156,6 +159,25 @@ func boot(t *testing.T, e *Endpoint) *guest {
 		{Destination: addr.AddressWithPrefix.Subnet(), NIC: nicID},
 		{Destination: all, Gateway: address(e.n.gateway), NIC: nicID},
 	})
+	g.link = ch
+	g.carry()
+	t.Cleanup(func() {
+		g.hang()
+		g.stack.Destroy()
+	})
+	return g
+}
+
+// rewire has the guest's frames go over another connection.
+func (g *guest) rewire(conn net.Conn) {
+	g.hang()
+	g.conn = conn
+	g.carry()
+}
+
+// carry passes frames between the stack and conn.
+func (g *guest) carry() {
+	ch := g.link
 	ctx, stop := context.WithCancel(context.Background())
 	sent, received := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -184,14 +206,13 @@ func boot(t *testing.T, e *Endpoint) *guest {
 			p.DecRef()
 		}
 	}()
-	t.Cleanup(func() {
-		g.conn.Close()
+	conn := g.conn
+	g.hang = sync.OnceFunc(func() {
+		conn.Close()
 		stop()
 		<-sent
 		<-received
-		g.stack.Destroy()
 	})
-	return g
 }
 
 func readFrame(r io.Reader) ([]byte, error) {

@@ -17,8 +17,6 @@
 // The hardware is a trimmed q35 of a fixed version: root disk on virtio-blk, one
 // virtio-serial controller, a virtio-net for each NIC, a few empty PCI Express slots. The kernel is booted directly.
 //
-// Under emulation a VM begins as a copy of a template where there is one, see template.
-//
 // That a VM has ended is known from a pidfd (Linux 5.3), which needs no polling, works for
 // a process that is not our child, and cannot mean another process. A service manager that runs
 // the VCH must not kill the VMs with it (systemd: KillMode=process).
@@ -34,7 +32,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -55,15 +52,11 @@ type Driver struct {
 	Cache string
 	// Virtiofsd is the program that shares folders of the host with guests; "" looks where distributions have it.
 	Virtiofsd string
-	// Templates is a folder for guests that have booted, of which others are made; "" for none.
-	Templates string
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
 
 	mu    sync.Mutex
 	found *Platform
-
-	templates templates
 }
 
 const (
@@ -118,46 +111,27 @@ func (d *Driver) Start(ctx context.Context, vm containervm.VM) (containervm.Mach
 	if err != nil {
 		return nil, fmt.Errorf("start VM: %w", err)
 	}
-	if m := d.startCopy(ctx, vm, p); m != nil {
-		return m, nil
+	a, err := args(vm, p)
+	if err != nil {
+		return nil, fmt.Errorf("start VM: %w", err)
 	}
-	m, err := d.boot(ctx, vm, p)
+	defer removeConfig(vm)
+	for i, s := range vm.Config {
+		if err := os.WriteFile(configPath(vm, i), []byte(s), 0o600); err != nil {
+			return nil, fmt.Errorf("start VM: %w", err)
+		}
+	}
+	m, err := d.run(ctx, vm, p, a)
 	if err != nil {
 		return nil, fmt.Errorf("start VM: %w", err)
 	}
 	return m, nil
 }
 
-// boot starts a VM from its kernel.
-func (d *Driver) boot(ctx context.Context, vm containervm.VM, p Platform) (*machine, error) {
-	a, err := args(vm, p, origin{})
-	if err != nil {
-		return nil, err
-	}
-	defer removeConfig(vm)
-	for i, s := range vm.Config {
-		if err := os.WriteFile(configPath(vm, i), []byte(s), 0o600); err != nil {
-			return nil, err
-		}
-	}
-	return d.run(ctx, vm, command{args: a})
-}
-
-// A command is how QEMU is called.
-type command struct {
-	args  []string
-	files []*os.File // it gets them as descriptors from firstFile on
-	// bound has it end with the thread that calls run, and lets everything else go first.
-	bound bool
-}
-
-// firstFile is the number of a command's first file. VMs with shares have none.
-const firstFile = firstShareFD
-
 // run starts QEMU in a session of its own and returns when it answers, which is when the VM exists. The
 // monitor's socket is made here and handed down: whoever connects to it waits for QEMU, and is hung up
 // on if QEMU ends.
-func (d *Driver) run(ctx context.Context, vm containervm.VM, c command) (*machine, error) {
+func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []string) (*machine, error) {
 	if pid, process, err := openProcess(vm); err == nil {
 		process.Close()
 		return nil, fmt.Errorf("it runs already, as process %d", pid)
@@ -178,13 +152,9 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, c command) (*machin
 		listener.Close()
 		return nil, err
 	}
-	cmd := exec.Command(d.binary(), c.args...)
-	cmd.Stdout, cmd.Stderr = stderr, stderr
-	cmd.ExtraFiles = slices.Concat([]*os.File{listener}, shares.sockets, c.files)
+	cmd := exec.Command(d.binary(), a...)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = stderr, stderr, append([]*os.File{listener}, shares.sockets...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if c.bound {
-		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	}
 	err = startOn(vm.CPUSet, cmd)
 	listener.Close()
 	shares.handOver()
@@ -192,12 +162,9 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, c command) (*machin
 		shares.end()
 		return nil, err
 	}
-	if c.bound {
-		_ = syscall.Setpriority(syscall.PRIO_PGRP, cmd.Process.Pid, 19) // it only makes room
-	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	m, err := d.open(ctx, vm)
+	m, err := d.open(ctx, vm, p.Accel)
 	if err == nil {
 		m.reap(cmd.Process)
 		for _, p := range shares.servers {
@@ -208,8 +175,10 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, c command) (*machin
 	defer shares.end()
 	_ = cmd.Process.Kill() // it can but have ended
 	_ = cmd.Wait()         // its exit code is not of interest
-	if complaint := said(vm); complaint != nil && ctx.Err() == nil {
-		return nil, complaint
+	said := make([]byte, maxStderr)
+	n, _ := stderr.ReadAt(said, 0) // what cannot be read is not told
+	if said = bytes.TrimSpace(said[:n]); len(said) > 0 && ctx.Err() == nil {
+		return nil, fmt.Errorf("%s", said)
 	}
 	return nil, err
 }
@@ -236,21 +205,6 @@ func startOn(cpus []int, cmd *exec.Cmd) error {
 	return <-done
 }
 
-// said is what QEMU had to complain about, nil for nothing.
-func said(vm containervm.VM) error {
-	f, err := os.Open(socket(vm, stderrFile))
-	if err != nil {
-		return nil // what cannot be read is not told
-	}
-	defer f.Close()
-	text := make([]byte, maxStderr)
-	n, _ := f.ReadAt(text, 0) // likewise
-	if text = bytes.TrimSpace(text[:n]); len(text) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%s", text)
-}
-
 // listen makes a UNIX socket that another process is to accept from.
 func listen(path string) (*os.File, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -266,7 +220,7 @@ func listen(path string) (*os.File, error) {
 }
 
 // open connects to the VM that was just started.
-func (d *Driver) open(ctx context.Context, vm containervm.VM) (*machine, error) {
+func (d *Driver) open(ctx context.Context, vm containervm.VM, accel string) (*machine, error) {
 	mon, err := dialMonitor(ctx, socket(vm, monitorFile))
 	if err != nil {
 		return nil, err
@@ -279,7 +233,7 @@ func (d *Driver) open(ctx context.Context, vm containervm.VM) (*machine, error) 
 		mon.close()
 		return nil, err
 	}
-	return newMachine(vm, infoOf(pid), process, mon), nil
+	return newMachine(vm, pid, process, accel, mon), nil
 }
 
 // Find implements containervm.Hypervisor.
@@ -298,25 +252,22 @@ func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machi
 		d.log().Warn("VM does not answer", "container", vm.ID, "pid", pid, "error", err)
 		mon = nil
 	}
-	m := newMachine(vm, infoOf(pid), process, mon)
+	m := newMachine(vm, pid, process, accelOf(pid), mon)
 	if err := m.learnPaused(ctx); err != nil {
 		d.log().Warn("VM does not say whether it is paused", "container", vm.ID, "pid", pid, "error", err)
 	}
 	return m, nil
 }
 
-// infoOf reads from a QEMU's command line what it runs.
-func infoOf(pid int) containervm.MachineInfo {
-	i := containervm.MachineInfo{PID: pid}
+// accelOf reads from a QEMU's command line how it carries out its guest.
+func accelOf(pid int) string {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
-		return i // it has just ended
+		return "" // it has just ended
 	}
 	_, after, _ := bytes.Cut(line, []byte("\x00-accel\x00"))
 	name, _, _ := bytes.Cut(after, []byte{0})
-	i.Accel = string(name)
-	i.Template = bytes.Contains(line, []byte("\x00-incoming\x00"))
-	return i
+	return string(name)
 }
 
 func removeConfig(vm containervm.VM) {

@@ -83,6 +83,8 @@ type Root struct {
 
 // Network is how the container is connected.
 type Network struct {
+	// Later says that interfaces may be plugged in although there are none yet.
+	Later bool   `json:"later,omitempty"`
 	NICs  []NIC  `json:"nics,omitempty"`
 	DNS   DNS    `json:"dns,omitzero"`
 	Hosts []Host `json:"hosts,omitempty"` // further lines of /etc/hosts
@@ -167,8 +169,8 @@ type Limits struct {
 
 const (
 	configPrefix = "vic1:"
-	// maxString bounds one OEM string, prefix excluded, so that a frame has room for it.
-	maxString = MaxPayload - 32
+	// maxString bounds one OEM string, prefix excluded.
+	maxString = 16 << 10
 	// maxStrings bounds all strings of a configuration. QEMU refuses SMBIOS tables
 	// above 65535 bytes, and the machine's own structures need some of that.
 	maxStrings = 60_000

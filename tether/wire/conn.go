@@ -285,6 +285,12 @@ func (c *Conn) Network(ctx context.Context, n Network) error {
 	return err
 }
 
+// Sockets returns the guest's TCP connections.
+func (c *Conn) Sockets(ctx context.Context) ([]Socket, error) {
+	r, err := c.call(ctx, Request{Op: OpSockets})
+	return r.Sockets, err
+}
+
 // Shutdown has the guest send Config.StopSignal to the container's process now,
 // and SIGKILL after grace, even if this session ends. A negative grace never kills. The VM
 // powers off when the process has ended.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 )
 
 const (
@@ -29,6 +30,7 @@ const (
 	OpFreeze   Op = "freeze" // hold back all writes to the root disk, until OpThaw or the session's end
 	OpThaw     Op = "thaw"
 	OpClock    Op = "clock"   // set the clock to Time, after the VM has stood still
+	OpSockets  Op = "sockets" // Reply: Sockets
 	OpNetwork  Op = "network" // set the interfaces up as Network says, which may name others than before
 )
 
@@ -75,6 +77,17 @@ type Reply struct {
 	State *State    `json:"state,omitempty"`
 	Path  *PathStat `json:"path,omitempty"`
 	Usage *Usage    `json:"usage,omitempty"`
+	// Sockets are TCP connections, at most MaxSockets.
+	Sockets []Socket `json:"sockets,omitempty"`
+}
+
+// MaxSockets is how many connections a guest tells of.
+const MaxSockets = 4096
+
+// Socket is a TCP connection of a guest's.
+type Socket struct {
+	Local  netip.AddrPort `json:"local"`
+	Remote netip.AddrPort `json:"remote"`
 }
 
 // State is what runs in a guest.
