@@ -15,16 +15,8 @@ func (s *Server) attachContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	live, logs := boolParam(r, "stream"), boolParam(r, "logs")
-	if !live && !logs {
-		return badRequest("Either the stream or logs query parameter must be true")
-	}
-	spec := c.Info().Spec
-	o := containervm.AttachOptions{
-		Stdin: boolParam(r, "stdin") && live, Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"),
-		Logs: logs, LogsOnly: !live,
-	}
-	if o.DetachKeys, err = detachKeys(r.URL.Query().Get("detachKeys"), spec.TTY); err != nil {
+	o, err := attachOptions(r, c)
+	if err != nil {
 		return err
 	}
 	a, err := c.Attach(o)
@@ -32,16 +24,31 @@ func (s *Server) attachContainer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer a.Close()
-	conn, err := hijack(w, r, streamType(r, spec.TTY))
+	tty := c.Info().Spec.TTY
+	conn, err := hijack(w, r, streamType(r, tty))
 	if err != nil {
 		return err
 	}
 	defer conn.close()
-	out, errOut := conn.outputs(spec.TTY)
+	out, errOut := conn.outputs(tty)
 	if err := a.Stream(r.Context(), conn.input(o.Stdin), out, errOut); err != nil {
 		s.log.Debug("attachment ended", "container", c.ID(), "error", err)
 	}
 	return nil
+}
+
+// attachOptions reads the parameters of attaching.
+func attachOptions(r *http.Request, c *containervm.Container) (o containervm.AttachOptions, err error) {
+	live, logs := boolParam(r, "stream"), boolParam(r, "logs")
+	if !live && !logs {
+		return o, badRequest("Either the stream or logs query parameter must be true")
+	}
+	o = containervm.AttachOptions{
+		Stdin: boolParam(r, "stdin") && live, Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"),
+		Logs: logs, LogsOnly: !live,
+	}
+	o.DetachKeys, err = detachKeys(r.URL.Query().Get("detachKeys"), c.Info().Spec.TTY)
+	return o, err
 }
 
 // detachKeys are the keys of a request; without any, only a terminal can be left by keys.

@@ -104,7 +104,7 @@ func (s *Server) prepare(next http.Handler) http.Handler {
 		h.Set("Server", "Docker/"+s.host.Version+" (linux)")
 		// A page in somebody's browser can reach a loopback address. Browsers tell where a request comes
 		// from, clients of the API do not.
-		if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
+		if r.Header.Get("Origin") != "" && !ownOrigin(r) || r.Header.Get("Sec-Fetch-Site") != "" {
 			writeError(w, &statusError{http.StatusForbidden, errBrowser})
 			return
 		}

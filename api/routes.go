@@ -52,7 +52,7 @@ func (s *Server) routes() []route {
 		{http.MethodPost, "/exec/{id}/start", s.startExec},
 		{http.MethodPost, "/exec/{id}/resize", s.resizeExec},
 		{http.MethodGet, "/exec/{id}/json", s.inspectExec},
-		{http.MethodGet, "/containers/{id}/attach/ws", missing("attaching over a WebSocket")},
+		{http.MethodGet, "/containers/{id}/attach/ws", s.attachWebSocket},
 		{http.MethodPost, "/containers/{id}/pause", s.pauseContainer},
 		{http.MethodPost, "/containers/{id}/unpause", s.unpauseContainer},
 		{http.MethodPost, "/containers/{id}/update", missing("changing the limits of a container")},

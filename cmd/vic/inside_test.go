@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/moby/moby/api/types/container"
 )
 
@@ -32,6 +33,7 @@ echo 'root:x:0:0::/:' >/etc/passwd; echo 'app:x:2375:2376::/:' >>/etc/passwd; `
 func testInside(t *testing.T, s *suite) {
 	id := s.docker(t, "", "run", "-d", "--name", "inside", "-u", "2375:2376", s.image, "sleep", "100000").ok()
 	s.docker(t, "", "exec", "-u", "0", "inside", "sh", "-ec", insideTree).want(0, "")
+	t.Run("attach by WebSocket", func(t *testing.T) { testWebSocket(t, s) })
 	t.Run("top", func(t *testing.T) { testTop(t, s) })
 	t.Run("stats", func(t *testing.T) { testStats(t, s) })
 	t.Run("copy from", func(t *testing.T) { testCopyFrom(t, s, id) })
@@ -120,6 +122,44 @@ func shell(t *testing.T, script, in string, args ...string) string {
 		t.Fatalf("%s: %v\n%s", script, err, errOut.String())
 	}
 	return string(out)
+}
+
+// testWebSocket attaches before the start, as docker run does.
+func testWebSocket(t *testing.T, s *suite) {
+	s.docker(t, "", "create", "-i", "--name", "socket", "--network", "none", s.image, "sh", "-c", "read line; echo got $line; echo bad >&2").ok()
+	dial := func(header http.Header) (*websocket.Conn, *http.Response, error) {
+		return websocket.Dial(t.Context(), "ws://127.0.0.1/containers/socket/attach/ws?stream=1&stdin=1&stdout=1&stderr=1", &websocket.DialOptions{HTTPHeader: header,
+			HTTPClient: &http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", s.socket) }}}})
+	}
+	if _, resp, err := dial(http.Header{"Origin": {"http://example.org"}}); err == nil || resp.StatusCode != http.StatusForbidden {
+		t.Errorf("a page's: %v", err)
+	}
+	conn, _, err := dial(http.Header{"Origin": {"http://127.0.0.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.CloseNow()
+	s.docker(t, "", "start", "socket").ok()
+	for _, part := range []string{"a li", "ne\n"} {
+		if err := conn.Write(t.Context(), websocket.MessageText, []byte(part)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := ""
+	for {
+		kind, data, err := conn.Read(t.Context())
+		if websocket.CloseStatus(err) == websocket.StatusNormalClosure {
+			break
+		}
+		if err != nil || kind != websocket.MessageBinary {
+			t.Fatalf("%v, %v", kind, err)
+		}
+		got += string(data)
+	}
+	if got != "got a line\nbad\n" && got != "bad\ngot a line\n" {
+		t.Errorf("output %q", got)
+	}
+	s.docker(t, "", "rm", "socket").ok()
 }
 
 func testTop(t *testing.T, s *suite) {
