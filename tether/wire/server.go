@@ -100,6 +100,7 @@ func (v *Server) greet(port io.ReadWriter, f frame) (*GuestSession, error) {
 		return nil, fmt.Errorf("window of %d bytes", h.Window)
 	}
 	s := newSession(port, uint32(f.stamp>>32), h.Window)
+	s.chunk = guestChunk
 	if err := s.numbered(f); err != nil {
 		return nil, err
 	}

@@ -19,15 +19,17 @@ const (
 
 const (
 	// DefaultWindow is how many bytes may be under way on a channel in one direction.
-	DefaultWindow = 64 << 10
+	DefaultWindow = 256 << 10
 	// MaxChannels is how many channels a session may have open at a time.
 	MaxChannels = 512
 
 	minWindow = 1 << 10
 	maxWindow = 1 << 20
-	// dataChunk is the most data put into one frame: on a serial line a frame in the
-	// way delays others by its length.
-	dataChunk = 4 << 10
+	// hostChunk and guestChunk are the most data put into one frame. A virtio-serial port gives
+	// a guest at most 4 KiB with each read, so frames of that size need no second one and no copying;
+	// what a guest writes the host takes in any size.
+	hostChunk  = 4096 - headerSize
+	guestChunk = MaxPayload
 )
 
 const (
@@ -52,6 +54,7 @@ func broken(format string, args ...any) error {
 type session struct {
 	id     uint32
 	window int
+	chunk  int           // of this side's frames
 	done   chan struct{} // closed once err is set
 
 	wmu  sync.Mutex // held across Write
@@ -67,7 +70,7 @@ type session struct {
 }
 
 func newSession(w io.Writer, id uint32, window int) *session {
-	return &session{id: id, window: window, w: w, done: make(chan struct{}), channels: map[uint16]*Channel{}}
+	return &session{id: id, window: window, chunk: hostChunk, w: w, done: make(chan struct{}), channels: map[uint16]*Channel{}}
 }
 
 func (s *session) send(typ byte, channel uint16, payload []byte) error {
@@ -294,7 +297,7 @@ func (c *Channel) Write(p []byte) (int, error) {
 			c.s.mu.Unlock()
 			return done, nil
 		}
-		n := min(len(p)-done, dataChunk, c.credit)
+		n := min(len(p)-done, c.s.chunk, c.credit)
 		c.credit -= n
 		c.s.mu.Unlock()
 		if err := c.s.send(frameData, c.number, p[done:done+n]); err != nil {
