@@ -184,6 +184,9 @@ func testMissing(t *testing.T, s *suite) {
 	s.docker(t, "", "run", "--cap-add", "FLY", "bb").wantError(125, `invalid CapAdd: unknown capability: "CAP_FLY"`)
 	s.docker(t, "", "run", "--gpus", "all", "bb").wantError(125, "--gpus is not supported")
 	s.docker(t, "", "swarm", "init").wantError(1, "not a swarm manager")
+	if resp, body := s.request(t, http.MethodPost, "/build", "application/x-tar", ""); resp.StatusCode != http.StatusNotImplemented || !strings.Contains(fmt.Sprint(body["message"]), "bring the image by docker push and pull") {
+		t.Errorf("build: %s, %v", resp.Status, body)
+	}
 }
 
 // Containers that are made and not started need no virtual machine.

@@ -63,6 +63,8 @@ func testInside(t *testing.T, s *suite) {
 	s.fsck(t, "inside")
 	s.docker(t, "", "top", "inside").wantError(1, "is not running")
 	s.docker(t, "", "stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", "inside").want(0, "0 0B / 0B\n")
+	s.docker(t, "", "events", "--since", "1h", "--until", strconv.FormatInt(time.Now().Unix()+1, 10), "--filter", "container=inside", "--format", "{{.Action}}").
+		has("top\n", "archive-path\n", "extract-to-dir\n", "export\n", "pause\n", "unpause\n", "commit\n")
 	s.docker(t, "", "rm", "-f", "inside").ok()
 }
 
