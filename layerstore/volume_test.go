@@ -2,11 +2,13 @@ package layerstore
 
 import (
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -537,4 +539,84 @@ func TestKilledAtVolumes(t *testing.T) {
 	if n == 0 {
 		t.Error("never killed")
 	}
+}
+
+// One operation of the datastore after the other fails while volumes are made, claimed, enlarged and removed. None is
+// there by half, and once the datastore is well again all of it works.
+func TestVolumeFaults(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	failed := 0
+	for n, hit := rnd.IntN(5), true; hit; n += 1 + rnd.IntN(5) {
+		f := mountFaultFS(t)
+		dir := filepath.Join(f.Dir, "store")
+		s := openStoreIn(t, dir, Options{Capacity: testCapacity})
+		makeVolume(t, s, small("old"))
+		claim(t, s, "c1")
+		done := f.faultAt(n, func(after int, _ string) fault {
+			if after == 0 {
+				return fault{errno: syscall.EIO}
+			}
+			return fault{}
+		})
+		err := changeVolumes(s)
+		hit = done()
+		if err != nil {
+			failed++
+		}
+		if err != nil && !strings.Contains(err.Error(), "input/output error") {
+			t.Errorf("operation %d fails: %v", n, err)
+		}
+		check := func() {
+			t.Helper()
+			if err := s.Check(t.Context(), CheckOptions{Deep: true}, func(f Finding) {
+				if !f.Harmless {
+					t.Errorf("operation %d fails: %+v", n, f)
+				}
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+		check()
+		s.Close()
+		s = openStoreIn(t, dir, Options{})
+		check()
+		emptyTmp(t, s)
+		if err := changeVolumes(s); err != nil && !errors.Is(err, ErrNotFound) { // old may be gone
+			t.Errorf("after operation %d had failed: %v", n, err)
+		}
+		if v, err := s.Volume("new"); err != nil || v.Capacity != 64<<20 {
+			t.Errorf("after operation %d had failed: %+v, %v", n, v, err)
+		}
+		checkClean(t, s)
+		s.Close()
+	}
+	if failed < 10 {
+		t.Errorf("only %d operations failed", failed)
+	}
+	t.Logf("%d failed", failed)
+}
+
+func changeVolumes(s *Store) error {
+	size := map[string]string{"size": "32m"}
+	if _, err := s.Volume("new"); err == nil {
+		size = nil // it may have grown
+	}
+	if _, _, err := s.CreateVolume(VolumeOptions{Name: "new", Options: size}); err != nil {
+		return err
+	}
+	if _, err := s.ClaimVolumes("c1", []VolumeClaim{{VolumeOptions: small("own"), Own: true}}); err != nil {
+		return err
+	}
+	if _, err := s.RemoveOwnVolumes("c1"); err != nil {
+		return err
+	}
+	if _, err := s.ClaimVolumes("c1", nil); err != nil {
+		return err
+	}
+	if _, err := s.GrowVolume("new", 64<<20); err != nil {
+		return err
+	}
+	return s.RemoveVolume("old")
 }

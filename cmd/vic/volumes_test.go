@@ -64,7 +64,7 @@ func testVolumes(t *testing.T, s *suite) {
 	s.docker(t, "", "volume", "rm", "v1").want(0, "v1\n")
 	s.docker(t, "", "volume", "rm", "v1").wantError(1, "get v1: no such volume")
 	s.docker(t, "", "volume", "rm", "-f", "v1").want(0, "v1\n")
-	s.docker(t, "", "events", "--since", "1h", "--until", "0s", "--filter", "volume=v1", "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes}}").
+	s.docker(t, "", "events", "--since", "1h", "--until", "-1s", "--filter", "volume=v1", "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes}}").
 		want(0, "volume create map[driver:local]\nvolume destroy map[driver:local]\n")
 	s.docker(t, "", "volume", "prune", "-af").has("Deleted Volumes:\nv2")
 	s.docker(t, "", "volume", "ls", "-q").want(0, "")
