@@ -110,7 +110,7 @@ func (s *Server) startExec(w http.ResponseWriter, r *http.Request) error {
 // execError completes what the guest says of a process that it could not start.
 func execError(err error) error {
 	if se, ok := errors.AsType[*containervm.StartError](err); ok {
-		return badRequest("exec failed: unable to start container process: %s", se.Message)
+		return badRequest("%s", startMessage("exec failed", se.Message))
 	}
 	return err
 }

@@ -25,8 +25,14 @@ type session struct {
 }
 
 // hijack takes the connection over and answers the request: 101 UPGRADED to a client that asked for an
-// upgrade, a bare 200 to others. The request's body must have been read before.
+// upgrade, a bare 200 to others. What is left of a body of known length is no input: dockerode sends its options
+// in one.
 func hijack(w http.ResponseWriter, r *http.Request, mediaType string) (*session, error) {
+	if r.ContentLength > 0 {
+		if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
+			return nil, badRequest("read request body: %w", err)
+		}
+	}
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, fmt.Errorf("take over the connection: %w", err)

@@ -181,6 +181,8 @@ type imageReply struct {
 	Parent        string
 	DockerVersion string
 	VirtualSize   int64 `json:",omitempty"`
+	// ContainerConfig is that of the container an image was made of; Docker's own are empty since long ago.
+	ContainerConfig *struct{} `json:",omitempty"`
 }
 
 // requestedImage is the image that a request names, if it is for the platform that it asks for.
@@ -236,6 +238,9 @@ func (s *Server) inspectImage(w http.ResponseWriter, r *http.Request) error {
 	}
 	if versionOf(r).less(version{1, 44}) {
 		reply.VirtualSize = reply.Size
+	}
+	if versionOf(r).less(version{1, 45}) {
+		reply.ContainerConfig = new(struct{})
 	}
 	return writeJSON(w, http.StatusOK, reply)
 }

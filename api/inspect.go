@@ -89,6 +89,12 @@ func createdOf(info containervm.Info) created {
 		}
 		c.HostConfig = &container.HostConfig{AutoRemove: info.Spec.AutoRemove, NetworkMode: container.NetworkMode(info.Spec.Network.Mode)}
 	}
+	if c.HostConfig.CgroupnsMode == "" {
+		c.HostConfig.CgroupnsMode = container.CgroupnsModePrivate
+	}
+	if n := c.HostConfig.MemorySwappiness; n != nil && *n < 0 {
+		c.HostConfig.MemorySwappiness = nil // a client's word for none
+	}
 	if c.Config.Hostname == "" {
 		c.Config.Hostname = info.ID[:min(12, len(info.ID))]
 	}

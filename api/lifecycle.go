@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/sys/signal"
@@ -35,9 +37,18 @@ func (s *Server) startContainer(w http.ResponseWriter, r *http.Request) error {
 // the docker client decides between the exit codes 125, 126 and 127.
 func startError(err error) error {
 	if se, ok := errors.AsType[*containervm.StartError](err); ok {
-		return badRequest("failed to start container: unable to start container process: %s", se.Message)
+		return badRequest("%s", startMessage("failed to start container", se.Message))
 	}
 	return err
+}
+
+// startMessage is what Docker says of a process that could not be started. It looks users up itself, before there
+// is a runtime to complain.
+func startMessage(what, message string) string {
+	if strings.HasPrefix(message, "unable to find ") {
+		return message
+	}
+	return what + ": unable to start container process: " + message
 }
 
 // finish is the context of what goes on although the client leaves.
@@ -106,14 +117,11 @@ func (s *Server) killContainer(w http.ResponseWriter, r *http.Request) error {
 		return badRequest("invalid signal: %s", name)
 	}
 	c, err := s.container(r)
-	if err != nil {
-		return err
+	if err == nil {
+		err = c.Kill(finish(r), sig)
 	}
-	if err := c.Kill(finish(r), sig); err != nil {
-		if errors.Is(err, containervm.ErrNotRunning) {
-			return conflict("cannot kill container: %s: %w", param(r, "id"), err)
-		}
-		return err
+	if err != nil {
+		return fmt.Errorf("cannot kill container: %s: %w", param(r, "id"), err)
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
@@ -187,6 +195,9 @@ func (s *Server) renameContainer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if err := c.Rename(name); err != nil {
+		if errors.Is(err, containervm.ErrConflict) {
+			return fmt.Errorf("Error when allocating new name: %w", err) // Docker's words
+		}
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -49,7 +49,7 @@ func TestObserve(t *testing.T) {
 		{"PATCH", "/swarm", "* /swarm 503", `"method":"PATCH"`},
 		{"BREW", "/swarm", "  404", `"method":"BREW"`},
 		{"GET", "/nope", "  404", `"route":"","status":404`},
-		{"GET", "/v1.2/images/y/json", "  400", `"route":"","status":400`},
+		{"GET", "/v1.2/containers/y/json", "  400", `"route":"","status":400`},
 	} {
 		log.Reset()
 		label := strings.SplitN(tt.wantRoute, " ", 3)

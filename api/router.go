@@ -112,15 +112,16 @@ func (s *Server) prepare(next http.Handler) http.Handler {
 		v := maxVersion
 		if rest, ok := strings.CutPrefix(path, "/v"); ok && rest != "" && '0' <= rest[0] && rest[0] <= '9' {
 			text, rest, _ := strings.Cut(rest, "/")
+			path = "/" + rest
 			var err error
-			if v, err = parseVersion(text); err == nil {
+			// skopeo moves images in version 1.22 and cannot be told another.
+			if v, err = parseVersion(text); err == nil && !(v.less(minVersion) && strings.HasPrefix(path, "/images/")) {
 				err = negotiate(v)
 			}
 			if err != nil {
 				writeError(w, err)
 				return
 			}
-			path = "/" + rest
 		}
 		// docker inspect /name asks for /containers//name/json.
 		for strings.Contains(path, "//") {

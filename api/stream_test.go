@@ -71,10 +71,11 @@ func TestFrameIsOneWrite(t *testing.T) {
 
 func TestHijack(t *testing.T) {
 	for _, tt := range []struct {
-		name, upgrade, want string
+		name, upgrade, body, want string
 	}{
-		{"upgrade", "tcp", "HTTP/1.1 101 UPGRADED\r\nContent-Type: a/b\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"},
-		{"plain", "", "HTTP/1.1 200 OK\r\nContent-Type: a/b\r\n\r\n"},
+		{"upgrade", "tcp", "", "HTTP/1.1 101 UPGRADED\r\nContent-Type: a/b\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"},
+		{"upgrade with a body", "tcp", "{}", "HTTP/1.1 101 UPGRADED\r\nContent-Type: a/b\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"},
+		{"plain", "", "", "HTTP/1.1 200 OK\r\nContent-Type: a/b\r\n\r\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			failed := make(chan error, 1)
@@ -99,11 +100,11 @@ func TestHijack(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			head := "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
+			head := fmt.Sprintf("POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n", len(tt.body))
 			if tt.upgrade != "" {
 				head += "Connection: Upgrade\r\nUpgrade: " + tt.upgrade + "\r\n"
 			}
-			io.WriteString(c, head+"\r\nearly ")
+			io.WriteString(c, head+"\r\n"+tt.body+"early ")
 			io.WriteString(c, "late")
 			if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 				t.Fatal(err)

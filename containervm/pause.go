@@ -32,19 +32,19 @@ func (c *Container) Pause(ctx context.Context) error {
 	return c.saveState()
 }
 
-// Unpause lets the VM go on; what signals came meanwhile reach the process now. The error is ErrNotRunning, or one
-// of no kind if the VM does not stand still.
+// Unpause lets the VM go on; what signals came meanwhile reach the process now. The error is
+// of no kind if no VM stands still.
 func (c *Container) Unpause(ctx context.Context) error {
 	if err := c.acquire(ctx); err != nil {
 		return err
 	}
 	defer c.releaseOp()
+	if !c.paused() {
+		return fmt.Errorf("Container %s is not paused", c.id) // docker's words, and its 500
+	}
 	r, err := c.current()
 	if err != nil {
 		return err
-	}
-	if !c.paused() {
-		return fmt.Errorf("Container %s is not paused", c.id) // docker's words, and its 500
 	}
 	return c.resume(context.WithoutCancel(ctx), r)
 }
