@@ -10,7 +10,8 @@
 run_packages  := qemu-system-x86 linux-image-cloud-amd64
 demo_packages := $(run_packages) docker-registry debootstrap
 test_packages := $(demo_packages) qemu-utils e2fsprogs skopeo umoci buildah busybox-static \
-	attr acl libcap2-bin isolinux syslinux-common xorriso tar fuse3 wrk redis-tools postgresql-client-15
+	attr acl libcap2-bin isolinux syslinux-common xorriso tar fuse3 wrk redis-tools postgresql-client-15 openssl \
+	docker-compose python3-docker nodejs npm wget containerd runc iptables iproute2
 bench_packages := debootstrap podman e2fsprogs zstd tar
 # Debian's containerd cannot unpack layers side by side.
 bench_containerd := v2.4.2
@@ -32,6 +33,7 @@ demo:
 
 test:
 	@$(call install,$(test_packages)); $(docker_client)
+	@$(dockerd); $(npm_judges)
 	@$(MAKE) --no-print-directory all
 	go vet ./...
 	ORACLES=1 go test -timeout 40m ./...
@@ -77,6 +79,17 @@ endef
 # The client alone is wanted; in Debian 12 it comes with the engine.
 define docker_client
 	command -v docker >/dev/null || { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends docker.io >/dev/null; }
+endef
+
+# The engine to compare with, taken out of its package, which would start it.
+define dockerd
+	test -x bin/peers/dockerd/dockerd || { dir=$$(mktemp -d) && ( cd $$dir && apt-get download -qq docker.io 2>/dev/null && dpkg-deb -x docker.io*.deb . ) && \
+		mkdir -p bin/peers/dockerd && cp $$dir/usr/sbin/dockerd $$dir/usr/sbin/docker-proxy bin/peers/dockerd/; status=$$?; rm -rf $$dir; exit $$status; }
+endef
+
+# Clients of npm's that judge.
+define npm_judges
+	test -d bin/peers/node_modules/testcontainers || { mkdir -p bin/peers && npm install --silent --no-audit --no-fund --prefix bin/peers dockerode@5 testcontainers@10 >/dev/null; }
 endef
 
 # Runs each fuzz target for a time, or as often as a number with an x says.

@@ -32,6 +32,7 @@ var allowed = map[string][]string{
 	"cmd/tether":          {"tether"},
 	"cmd/vic":             {"api", "bench", "bench/corpus", "bench/layout", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "diskfs", "fetch", "fetch/archive", "layerstore", "layerstore/mount"},
 	"cmd/vic/acceptance":  {},
+	"cmd/vic/compat":      {},
 	"cmd/demo":            {"bench/testimage"},
 	"bench/testimage":     {"bench/layout"},
 	"bench/mount":         {},
