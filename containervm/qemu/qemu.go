@@ -256,6 +256,9 @@ func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machi
 	if err := m.learnPaused(ctx); err != nil {
 		d.log().Warn("VM does not say whether it is paused", "container", vm.ID, "pid", pid, "error", err)
 	}
+	if err := m.unblock(ctx); err != nil {
+		d.log().Warn("free the VM's network interfaces", "container", vm.ID, "pid", pid, "error", err)
+	}
 	return m, nil
 }
 
