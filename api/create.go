@@ -41,9 +41,6 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if h := cfg.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" && body.Healthcheck == nil {
-		warnings = append(warnings, "The image's HEALTHCHECK is not run: this host does not run health checks yet")
-	}
 	warnings = append(warnings, swapWarning(&body.HostConfig.Resources)...)
 	if err := merge(body.Config, cfg); err != nil {
 		return err

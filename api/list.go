@@ -138,7 +138,7 @@ func (s *Server) containerMatcher(f filters) (func(containervm.Info) bool, error
 			(len(images) == 0 || images[info.Spec.ImageID.String()] || images[info.Spec.Image]) &&
 			(before.IsZero() || info.Created.Before(before)) && (since.IsZero() || info.Created.After(since)) &&
 			f.labels("label", info.Spec.Labels) &&
-			f.exact("health", string(container.NoHealthcheck)) && f.exact("is-task", "false") && f.exact("isolation", "default") &&
+			f.exact("health", healthStatus(info.State.Health)) && f.exact("is-task", "false") && f.exact("isolation", "default") &&
 			s.onNetwork(f, info) &&
 			f.mounts(info.Spec) &&
 			portsMatch(ports, s.networkSettings(info).Ports)

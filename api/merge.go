@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -49,6 +50,10 @@ func merge(c *container.Config, img *dockerspec.DockerOCIImageConfig) error {
 	if len(c.Entrypoint)+len(c.Cmd) == 0 {
 		return badRequest("no command specified")
 	}
+	c.Healthcheck = mergeHealthcheck(c.Healthcheck, img.Healthcheck)
+	if len(c.Shell) == 0 {
+		c.Shell = img.Shell
+	}
 	env, err := mergeEnv(c.Env, img.Env)
 	if err != nil {
 		return err
@@ -93,6 +98,24 @@ func merge(c *container.Config, img *dockerspec.DockerOCIImageConfig) error {
 		c.WorkingDir = path.Clean(c.WorkingDir)
 	}
 	return nil
+}
+
+// mergeHealthcheck completes the client's with the image's.
+func mergeHealthcheck(user, image *container.HealthConfig) *container.HealthConfig {
+	if image == nil {
+		return user
+	}
+	if user == nil {
+		user = new(container.HealthConfig)
+	}
+	h := *user
+	if len(h.Test) == 0 {
+		h.Test = image.Test
+	}
+	h.Interval, h.Timeout = cmp.Or(h.Interval, image.Interval), cmp.Or(h.Timeout, image.Timeout)
+	h.StartPeriod, h.StartInterval = cmp.Or(h.StartPeriod, image.StartPeriod), cmp.Or(h.StartInterval, image.StartInterval)
+	h.Retries = cmp.Or(h.Retries, image.Retries)
+	return &h
 }
 
 // mergeEnv puts the client's variables over the image's. NAME without a value takes the variable away.

@@ -59,7 +59,7 @@ var options = []option{
 	{field: "StdinOnce", flag: "--interactive", takes: all},
 	{field: "Env", flag: "--env", takes: all},
 	{field: "Cmd", takes: all},
-	{field: "Healthcheck", flag: "--health-cmd", takes: noHealthcheck, why: "this host does not run health checks yet", yet: true},
+	{field: "Healthcheck", flag: "--health-cmd", takes: all},
 	{field: "ArgsEscaped", takes: all}, // says how Windows is to read Cmd
 	{field: "Image", takes: all},
 	{field: "Volumes", flag: "--volume", takes: all},
@@ -78,7 +78,7 @@ var options = []option{
 	{field: "HostConfig.LogConfig", flag: "--log-driver, --log-opt", takes: ownLog, why: "this host keeps the logs of all containers itself, for docker logs"},
 	{field: "HostConfig.NetworkMode", flag: "--network", takes: ownNetwork, why: noShared},
 	{field: "HostConfig.PortBindings", flag: "--publish", takes: all},
-	{field: "HostConfig.RestartPolicy", flag: "--restart", takes: noRestart, why: "this host does not restart containers by itself yet", yet: true},
+	{field: "HostConfig.RestartPolicy", flag: "--restart", takes: all},
 	{field: "HostConfig.AutoRemove", flag: "--rm", takes: all},
 	{field: "HostConfig.VolumeDriver", flag: "--volume-driver", takes: all},
 	{field: "HostConfig.VolumesFrom", flag: "--volumes-from", takes: all},
@@ -176,19 +176,9 @@ func only(values ...string) func(any) bool {
 	return func(v any) bool { return slices.Contains(values, fmt.Sprint(v)) }
 }
 
-func noHealthcheck(v any) bool {
-	h := v.(container.HealthConfig)
-	return len(h.Test) == 0 || len(h.Test) == 1 && h.Test[0] == "NONE"
-}
-
 func ownLog(v any) bool {
 	l := v.(container.LogConfig)
 	return (l.Type == "" || l.Type == logDriver) && len(l.Config) == 0
-}
-
-func noRestart(v any) bool {
-	p := v.(container.RestartPolicy)
-	return p.IsNone()
 }
 
 // knownMounts are the types of mounts that there are; setMounts looks at each.

@@ -54,14 +54,18 @@ func specOf(body *createBody) (containervm.Spec, error) {
 	if err := setResources(&s, &h.Resources); err != nil {
 		return s, err
 	}
-	for _, set := range []func(*containervm.Spec, *createBody) error{setPrivileges, setStop, setSize, setTmpfs, setUlimits, setNetwork} {
+	for _, set := range []func(*containervm.Spec, *createBody) error{setPrivileges, setHealth, setStop, setSize, setTmpfs, setUlimits, setNetwork} {
 		if err := set(&s, body); err != nil {
 			return s, err
 		}
 	}
+	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
+		return s, badRequest("%w", err)
+	}
 	if h.RestartPolicy.Name == "" {
 		h.RestartPolicy.Name = container.RestartPolicyDisabled
 	}
+	s.Restart = containervm.RestartPolicy{Name: string(h.RestartPolicy.Name), MaxRetries: h.RestartPolicy.MaximumRetryCount}
 	h.LogConfig.Type = logDriver
 	h.Runtime = runtimeName
 	extra, err := json.Marshal(created{c, h})

@@ -115,7 +115,7 @@ func TestSpecOf(t *testing.T) {
 	extra := s.Extra
 	s.Extra = nil
 	want := `{"name":"","image":"bb","imageID":"","args":["sh"],"dir":"/v","user":"1:2","groups":["5"],"hostname":"h","tty":true,` +
-		`"size":{"rows":24,"cols":80},"openStdin":true,"stdinOnce":true,"stopSignal":2,"stopGrace":3000000000,"autoRemove":true,` +
+		`"size":{"rows":24,"cols":80},"openStdin":true,"stdinOnce":true,"stopSignal":2,"stopGrace":3000000000,"autoRemove":true,"restart":{"name":"no"},` +
 		`"memory":536870912,"cpus":2,"readOnlyRoot":true,"tmpfs":[{"target":"/run","options":["noexec","nosuid","nodev","size=1m","exec"]},` +
 		`{"target":"/x","options":["noexec","nosuid","nodev","ro","size=4096","mode=700"]}],"shmSize":1048576,"sysctls":{"net.ipv4.ip_forward":"1"},` +
 		`"rlimits":[{"resource":7,"soft":10,"hard":18446744073709551615}],` +

@@ -16,9 +16,18 @@ func statusText(st containervm.State, now time.Time) string {
 	case containervm.Created:
 		return "Created"
 	case containervm.Running:
-		return "Up " + units.HumanDuration(now.Sub(st.Started))
+		up := "Up " + units.HumanDuration(now.Sub(st.Started))
+		switch h := healthStatus(st.Health); h {
+		case "starting":
+			up += " (health: starting)"
+		case "healthy", "unhealthy":
+			up += " (" + h + ")"
+		}
+		return up
 	case containervm.Paused:
 		return "Up " + units.HumanDuration(now.Sub(st.Started)) + " (Paused)"
+	case containervm.Restarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", st.ExitCode, units.HumanDuration(now.Sub(st.Finished)))
 	case containervm.Exited:
 		if st.Finished.IsZero() {
 			return fmt.Sprintf("Exited (%d)", st.ExitCode)

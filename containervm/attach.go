@@ -28,7 +28,7 @@ type Attachment struct {
 	o   AttachOptions
 	run int // ends with this run
 	off int64
-	end int64 // LogsOnly: where the log ends
+	end int64 // where the log ended at the time
 }
 
 // Attach attaches to the container's process, or if it does not run to the next
@@ -42,6 +42,8 @@ func (c *Container) Attach(o AttachOptions) (*Attachment, error) {
 		return nil, c.notFound()
 	case c.removing:
 		return nil, refuse(ErrConflict, "container %s is being removed", c.id)
+	case c.state.Status == Restarting:
+		return nil, refuse(ErrConflict, "container %s is restarting, wait until the container is running", c.id)
 	case c.state.Status == Paused:
 		return nil, refuse(ErrConflict, "container %s is paused, unpause the container before attach", c.id)
 	}
@@ -94,6 +96,11 @@ func (a *Attachment) Stream(ctx context.Context, stdin io.Reader, stdout, stderr
 				c.emit("detach", nil)
 			}
 			return err
+		}
+		if rec.Type == wire.RecExit && rec.Offset >= a.end && !a.o.LogsOnly {
+			if exit, err := rec.Exit(); err == nil && exit.Again > 0 {
+				return nil // what comes is another process's
+			}
 		}
 		w := stdout
 		switch {

@@ -34,8 +34,11 @@ func (s *Spec) check() error {
 		return refuse(ErrInvalid, "Invalid signal: %d", s.StopSignal)
 	case len(s.Extra) > maxExtra:
 		return refuse(ErrInvalid, "the container's configuration is larger than %d bytes", maxExtra)
-	case s.Restart.Name != "" && s.Restart.Name != "no":
-		return refuse(ErrNotImplemented, "restart policy %q is not implemented yet: use --restart no", s.Restart.Name)
+	case s.AutoRemove && s.Restart.any():
+		return refuse(ErrInvalid, "can't create 'AutoRemove' container with restart policy")
+	}
+	if err := s.Restart.check(); err != nil {
+		return err
 	}
 	for _, kv := range s.Env {
 		if key, _, _ := strings.Cut(kv, "="); key == "" || strings.Contains(kv, "\x00") {

@@ -27,6 +27,10 @@ type Container struct {
 	op      chan struct{} // held by Start, Restart, Remove
 	netOp   chan struct{} // held by Connect and Disconnect; after op
 
+	// saving is held while state.json is written, so that the last state is the last one written; before mu.
+	saving sync.Mutex
+	sealed bool // the folder is being removed: nothing is written; guarded by saving
+
 	mu        sync.Mutex // guards all below
 	spec      Spec
 	state     State
@@ -34,6 +38,11 @@ type Container struct {
 	accel     string
 	boot      Boot
 	logStart  int64
+	logSeen   int64         // track's place in the log
+	restarts  int           // automatic ones since somebody started it
+	halted    bool          // by somebody, and not started since
+	retry     *retry        // the VCH will start it, or nil
+	backOff   time.Duration // the last one of retries
 	run       *run          // nil while no VM runs
 	runs      int           // how many runs have begun
 	changed   chan struct{} // closed, and replaced, when any of these or the log changes
@@ -57,7 +66,10 @@ type run struct {
 	started bool          // the container's process runs
 	manual  bool          // somebody stops or kills it
 	usage   Usage         // what its guest said last
-	settled chan struct{} // closed once it is known whether the process ran
+	up      chan struct{} // closed when the process runs for the first time
+	down    chan struct{} // closed when the VM has ended
+	exited  chan struct{} // closed when the guest has said how it ends
+	tracked chan struct{} // closed when track has ended
 	ended   chan struct{}
 	ctx     context.Context // of what serves the VM
 	cancel  context.CancelFunc
@@ -65,6 +77,10 @@ type run struct {
 
 	connections []*connection
 	left        bool // the run is over, and takes no further connection
+}
+
+func newRun() *run {
+	return &run{up: make(chan struct{}), down: make(chan struct{}), exited: make(chan struct{}), tracked: make(chan struct{}), ended: make(chan struct{})}
 }
 
 func newContainer(m *Manager, id string) *Container {
@@ -79,7 +95,7 @@ func (c *Container) Info() Info {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := Info{
-		ID: c.id, Name: c.spec.Name, Created: c.created, Spec: c.spec, State: c.state, Accel: c.accel,
+		ID: c.id, Name: c.spec.Name, Created: c.created, Spec: c.spec, State: c.state, Restarts: c.restarts, Accel: c.accel,
 		DiskPath: filepath.Join(c.dir, "disk.vmdk"), LogPath: filepath.Join(c.dir, logFile), ConsolePath: filepath.Join(c.dir, consoleFile),
 	}
 	if c.removing && i.State.Status != Dead {
@@ -184,6 +200,10 @@ const (
 // error is ErrNotModified if the container does not run. If ctx ends Stop returns, and the
 // container is stopped all the same.
 func (c *Container) Stop(ctx context.Context, o StopOptions) error {
+	if c.giveUpRetry() {
+		c.emit("stop", nil)
+		return nil
+	}
 	r, err := c.current()
 	if errors.Is(err, ErrNotRunning) {
 		return refuse(ErrNotModified, "container %s is stopped already", c.id)
@@ -204,18 +224,16 @@ func (c *Container) Stop(ctx context.Context, o StopOptions) error {
 // stop ends a run and returns when it has ended, or the Manager is closed.
 func (c *Container) stop(r *run, o StopOptions) error {
 	sig, grace := o.Signal, defaultGrace
-	c.mu.Lock()
 	if sig == 0 {
-		sig = c.spec.StopSignal
+		sig = c.stopSignal()
 	}
+	c.mu.Lock()
 	if o.Grace == nil {
 		o.Grace = c.spec.StopGrace
 	}
-	r.manual = true
+	r.manual, c.halted = true, true
 	c.mu.Unlock()
-	if sig == 0 {
-		sig = syscall.SIGTERM
-	}
+	c.keepState() // a VCH that comes back does not start it
 	if o.Grace != nil {
 		grace = *o.Grace
 	}
@@ -228,7 +246,7 @@ func (c *Container) stop(r *run, o StopOptions) error {
 	if err != nil {
 		c.m.o.Log.Warn("stop container", "container", c.id, "error", err)
 	}
-	_ = c.signal(ctx, r, sig) // whatever came of it, the process has its time
+	_ = c.signal(ctx, r, sig, true) // whatever came of it, the process has its time
 	select {
 	case <-r.ended:
 	case <-ctx.Done():
@@ -243,8 +261,9 @@ func (c *Container) stop(r *run, o StopOptions) error {
 }
 
 // signal sends a signal to the container's process. If the session is lost before the guest has
-// answered it is sent again, so the process may get it twice.
-func (c *Container) signal(ctx context.Context, r *run, sig syscall.Signal) error {
+// answered it is sent again, so the process may get it twice. After a final one the guest does not start
+// the process again.
+func (c *Container) signal(ctx context.Context, r *run, sig syscall.Signal, final bool) error {
 	var lost *wire.Conn
 	for {
 		conn, err := c.controlAfter(ctx, r, lost)
@@ -254,7 +273,11 @@ func (c *Container) signal(ctx context.Context, r *run, sig syscall.Signal) erro
 		if lost == nil {
 			c.emit("kill", map[string]string{"signal": strconv.Itoa(int(sig))})
 		}
-		err = conn.Signal(ctx, "", int(sig))
+		if final {
+			err = conn.End(ctx, int(sig))
+		} else {
+			err = conn.Signal(ctx, "", int(sig))
+		}
 		var refused *wire.Error
 		switch {
 		case err == nil:
@@ -282,7 +305,7 @@ func (c *Container) kill(r *run) error {
 	if err := c.resume(ctx, r); err != nil {
 		c.m.o.Log.Warn("kill container", "container", c.id, "error", err)
 	}
-	_ = c.signal(ctx, r, syscall.SIGKILL) // a process that has ended is none to be killed, and its VM may still be writing
+	_ = c.signal(ctx, r, syscall.SIGKILL, true) // a process that has ended is none to be killed, and its VM may still be writing
 	select {
 	case <-r.ended:
 		return nil
@@ -304,14 +327,21 @@ func (c *Container) kill(r *run) error {
 // Kill sends a signal to the container's process, when it goes on if it is paused. With SIGKILL it returns when the
 // VM has ended. The error is ErrNotRunning if the container does not run.
 func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
+	final := sig == syscall.SIGKILL || sig == c.stopSignal()
+	if final && c.giveUpRetry() {
+		return nil
+	}
 	r, err := c.current()
 	if err != nil {
 		return err
 	}
-	if sig == syscall.SIGKILL {
+	if final {
 		c.mu.Lock()
-		r.manual = true
+		r.manual, c.halted = sig == syscall.SIGKILL || r.manual, true
 		c.mu.Unlock()
+		c.keepState()
+	}
+	if sig == syscall.SIGKILL {
 		return c.kill(r)
 	}
 	if waits, err := c.postpone(sig); err != nil {
@@ -321,7 +351,16 @@ func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
-	return c.signal(ctx, r, sig)
+	return c.signal(ctx, r, sig, final)
+}
+
+// stopSignal is what Stop sends unless it is told otherwise. Who sends it by Kill stops the container too: it is
+// not started again.
+func (c *Container) stopSignal() syscall.Signal {
+	if c.spec.StopSignal == 0 {
+		return syscall.SIGTERM
+	}
+	return c.spec.StopSignal
 }
 
 // Restart stops the container if it runs, and starts it. It is not removed

@@ -51,7 +51,7 @@ func (c *Container) CreateExec(s ExecSpec) (*Exec, error) {
 	if len(s.Args) == 0 {
 		return nil, refuse(ErrInvalid, "No exec command specified")
 	}
-	r, err := c.active("exec")
+	r, err := c.executable()
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +61,15 @@ func (c *Container) CreateExec(s ExecSpec) (*Exec, error) {
 	c.m.mu.Unlock()
 	c.emit("exec_create: "+strings.Join(s.Args, " "), map[string]string{"execID": e.id})
 	return e, nil
+}
+
+// executable is the run in which an exec can be started.
+func (c *Container) executable() (*run, error) {
+	r, err := c.active()
+	if err == nil && c.paused() {
+		return nil, refuse(ErrConflict, "container %s is paused, unpause the container before exec", c.id)
+	}
+	return r, err
 }
 
 // execKept is how long an exec that has ended is known: clients ask for exit codes after the
@@ -142,7 +151,7 @@ func (e *Exec) Start(ctx context.Context, o ExecStartOptions) error {
 }
 
 func (e *Exec) start(ctx context.Context, o ExecStartOptions) error {
-	now, err := e.c.active("exec")
+	now, err := e.c.executable()
 	if err == nil && now != e.run {
 		err = refuse(ErrNotRunning, "container %s is not running", e.c.id)
 	}

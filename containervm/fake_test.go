@@ -45,6 +45,7 @@ type fakeVM struct {
 	sizes   []Size
 	dials   int
 	paused  bool
+	final   bool           // the signal was
 	clock   int64          // as it was set
 	nics    []string       // that are plugged in
 	told    []wire.Network // what the guest was told, one after another
@@ -194,6 +195,7 @@ func (v *fakeVM) exit(code int) {
 //	stubborn        until SIGKILL
 //	lingers         has ended, and the VM has yet to write
 //	deaf            as sleep, but its control port never answers
+//	idle            does nothing, whatever signals come
 //	crash           ends without an exit record
 //	nope            is not found
 //	never           does not start
@@ -263,6 +265,11 @@ func (v *fakeVM) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 		if v.conf.Args[0] == "lingers" {
 			v.signals <- 0
 			return wire.Reply{}, &wire.Error{Kind: wire.NotRunning, Message: "process has ended"}
+		}
+		if r.Final {
+			v.mu.Lock()
+			v.final = true
+			v.mu.Unlock()
 		}
 		v.signals <- syscall.Signal(r.Signal)
 	case wire.OpClock:

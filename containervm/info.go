@@ -9,16 +9,18 @@ import (
 type Status string
 
 const (
-	Created  Status = "created"  // never started, or never successfully
-	Running  Status = "running"  // its process runs
-	Paused   Status = "paused"   // its VM stands still
-	Exited   Status = "exited"   // its process has ended
-	Removing Status = "removing" // it is being removed
-	Dead     Status = "dead"     // it could not be removed whole, or its files are damaged; it can only be removed
+	Created Status = "created" // never started, or never successfully
+	Running Status = "running" // its process runs
+	Paused  Status = "paused"  // its VM stands still
+	// Restarting: its process has ended and will be started again, by the guest or the VCH.
+	Restarting Status = "restarting"
+	Exited     Status = "exited"   // its process has ended
+	Removing   Status = "removing" // it is being removed
+	Dead       Status = "dead"     // it could not be removed whole, or its files are damaged; it can only be removed
 )
 
 // Alive says that there is a process, whether it runs at this moment or not. Docker calls that running.
-func (s Status) Alive() bool { return s == Running || s == Paused }
+func (s Status) Alive() bool { return s == Running || s == Paused || s == Restarting }
 
 // Info is what is known of a container at one moment. It is the caller's own
 // copy, except that maps and slices of Spec must not be changed.
@@ -30,7 +32,7 @@ type Info struct {
 	State   State
 	// Endpoints are the places in networks while the container runs, in the order of their interfaces.
 	Endpoints []EndpointInfo
-	// Restarts counts automatic restarts. It is 0 as long as there are none.
+	// Restarts counts automatic restarts since the last start by somebody.
 	Restarts int
 	// Accel is how the VM that runs, or ran last, is carried out: "kvm" or "tcg"; "" if
 	// there was none.
@@ -46,6 +48,8 @@ type State struct {
 	// ExitCode of the last run: 128+n for a process killed by signal n; 137 also for a
 	// VM that was killed, or that died by itself and left no exit code.
 	ExitCode int
+	// Health is nil if the container has no health check.
+	Health *Health `json:",omitempty"`
 	// OOM says that the guest's kernel killed something for lack of memory.
 	OOM bool
 	// Error says why the last start failed or why a VM died. "" otherwise.

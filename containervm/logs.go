@@ -81,7 +81,7 @@ func (c *Container) readLog(ctx, patience context.Context, size int64, follow bo
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.run == nil
+		return c.run == nil && c.state.Status != Restarting
 	}
 	for {
 		if err := ctx.Err(); err != nil {

@@ -17,7 +17,7 @@ func (c *Container) Pause(ctx context.Context) error {
 		return err
 	}
 	defer c.releaseOp()
-	r, err := c.current()
+	r, err := c.active()
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (c *Container) resume(ctx context.Context, r *run) error {
 			}
 		}
 		for _, sig := range signals {
-			if err := c.signal(ctx, r, sig); err != nil {
+			if err := c.signal(ctx, r, sig, sig == c.stopSignal()); err != nil {
 				c.m.o.Log.Warn("send signal", "container", c.id, "signal", int(sig), "error", err)
 			}
 		}
@@ -120,11 +120,13 @@ func (c *Container) postpone(sig syscall.Signal) (bool, error) {
 	return true, nil
 }
 
-// active is current, but refuses a container that is paused.
-func (c *Container) active(what string) (*run, error) {
-	r, err := c.current()
-	if err == nil && c.paused() {
-		return nil, refuse(ErrConflict, "container %s is paused, unpause the container before %s", c.id, what)
+// active is current, but refuses a container whose process does not run at this moment.
+func (c *Container) active() (*run, error) {
+	c.mu.Lock()
+	status := c.state.Status
+	c.mu.Unlock()
+	if status == Restarting {
+		return nil, refuse(ErrConflict, "container %s is restarting, wait until the container is running", c.id)
 	}
-	return r, err
+	return c.current()
 }

@@ -42,7 +42,10 @@ type stateRecord struct {
 	// Endpoint is what stores of before have in place of Endpoints.
 	Endpoint *EndpointInfo `json:"endpoint,omitempty"`
 	// RemoveVolumes goes with State.Status Removing.
-	RemoveVolumes bool `json:"removeVolumes,omitempty"`
+	RemoveVolumes bool  `json:"removeVolumes,omitempty"`
+	LogSeen       int64 `json:"logSeen,omitempty"` // what follows has not changed the state yet
+	Restarts      int   `json:"restarts,omitempty"`
+	Stopped       bool  `json:"stopped,omitempty"` // by somebody
 	// Pending are signals for a container that is paused.
 	Pending []syscall.Signal `json:"pending,omitempty"`
 }
@@ -59,8 +62,14 @@ func (c *Container) save() error {
 }
 
 func (c *Container) saveState() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	if c.sealed {
+		return nil
+	}
 	c.mu.Lock()
-	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoints: c.endpoints, Accel: c.accel, Boot: c.boot, RemoveVolumes: c.removeVolumes, Pending: c.pending}
+	st := stateRecord{State: c.state, LogStart: c.logStart, Endpoints: c.endpoints, Accel: c.accel, Boot: c.boot, RemoveVolumes: c.removeVolumes,
+		LogSeen: c.logSeen, Restarts: c.restarts, Stopped: c.halted, Pending: c.pending}
 	c.mu.Unlock()
 	return writeRecord(filepath.Join(c.dir, stateFile), st)
 }
@@ -81,7 +90,7 @@ func (c *Container) load() error {
 		st.Endpoints = append(st.Endpoints, *st.Endpoint)
 	}
 	c.state, c.logStart, c.endpoints, c.accel, c.boot, c.removeVolumes = st.State, st.LogStart, st.Endpoints, st.Accel, st.Boot, st.RemoveVolumes
-	c.pending = st.Pending
+	c.logSeen, c.restarts, c.halted, c.pending = max(st.LogSeen, st.LogStart), st.Restarts, st.Stopped, st.Pending
 	c.spec.Network.fill()
 	return nil
 }

@@ -26,11 +26,17 @@ func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
 		err = refuse(ErrConflict, "removal of container %s is already in progress", c.id)
 	case c.state.Status == Paused && !o.Force:
 		err = refuse(ErrConflict, "cannot remove container %q: container is paused and must be unpaused first", "/"+name)
+	case c.state.Status == Restarting && !o.Force:
+		err = refuse(ErrConflict, "cannot remove container %q: container is restarting: stop the container before removing or force remove", "/"+name)
 	case r != nil && !o.Force:
 		err = refuse(ErrConflict, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+name)
 	}
 	if err == nil {
 		c.removing = true
+		if c.retry != nil {
+			c.retry.cancel()
+			c.retry = nil
+		}
 		c.notifyLocked()
 	}
 	c.mu.Unlock()
@@ -83,6 +89,13 @@ func (c *Container) autoRemove() {
 	}
 }
 
+// seal lets no state be written any more into a folder that is removed, or lets it again.
+func (c *Container) seal(sealed bool) {
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	c.sealed = sealed
+}
+
 // delete removes the container's folder, and then the container.
 func (c *Container) delete(volumes bool) error {
 	c.mu.Lock()
@@ -95,7 +108,9 @@ func (c *Container) delete(volumes bool) error {
 	if before == Dead {
 		err = nil // its files are damaged anyway
 	}
+	c.seal(true)
 	if err = errors.Join(err, c.removeFiles(c.removeVolumes)); err != nil {
+		c.seal(false)
 		c.mu.Lock()
 		c.state.Status, c.state.Error, c.removing = Dead, err.Error(), false
 		c.notifyLocked()

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -37,9 +36,13 @@ func (c *Container) serve(r *run) {
 	for _, k := range r.connections {
 		c.serveConnection(r, k)
 	}
+	c.m.wg.Go(func() { c.track(r, c.logSeen) })
 	c.m.wg.Go(func() {
 		select {
 		case <-r.machine.Done():
+			close(r.down)
+			c.notify()
+			<-r.tracked
 			c.finish(r)
 		case <-c.m.closed:
 		}
@@ -56,6 +59,9 @@ func (c *Container) serveControl(ctx context.Context, r *run) {
 		conn, err := c.connect(ctx, r)
 		if err == nil {
 			c.setConn(r, conn)
+			if c.spec.Health != nil {
+				r.wg.Go(func() { c.watchHealth(ctx, r, conn) })
+			}
 			select {
 			case <-conn.Done():
 			case <-ctx.Done():
@@ -100,7 +106,7 @@ func (c *Container) connect(ctx context.Context, r *run) (*wire.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, helloPatience)
 	defer cancel()
-	return wire.Connect(ctx, rw, wire.ConnectOptions{Token: c.token})
+	return wire.Connect(ctx, rw, wire.ConnectOptions{Token: c.token, Health: func(h Health) { c.takeHealth(r, h) }})
 }
 
 func (c *Container) setConn(r *run, conn *wire.Conn) {
@@ -122,10 +128,8 @@ func (c *Container) end(r *run) {
 // finish records the end of a VM.
 func (c *Container) finish(r *run) {
 	c.end(r)
-	c.notify() // who waits for the start reads the log to its end
-	<-r.settled
 	_ = c.m.watcher.Remove(filepath.Join(c.dir, logFile)) // it may not be watched
-	exit, at := c.exit(r)
+	exit, at, noExit := c.exit(r)
 	all := c.connected(r)
 	if err := c.leaveAll(all); err != nil {
 		c.m.o.Log.Warn("leave networks", "container", c.id, "error", err)
@@ -138,20 +142,27 @@ func (c *Container) finish(r *run) {
 	}
 	c.releaseVolumes()
 	c.mu.Lock()
-	started := r.started
-	lasted := at.Sub(c.state.Started)
-	c.state = State{Status: Exited, ExitCode: exit.Code, OOM: exit.OOM, Error: exit.Error, Started: c.state.Started, Finished: at}
-	c.run = nil
-	c.mu.Unlock()
-	if err := c.saveState(); err != nil {
-		c.m.o.Log.Warn("save state", "container", c.id, "error", err)
+	started, waited := r.started, c.state.Status == Restarting
+	if waited && c.state.Finished.After(c.state.Started) { // it had ended before, and will not be started again
+		at = c.state.Finished
 	}
+	lasted := at.Sub(c.state.Started)
+	c.state = State{Status: Exited, ExitCode: exit.Code, OOM: exit.OOM, Error: exit.Error, Started: c.state.Started, Finished: at, Health: ended(c.state.Health)}
+	c.run, c.pending = nil, nil
+	// What the guest says of the end is its last word. It is the VCH's turn where there is none.
+	again := started && noExit != nil && !c.halted && !c.removing && c.spec.Restart.wire(c.restarts).Wants(exit.Code)
+	if again {
+		c.restarts++
+		c.state.Status = Restarting
+		c.retryLater(lasted)
+	}
+	c.mu.Unlock()
+	c.keepState()
 	c.m.forgetExecs(c)
 	if started {
-		if exit.OOM {
-			c.emit("oom", nil)
+		if !waited {
+			c.emitEnd(exit, lasted)
 		}
-		c.emit("die", map[string]string{"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(lasted.Seconds()))})
 		for _, k := range all {
 			c.m.emitNetwork("disconnect", k.segment.conf, c)
 		}
@@ -175,43 +186,55 @@ func (c *Container) finish(r *run) {
 	}
 }
 
-// exit reads from the log how and when the run ended: the last exit record after its start. The
-// guest's clock counts as far as it can be right.
-func (c *Container) exit(r *run) (wire.Exit, time.Time) {
+// exit reads from the log how and when the run ended: the last record after its start. The
+// guest's clock counts as far as it can be right. If the guest has left no exit, the error says so.
+func (c *Container) exit(r *run) (wire.Exit, time.Time, error) {
+	e, at, err := c.lastExit()
+	if err == nil {
+		return e, at, nil
+	}
 	killed := wire.Exit{Code: 137}
-	f, err := os.Open(filepath.Join(c.dir, logFile))
-	if err != nil {
-		killed.Error = err.Error()
-		return killed, time.Now()
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		killed.Error = err.Error()
-		return killed, time.Now()
-	}
-	for rec, err := range wire.Backward(f, st.Size()) {
-		if err != nil || rec.Offset < c.logStart {
-			break
-		}
-		if rec.Type == wire.RecExit {
-			if e, err := rec.Exit(); err == nil {
-				at := time.Now()
-				if rec.Time.Before(at) && rec.Time.After(c.Info().State.Started) {
-					at = rec.Time
-				}
-				return e, at
-			}
-		}
-		break // the exit is the last record of a boot that ended well
-	}
 	c.mu.Lock()
 	manual := r.manual
 	c.mu.Unlock()
 	if !manual {
-		killed.Error = "the VM ended without an exit code: " + c.lastWords(r)
+		killed.Error = fmt.Sprintf("%v: %s", err, c.lastWords(r))
 	}
-	return killed, time.Now()
+	return killed, time.Now(), err
+}
+
+var errNoExit = errors.New("the VM ended without an exit code")
+
+func (c *Container) lastExit() (wire.Exit, time.Time, error) {
+	f, err := os.Open(filepath.Join(c.dir, logFile))
+	if err != nil {
+		return wire.Exit{}, time.Time{}, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return wire.Exit{}, time.Time{}, err
+	}
+	for rec, err := range wire.Backward(f, st.Size()) {
+		if err != nil {
+			return wire.Exit{}, time.Time{}, err
+		}
+		if rec.Offset < c.logStart || rec.Type != wire.RecExit {
+			break // the exit is the last record of a boot that ended well
+		}
+		e, err := rec.Exit()
+		if err != nil {
+			return wire.Exit{}, time.Time{}, err
+		}
+		if e.Again > 0 { // it was to be started again
+			break
+		}
+		c.mu.Lock()
+		at := c.guestTime(rec, time.Now())
+		c.mu.Unlock()
+		return e, at, nil
+	}
+	return wire.Exit{}, time.Time{}, errNoExit
 }
 
 // lastWords says why a VM ended, as far as anybody knows.
@@ -247,10 +270,14 @@ func (c *Container) reattach(ctx context.Context) {
 		if c.spec.AutoRemove && c.state.Status == Exited || c.state.Status == Removing {
 			c.m.wg.Go(c.autoRemove)
 		}
+		if c.wantsStart() {
+			c.m.wg.Go(c.resurrect)
+		}
 		return
 	}
-	r := &run{number: 1, settled: make(chan struct{}), ended: make(chan struct{})}
-	close(r.settled)
+	r := newRun()
+	r.number, r.started = 1, true
+	close(r.up)
 	c.runs = 1
 	c.run = r
 	vm := VM{ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: c.boot, Log: filepath.Join(c.dir, logFile)}
@@ -259,14 +286,17 @@ func (c *Container) reattach(ctx context.Context) {
 		if !errors.Is(err, ErrNoMachine) {
 			c.m.o.Log.Warn("find VM", "container", c.id, "error", err)
 		}
-		r.machine, r.cancel, r.started = goneMachine{}, func() {}, true
+		r.machine, r.cancel = goneMachine{}, func() {}
+		close(r.down)
+		c.track(r, c.logSeen)
 		c.finish(r)
 		return
 	}
-	r.machine, r.started = machine, true
-	c.state.Status = Running
+	r.machine = machine
 	if machine.Info().Paused {
 		c.state.Status = Paused
+	} else if c.state.Status == Paused {
+		c.state.Status = Running
 	}
 	c.holdVolumes()
 	c.rejoin(r)

@@ -52,8 +52,11 @@ type Spec struct {
 	// AutoRemove removes the container when it has ended, or could not be started.
 	// Its disk is then not synced to the host's.
 	AutoRemove bool `json:"autoRemove,omitempty"`
-	// Restart other than "" and "no" is refused with ErrNotImplemented.
+	// Restart is of no use with AutoRemove, and then refused.
 	Restart RestartPolicy `json:"restart,omitzero"`
+
+	// Health is how the guest finds out whether the container is well; nil is not at all.
+	Health *HealthCheck `json:"health,omitempty"`
 
 	// Memory of the VM in bytes; 0 means 256 MiB, less than 96 MiB is refused.
 	Memory int64 `json:"memory,omitempty"`
@@ -104,12 +107,6 @@ type Privileges = wire.Privileges
 
 // Socket is a TCP connection of a guest's.
 type Socket = wire.Socket
-
-// RestartPolicy says when an ended container is started again.
-type RestartPolicy struct {
-	Name       string `json:"name,omitempty"` // "", no, always, unless-stopped, on-failure
-	MaxRetries int    `json:"maxRetries,omitempty"`
-}
 
 // Tmpfs is a file system in memory, mounted at Target.
 type Tmpfs struct {

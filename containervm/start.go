@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -30,27 +29,31 @@ func (c *Container) Start(ctx context.Context) error {
 		err = refuse(ErrConflict, "container %s is marked for removal and cannot be started", c.id)
 	case c.state.Status == Paused:
 		err = refuse(ErrConflict, "cannot start a paused container, try unpause instead")
-	case c.run != nil:
+	case c.run != nil || c.state.Status == Restarting:
 		err = refuse(ErrNotModified, "container %s is running already", c.id)
 	}
 	c.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.restarts, c.backOff, c.halted = 0, 0, false
+	c.mu.Unlock()
+	return c.launch(ctx)
+}
+
+// launch boots the VM and returns when the process runs. Call it with op held.
+func (c *Container) launch(ctx context.Context) error {
 	c.setStarting(true)
 	r, err := c.begin(ctx)
 	c.setStarting(false) // c.run says it now
 	if err == nil {
-		err = c.awaitStart(ctx, r)
+		err = c.awaitStart(r)
 	}
-	if r != nil {
-		close(r.settled)
-	}
-	if err != nil {
+	if err != nil && err != ErrClosed { // else the VM is the next Manager's
 		c.failStart(r, err)
-		return err
 	}
-	return nil
+	return err
 }
 
 // begin joins the network and starts the VM.
@@ -62,7 +65,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare the guest's kernel: %w", err)
 	}
-	r := &run{settled: make(chan struct{}), ended: make(chan struct{})}
+	r := newRun()
 	if r.connections, err = c.joinAll(); err != nil {
 		return nil, err
 	}
@@ -90,7 +93,11 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	c.runs++
 	r.number = c.runs
 	c.run = r
-	c.state = State{Status: Running, PID: r.machine.Info().PID, Started: time.Now()}
+	status := Running
+	if c.state.Status == Restarting { // until its process runs
+		status = Restarting
+	}
+	c.state = State{Status: status, PID: r.machine.Info().PID, Started: time.Now(), Health: c.freshHealth()}
 	c.endpoints = infos(r.connections)
 	c.notifyLocked()
 	c.mu.Unlock()
@@ -116,6 +123,7 @@ func (c *Container) vm(boot Boot, all []*connection, disks []volumeDisk) (VM, er
 	if st, err := os.Stat(logPath); err == nil {
 		c.logStart = st.Size()
 	}
+	c.logSeen = c.logStart
 	conf := c.config(all, disks)
 	text, err := conf.Strings()
 	if errors.Is(err, wire.ErrConfigTooLarge) {
@@ -154,7 +162,7 @@ func (c *Container) config(all []*connection, disks []volumeDisk) wire.Config {
 		ID: c.id, Token: c.token, Hostname: s.Hostname, Domain: s.Domain, Args: s.Args, Env: s.Env, Dir: s.Dir,
 		User: s.User, Groups: s.Groups, TTY: s.TTY, Size: s.Size, OpenStdin: s.OpenStdin, StopSignal: int(s.StopSignal),
 		Root: wire.Root{Serial: "root", ReadOnly: s.ReadOnlyRoot}, ShmSize: s.ShmSize, Sysctls: s.Sysctls, Rlimits: s.Rlimits,
-		Init: s.Init, Privileges: s.Privileges, Limits: s.Limits, Umask: s.Umask, Masked: s.Masked, ReadOnly: s.ReadOnly,
+		Init: s.Init, Health: s.Health, Restart: s.Restart.wire(c.restarts), Privileges: s.Privileges, Limits: s.Limits, Umask: s.Umask, Masked: s.Masked, ReadOnly: s.ReadOnly,
 		Seed: make([]byte, 64), Time: time.Now().UnixNano(),
 	}
 	rand.Read(conf.Seed)
@@ -171,50 +179,41 @@ func (c *Container) config(all []*connection, disks []volumeDisk) wire.Config {
 	return conf
 }
 
-// awaitStart follows the log until the guest says that the process runs, or why not.
-func (c *Container) awaitStart(ctx context.Context, r *run) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.m.o.StartTimeout)
-	defer cancel()
-	f, err := c.openLog(c.logStart)
-	if err != nil {
-		return err
-	}
-	defer f.close()
-	for {
-		rec, err := f.next(ctx, r.off)
-		switch {
-		case err == io.EOF:
-			return fmt.Errorf("the VM ended before the container's process ran: %s", c.lastWords(r))
-		case errors.Is(err, context.DeadlineExceeded):
-			return errors.Join(fmt.Errorf("the container's process did not run within %v: see %s", c.m.o.StartTimeout, filepath.Join(c.dir, consoleFile)), r.machine.Kill())
-		case err != nil:
-			return err
-		}
-		switch rec.Type {
-		case wire.RecExit:
-			exit, err := rec.Exit()
-			if err != nil {
+// awaitStart waits until the guest says that the process runs, or why not.
+func (c *Container) awaitStart(r *run) error {
+	timeout := time.NewTimer(c.m.o.StartTimeout)
+	defer timeout.Stop()
+	select {
+	case <-r.up:
+		return nil
+	case <-r.exited:
+		select {
+		case <-r.ended:
+		case <-time.After(killPatience): // it says that it ends, and does not
+			if err := r.machine.Kill(); err != nil {
 				return err
 			}
-			select {
-			case <-r.machine.Done():
-			case <-time.After(killPatience): // it says that it ends, and does not: who records the failure kills it
-			}
-			return &StartError{ExitCode: exit.Code, Message: exit.Error}
-		case wire.RecStarted:
-			c.mu.Lock()
-			r.started = true
-			c.state.Started = time.Now()
-			c.notifyLocked()
-			c.mu.Unlock()
-			for _, k := range c.connected(r) {
-				c.m.emitNetwork("connect", k.segment.conf, c)
-			}
-			c.emitMounts("mount")
-			c.emit("start", nil)
-			return c.saveState()
+			<-r.ended
 		}
+	case <-r.ended:
+	case <-timeout.C:
+		return errors.Join(fmt.Errorf("the container's process did not run within %v: see %s", c.m.o.StartTimeout, filepath.Join(c.dir, consoleFile)), r.machine.Kill())
+	case <-c.m.closed:
+		return ErrClosed
 	}
+	select {
+	case <-r.up: // and it has ended since
+		return nil
+	default:
+	}
+	exit, _, err := c.exit(r)
+	switch {
+	case err == nil:
+		return &StartError{ExitCode: exit.Code, Message: exit.Error}
+	case err != errNoExit:
+		return err
+	}
+	return fmt.Errorf("the VM ended before the container's process ran: %s", c.lastWords(r))
 }
 
 // off says whether the VM has ended.

@@ -45,7 +45,7 @@ func (c *Container) Wait(ctx context.Context, cond WaitCondition) (<-chan WaitRe
 	if c.removed && cond != Removed {
 		return nil, c.notFound()
 	}
-	if cond == NotRunning && c.run == nil || c.removed {
+	if cond == NotRunning && c.run == nil && c.state.Status != Restarting || c.removed {
 		w.ch <- WaitResult{ExitCode: c.state.ExitCode}
 		return w.ch, nil
 	}

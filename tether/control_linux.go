@@ -43,7 +43,12 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 		pid, err := g.exec(s, r)
 		return wire.Reply{PID: pid}, err
 	case wire.OpSignal:
+		if r.Final && r.Process == "" && g.end(syscall.Signal(r.Signal)) {
+			return wire.Reply{}, nil // it has ended, and now for good
+		}
 		return wire.Reply{}, g.signal(r.Process, syscall.Signal(r.Signal))
+	case wire.OpHealth:
+		return g.listen(s)
 	case wire.OpResize:
 		p, err := g.process(r.Process)
 		if err != nil {
@@ -132,6 +137,9 @@ func (g *guest) shutdown(grace time.Duration) error {
 	sig := syscall.Signal(g.conf.StopSignal)
 	if sig == 0 {
 		sig = unix.SIGTERM
+	}
+	if g.end(sig) {
+		return nil
 	}
 	if err := g.signal("", sig); err != nil {
 		return err

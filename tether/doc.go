@@ -9,7 +9,8 @@
 //	root       find the root disk, mount it, make it "/"
 //	dress      /dev/pts /dev/shm /proc …, further mounts, /etc/hosts /etc/resolv.conf
 //	           /etc/hostname, sysctls
-//	run        user, working directory, environment, PATH; terminal or pipes; start
+//	run        user, working directory, environment, PATH; terminal or pipes; start; again,
+//	           if the restart policy wants it
 //	end        reap until the process exits; kill the rest; all output into the log, then
 //	           the exit record; sync; unmount; power off
 //
@@ -35,8 +36,10 @@
 //
 // # Processes
 //
-// The container's process is not PID 1, so signals without a handler do what they do to
-// any process. The reaper is the only one to call wait4 and owns the table of children: a
+// The container's process is the first of a PID namespace and the root of what it sees of control
+// groups, unless it has an init, which is this process. There is one mount namespace, so that what is
+// mounted later is seen by all; the tether looks at a /proc of its own (see ownProc). Each process is started on a
+// thread that has given up what the process is not to have. The reaper is the only one to call wait4 and owns the table of children: a
 // signal is sent under its lock, never to a number that has been reaped. Output goes from a
 // pipe or the terminal straight into the log port; if the host takes it slowly, the process
 // waits in write(2), as it would in docker. Execs write into their control channels instead,

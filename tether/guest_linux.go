@@ -26,6 +26,7 @@ type guest struct {
 	conf    *wire.Config
 	reaper  *reaper
 	stdin   *stdin
+	health  health
 	freezer freezer
 	in      enclosure
 
@@ -33,9 +34,12 @@ type guest struct {
 	files   *netFiles
 	netMu   sync.Mutex
 
-	mu    sync.Mutex
-	main  *process // nil until it runs, and once it has ended
-	execs []*execution
+	mu      sync.Mutex
+	main    *process // nil until it runs, and once it has ended
+	execs   []*execution
+	restart wire.Restart
+	final   chan struct{}  // closed when the process is not to be started again
+	late    syscall.Signal // for a process that was being started when the signal came
 }
 
 // Run boots the container, waits for its end and powers the VM off. It returns only
@@ -44,7 +48,7 @@ func Run() error {
 	if os.Getpid() != 1 {
 		return errors.New("tether: runs only as PID 1 of a container VM")
 	}
-	g := &guest{reaper: newReaper(), stdin: newStdin()}
+	g := &guest{reaper: newReaper(), stdin: newStdin(), final: make(chan struct{})}
 	exit, err := g.live()
 	if err != nil {
 		exit = setupFailure(err)
@@ -79,14 +83,20 @@ func (g *guest) live() (wire.Exit, error) {
 	if err := setNames(g.conf.Hostname, g.conf.Domain); err != nil {
 		return wire.Exit{}, err
 	}
+	g.restart = g.conf.Restart
 	if err := g.serveControl(); err != nil {
 		return wire.Exit{}, err
 	}
-	ooms := oomKills()
 	addresses, err := g.dress()
 	if err != nil {
 		return wire.Exit{}, err
 	}
+	return g.runs(addresses)
+}
+
+// runOnce runs the container's process to its end, and that of all others.
+func (g *guest) runOnce(addresses [][]string) (wire.Exit, error) {
+	ooms := oomKills()
 	cmd, err := g.mainCommand()
 	if err != nil {
 		return wire.Exit{}, err
@@ -95,12 +105,17 @@ func (g *guest) live() (wire.Exit, error) {
 	if err != nil {
 		return wire.Exit{}, err
 	}
+	ended := make(chan struct{})
+	var probes sync.WaitGroup
+	probes.Go(func() { g.watchHealth(ended) })
 	exit := p.wait()
 	g.mu.Lock()
 	g.main = nil
 	g.mu.Unlock()
+	close(ended)
 	_ = g.freezer.release(nil) // mostly there is nothing to thaw
 	g.reaper.killAll()
+	probes.Wait()
 	p.drained()
 	exit.OOM = oomKills() > ooms
 	return exit, nil
@@ -217,7 +232,11 @@ func (g *guest) isolate(pid int) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("mount /proc: %w", err), ns.Close())
 	}
+	old := g.in.pids
 	g.in.pids = ns
+	if old != nil {
+		_ = old.Close() // of a process that has ended
+	}
 	return g.cover(true)
 }
 
@@ -227,13 +246,18 @@ func (g *guest) startMain(cmd *command, addresses [][]string) (*process, error) 
 	s := streams{stdout: g.log.stream(wire.Stdout), stderr: g.log.stream(wire.Stderr), started: func(p *process) {
 		g.mu.Lock()
 		g.main = p
+		late := g.late
 		g.mu.Unlock()
+		if late != 0 {
+			_ = g.reaper.signal(p.pid, late) // it may have ended
+		}
 		if err := g.log.json(wire.RecStarted, wire.Started{PID: p.pid, Kernel: kernelRelease(), Addresses: addresses}); err != nil {
 			g.diagnose(err)
 		}
 	}}
 	if g.conf.OpenStdin {
 		s.stdin = g.stdin
+		g.stdin.keep(g.restart.Policy != "" && g.restart.Policy != "no")
 	} else {
 		g.stdin.refuse()
 	}

@@ -82,6 +82,13 @@ func (r *reaper) killAll() {
 	}
 }
 
+// reopen lets processes be started again after killAll.
+func (r *reaper) reopen() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = false
+}
+
 // signal sends a signal to a child that has not been reaped.
 func (r *reaper) signal(pid int, sig syscall.Signal) error {
 	r.mu.Lock()
@@ -239,8 +246,13 @@ func outputPipe(to io.Writer, uid uint32) (ours, theirs *os.File, err error) {
 // copyInput feeds a process until the source ends or the process does not read. A
 // source that ends closes a pipe; a terminal stays.
 func copyInput(to *os.File, from io.Reader, tty bool) {
-	_, _ = io.Copy(to, struct{ io.Reader }{from}) // either end may be gone, at any time
-	if c, ok := from.(interface{ CloseRead() error }); ok {
+	more := false
+	if s, ok := from.(*stdin); ok {
+		more = s.feed(to)
+	} else {
+		_, _ = io.Copy(to, struct{ io.Reader }{from}) // either end may be gone, at any time
+	}
+	if c, ok := from.(interface{ CloseRead() error }); ok && !more {
 		_ = c.CloseRead() // tells the host; if that has gone it needs no telling
 	}
 	if !tty {

@@ -74,9 +74,6 @@ func (g *guest) switchRoot() (*os.File, error) {
 
 // mountSystem mounts what docker's containers find mounted.
 func mountSystem(shmSize int64) error {
-	if shmSize == 0 {
-		shmSize = 64 << 20
-	}
 	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	for _, m := range []struct {
 		fs, dir string
@@ -86,13 +83,15 @@ func mountSystem(shmSize int64) error {
 		{"proc", "/proc", quiet, ""},
 		{"devtmpfs", "/dev", unix.MS_NOSUID, ""},
 		{"devpts", "/dev/pts", unix.MS_NOSUID | unix.MS_NOEXEC, "ptmxmode=666,mode=620,gid=5"},
-		{"tmpfs", "/dev/shm", quiet, fmt.Sprintf("mode=1777,size=%d", shmSize)},
 		{"mqueue", "/dev/mqueue", quiet, ""},
 		{"sysfs", "/sys", quiet, ""},
 	} {
 		if err := mount(m.fs, m.dir, m.fs, m.flags, m.data); err != nil {
 			return err
 		}
+	}
+	if err := mountShm(shmSize); err != nil {
+		return err
 	}
 	for _, l := range [][2]string{
 		{"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"}, {"/proc/self/fd/1", "/dev/stdout"},
@@ -103,6 +102,14 @@ func mountSystem(shmSize int64) error {
 		}
 	}
 	return nil
+}
+
+// mountShm mounts shared memory of so many bytes; 0 is docker's default.
+func mountShm(size int64) error {
+	if size == 0 {
+		size = 64 << 20
+	}
+	return mount("tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", size))
 }
 
 // mount makes the mount point if it is not there.

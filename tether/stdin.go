@@ -15,7 +15,42 @@ type stdin struct {
 	next   *wire.Channel // of a session that has begun
 	closed bool
 
+	kept    bool          // what one process does not read is for the next
 	current *wire.Channel // used by Read alone
+
+	turn sync.Mutex // held by feed
+	rest []byte     // read, and not taken
+}
+
+// keep says whether a process comes after the one that reads now.
+func (s *stdin) keep(kept bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = kept
+}
+
+// feed copies what comes to a process until it takes no more, or nothing more comes. It reports whether
+// there is more for the process that follows; then a process has ended, or closed its stdin.
+func (s *stdin) feed(to io.Writer) bool {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	buf := make([]byte, wire.MaxPayload)
+	for {
+		if len(s.rest) == 0 {
+			n, err := s.Read(buf)
+			if err != nil {
+				return false
+			}
+			s.rest = buf[:n]
+		}
+		n, err := to.Write(s.rest)
+		s.rest = s.rest[n:]
+		if err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.kept
+		}
+	}
 }
 
 func newStdin() *stdin {

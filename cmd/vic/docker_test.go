@@ -49,6 +49,8 @@ func TestDocker(t *testing.T) {
 		{"events", testEvents},
 		{"process options", testProcessOptions},
 		{"pause", testPause},
+		{"restart policies", testRestartPolicies},
+		{"health", testHealth},
 		{"network", testNetwork},
 		{"networks", testNetworks},
 		{"leaks", testLeaks},
@@ -176,7 +178,7 @@ func testImages(t *testing.T, s *suite) {
 // What this host does not have is refused with a sentence.
 func testMissing(t *testing.T, s *suite) {
 	s.docker(t, "", "search", "bb").wantError(1, "this host cannot do that yet")
-	s.docker(t, "", "run", "--restart", "always", "bb").wantError(125, "--restart is not supported")
+	s.docker(t, "", "run", "--restart", "always", "--rm", "bb").wantError(125, "cannot specify both --restart and --rm")
 	s.docker(t, "", "run", "--network", "host", "bb").wantError(125, "--network is not supported")
 	s.docker(t, "", "run", "--cpu-shares", "5", "bb").wantError(125, "--cpu-shares is not supported")
 	s.docker(t, "", "run", "--pid", "host", "bb").wantError(125, "--pid is not supported")

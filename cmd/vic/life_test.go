@@ -3,6 +3,7 @@ package main
 import (
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -64,3 +65,89 @@ func testPause(t *testing.T, s *suite) {
 
 // now is the time in seconds since 1970.
 func now() string { return strconv.FormatInt(time.Now().Unix(), 10) }
+
+// A process that ends is started again in its VM, whether or not there is a server, and a VM that is
+// killed is started by the server that comes back.
+func testRestartPolicies(t *testing.T, s *suite) {
+	inspect := func(format string) string {
+		t.Helper()
+		return s.docker(t, "", "inspect", "re", "--format", format).ok()
+	}
+	until := func(format, want string) {
+		t.Helper()
+		for inspect(format) != want {
+			if t.Context().Err() != nil {
+				t.Fatalf("%s does not become %s", format, want)
+			}
+			time.Sleep(100 * time.Millisecond) // the state of a container has no event for its waiters
+		}
+	}
+	defer s.docker(t, "", "rm", "-f", "re")
+	s.docker(t, "", "run", "-d", "--name", "re", "--restart", "on-failure:2", "--tmpfs", "/t", "bb", "sh", "-c",
+		"echo run $$ $(ls /t /dev/shm); touch /t/a /dev/shm/b; echo x >>/kept; wc -l </kept; exit 3").ok()
+	until("{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}", "exited 2 3")
+	s.docker(t, "", "logs", "re").want(0, "run 1 /dev/shm: /t:\n1\nrun 1 /dev/shm: /t:\n2\nrun 1 /dev/shm: /t:\n3\n")
+	s.docker(t, "", "rm", "re").ok()
+
+	s.docker(t, "", "run", "-d", "--name", "re", "--restart", "unless-stopped", "bb", "sh", "-c", "echo up; until [ -e /go ]; do sleep 0.1; done; rm /go; exit 4").ok()
+	s.waitFor(t, "re", "up\n")
+	s.docker(t, "", "exec", "re", "touch", "/go").ok()
+	until("{{.State.Status}} {{.RestartCount}}", "running 1")
+	s.end(t)
+	// Nobody is there but the guest.
+	s.serve(t)
+	s.docker(t, "", "exec", "re", "touch", "/go").ok()
+	until("{{.State.Status}} {{.RestartCount}}", "running 2")
+	pid := inspect("{{.State.Pid}}")
+	s.end(t)
+	if n, err := strconv.Atoi(pid); err != nil || syscall.Kill(n, syscall.SIGKILL) != nil {
+		t.Fatalf("kill VM %s: %v", pid, err)
+	}
+	s.serve(t)
+	until("{{.State.Status}} {{.RestartCount}}", "running 3")
+	for s.docker(t, "", "logs", "re").out != "up\nup\nup\nup\n" {
+		if t.Context().Err() != nil {
+			t.Fatal("the log does not have the output of four runs")
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.docker(t, "", "stop", "-t", "1", "re").ok()
+	s.end(t)
+	s.serve(t)
+	if got := inspect("{{.State.Status}} {{.State.ExitCode}}"); got != "exited 137" {
+		t.Errorf("stopped by its user: %s", got)
+	}
+	s.docker(t, "", "rm", "re").ok()
+	s.docker(t, "", "run", "-d", "--name", "re", "--restart", "always", "bb", "nope").wantError(127, "executable file not found in $PATH")
+	if got := inspect("{{.State.Status}} {{.State.ExitCode}}"); got != "created 127" {
+		t.Errorf("not found: %s", got)
+	}
+}
+
+// The guest probes, also while there is no server.
+func testHealth(t *testing.T, s *suite) {
+	status := func(want string) {
+		t.Helper()
+		for s.docker(t, "", "inspect", "he", "--format", "{{.State.Health.Status}}").ok() != want {
+			if t.Context().Err() != nil {
+				t.Fatalf("health does not become %s", want)
+			}
+			time.Sleep(100 * time.Millisecond) // docker has no command that waits for it
+		}
+	}
+	since := time.Now().Format(time.RFC3339Nano)
+	s.docker(t, "", "run", "-d", "--name", "he", "--health-cmd", "echo probed; test -e /well", "--health-interval", "300ms", "--health-retries", "2",
+		"bb", "sh", "-c", "touch /well; exec sleep 1000").ok()
+	defer s.docker(t, "", "rm", "-f", "he")
+	status("healthy")
+	s.docker(t, "", "ps", "--filter", "health=healthy", "--format", "{{.Names}} {{.Status}}").has("he Up ", " (healthy)")
+	s.docker(t, "", "inspect", "he", "--format", "{{.State.Health.FailingStreak}} {{(index .State.Health.Log 0).ExitCode}} {{(index .State.Health.Log 0).Output}}").has("0 0 probed\n")
+	s.docker(t, "", "exec", "he", "rm", "/well").ok()
+	s.end(t)
+	s.serve(t)
+	status("unhealthy")
+	s.docker(t, "", "ps", "--filter", "health=healthy", "-q").want(0, "")
+	until := time.Now().Add(time.Second).Format(time.RFC3339Nano)
+	s.docker(t, "", "events", "--since", since, "--until", until, "--filter", "event=health_status", "--format", "{{.Action}}").has("health_status: unhealthy\n")
+	s.docker(t, "", "create", "--health-cmd", "x", "--health-interval", "1us", "bb").wantError(1, "Interval in Healthcheck cannot be less than 1ms")
+}

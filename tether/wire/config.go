@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Config is what a container VM is and runs. The VCH writes it into the VM's
@@ -38,6 +39,11 @@ type Config struct {
 	OpenStdin bool `json:"openStdin,omitempty"` // stdin is fed from the control channel; else it is /dev/null
 	// StopSignal is what OpShutdown sends first. 0 means SIGTERM (15).
 	StopSignal int `json:"stopSignal,omitempty"`
+
+	// Restart says whether the process is started again in the same VM when it has ended.
+	Restart Restart `json:"restart,omitzero"`
+
+	Health *Health `json:"health,omitempty"` // nil is none
 
 	Root Root `json:"root"`
 	Network
@@ -156,6 +162,40 @@ type Privileges struct {
 	// NoNew lets no exec of a set-user-ID file or one with capabilities gain any (PR_SET_NO_NEW_PRIVS).
 	NoNew       bool `json:"noNew,omitempty"`
 	OOMScoreAdj int  `json:"oomScoreAdj,omitempty"`
+}
+
+// Restart is a restart policy. It counts for a process that ran; one that could not be started ends the VM.
+type Restart struct {
+	Policy string `json:"policy,omitempty"` // "" or no, always, unless-stopped, on-failure
+	Max    int    `json:"max,omitempty"`    // of on-failure; 0 is no bound
+	Done   int    `json:"done,omitempty"`   // restarts before this boot
+}
+
+// Wants says whether a process that nobody stopped and that ended with code is started again.
+func (r Restart) Wants(code int) bool {
+	switch r.Policy {
+	case "always", "unless-stopped":
+		return true
+	case "on-failure":
+		return code != 0 && (r.Max == 0 || r.Done < r.Max)
+	}
+	return false
+}
+
+const (
+	minBackOff = 100 * time.Millisecond
+	maxBackOff = time.Minute
+	// steady is how long a process runs that is not in a loop of failing.
+	steady = 10 * time.Second
+)
+
+// BackOff is how long to wait before a process is started again that ran for so long, if the wait
+// before was last; 0 for none.
+func BackOff(last, ran time.Duration) time.Duration {
+	if last == 0 || ran >= steady {
+		return minBackOff
+	}
+	return min(2*last, maxBackOff)
 }
 
 // Limits are those of the container's control group (cgroup v2). Zero is none.

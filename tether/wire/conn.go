@@ -17,8 +17,10 @@ var ErrClosed = errors.New("wire: connection closed")
 
 // ConnectOptions say how to open a control session.
 type ConnectOptions struct {
-	Token  string // Config.Token
-	Window int    // bytes under way on a channel in one direction; 0 means DefaultWindow. A slow serial line wants 8 KiB
+	Token string // Config.Token
+	// Health is told of the container's health after WatchHealth. No message of the guest is read meanwhile.
+	Health func(HealthState)
+	Window int // bytes under way on a channel in one direction; 0 means DefaultWindow. A slow serial line wants 8 KiB
 }
 
 // Conn is the host's side of a control session. Its methods may be called from
@@ -28,10 +30,11 @@ type Conn struct {
 	s  *session
 	id string
 
-	stdin *Channel
-	out   chan []byte // messages for the guest
-	hello chan guestHello
-	wg    sync.WaitGroup
+	stdin  *Channel
+	out    chan []byte // messages for the guest
+	hello  chan guestHello
+	health func(HealthState)
+	wg     sync.WaitGroup
 
 	closeOnce sync.Once
 	closeErr  error
@@ -58,6 +61,7 @@ func Connect(ctx context.Context, rw io.ReadWriteCloser, o ConnectOptions) (*Con
 		s:         newSession(rw, binary.LittleEndian.Uint32(id[:]), o.Window),
 		out:       make(chan []byte, maxRequests),
 		hello:     make(chan guestHello, 1),
+		health:    o.Health,
 		calls:     map[uint64]chan answer{},
 		processes: map[string]*Process{},
 	}
@@ -189,18 +193,25 @@ func (c *Conn) readMessages(chan0 *Channel) {
 			c.hangUp()
 			return
 		}
+		var health *HealthState
 		c.mu.Lock()
 		if a.Number != 0 {
 			if ch := c.calls[a.Number]; ch != nil {
 				delete(c.calls, a.Number)
 				ch <- a // has room for one
 			}
+		} else if a.Health != nil {
+			health = a.Health
 		} else if p := c.processes[a.Process]; p != nil && a.Exit != nil {
 			delete(c.processes, a.Process)
 			p.exit = *a.Exit
 			close(p.exited)
 		}
 		c.mu.Unlock()
+		if health != nil && c.health != nil {
+			health.bound()
+			c.health(*health)
+		}
 	}
 }
 
@@ -268,6 +279,12 @@ func (c *Conn) State(ctx context.Context) (State, error) {
 // process.
 func (c *Conn) Signal(ctx context.Context, process string, signal int) error {
 	_, err := c.call(ctx, Request{Op: OpSignal, Process: process, Signal: signal})
+	return err
+}
+
+// End sends a signal to the container's process, which is not started again when it has ended.
+func (c *Conn) End(ctx context.Context, signal int) error {
+	_, err := c.call(ctx, Request{Op: OpSignal, Signal: signal, Final: true})
 	return err
 }
 

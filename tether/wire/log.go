@@ -21,7 +21,7 @@ const (
 	Stdout     RecordType = 1 // bytes the process wrote; with a terminal all of them
 	Stderr     RecordType = 2
 	RecStarted RecordType = 3 // JSON Started: the process runs
-	RecExit    RecordType = 4 // JSON Exit: the last record of a boot
+	RecExit    RecordType = 4 // JSON Exit: the last record of a boot, unless it says that it is not
 	Diagnostic RecordType = 5 // text from the tether, for people
 )
 
@@ -50,6 +50,9 @@ type Exit struct {
 	Code   int  `json:"code"`
 	Signal int  `json:"signal,omitempty"` // that killed it, or 0
 	OOM    bool `json:"oom,omitempty"`    // the guest's kernel killed something for lack of memory
+	// Again is how many ns later the process is started again; 0 if it is not and the VM ends. Then
+	// this may repeat the exit before, of a process that was not started again after all.
+	Again int64 `json:"again,omitempty"`
 	// Error says, in docker's words, why the process was never started: `exec: "x": executable
 	// file not found in $PATH`. "" if it was.
 	Error string `json:"error,omitempty"`

@@ -21,6 +21,7 @@ const (
 	OpExec     Op = "exec"     // start Exec; channels are open already. Reply: PID
 	OpResize   Op = "resize"   // give the terminal of Process the size Size
 	OpSignal   Op = "signal"   // send Signal to Process
+	OpHealth   Op = "health"   // Reply: Health; and events of each change in this session
 	OpState    Op = "state"    // Reply: State
 	OpShutdown Op = "shutdown" // send Config.StopSignal to the container's process, and SIGKILL after Grace
 	OpPing     Op = "ping"
@@ -44,9 +45,11 @@ type Request struct {
 	Path    string `json:"path,omitempty"`
 	Channel uint16 `json:"channel,omitempty"` // even: stdin and stdout of Exec, or Task's stream; the next: stderr
 	Signal  int    `json:"signal,omitempty"`
-	Size    Size   `json:"size,omitzero"`
-	Grace   int64  `json:"grace,omitempty"` // ns
-	Time    int64  `json:"time,omitempty"`  // ns since 1970
+	// Final, with Signal to the container's process, says that it is not started again when it has ended.
+	Final bool  `json:"final,omitempty"`
+	Size  Size  `json:"size,omitzero"`
+	Grace int64 `json:"grace,omitempty"` // ns
+	Time  int64 `json:"time,omitempty"`  // ns since 1970
 	// Network is all of what the Config has under that name: what it lacks is taken down.
 	Network *Network `json:"network,omitempty"`
 }
@@ -79,6 +82,8 @@ type Reply struct {
 	Usage *Usage    `json:"usage,omitempty"`
 	// Sockets are TCP connections, at most MaxSockets.
 	Sockets []Socket `json:"sockets,omitempty"`
+	// Health is also an event.
+	Health *HealthState `json:"health,omitempty"`
 }
 
 // MaxSockets is how many connections a guest tells of.

@@ -1,0 +1,138 @@
+package containervm
+
+import (
+	"context"
+	"io"
+	"strconv"
+	"time"
+
+	"vic/tether/wire"
+)
+
+// track follows the log of a run and keeps the container's state to what the guest says: that its process
+// runs, and where the guest starts it again, each end and start. Where it does not, it follows no further than
+// the first start, and finish learns of the end.
+func (c *Container) track(r *run, off int64) {
+	defer close(r.tracked)
+	f, err := c.openLog(off)
+	if err != nil {
+		c.m.o.Log.Warn("follow log", "container", c.id, "error", err)
+		return
+	}
+	defer f.close()
+	down := func() bool {
+		select {
+		case <-r.down:
+			return true
+		default:
+			return false
+		}
+	}
+	for {
+		if c.hasStarted(r) && !c.spec.Restart.any() {
+			return
+		}
+		rec, err := f.next(context.Background(), down)
+		if err == io.EOF {
+			return
+		}
+		if err != nil { // the Manager is closed, or the log cannot be read
+			if err != ErrClosed {
+				c.m.o.Log.Warn("follow log", "container", c.id, "error", err)
+			}
+			return
+		}
+		switch rec.Type {
+		case wire.RecStarted:
+			c.sawStart(r, rec)
+		case wire.RecExit:
+			exit, err := rec.Exit()
+			if err != nil || exit.Again <= 0 {
+				close(r.exited)
+				return
+			}
+			c.sawEnd(r, rec, exit)
+		}
+	}
+}
+
+func (c *Container) hasStarted(r *run) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return r.started
+}
+
+// sawStart takes in that the process runs: for the first time, or again.
+func (c *Container) sawStart(r *run, rec wire.Record) {
+	c.mu.Lock()
+	first := !r.started
+	at := time.Now()
+	if !first {
+		at = c.guestTime(rec, at)
+	}
+	r.started = true
+	c.logSeen = rec.End
+	c.state.Status, c.state.Started, c.state.Finished = Running, at, time.Time{}
+	c.state.ExitCode, c.state.OOM = 0, false
+	if !first {
+		c.state.Health = c.freshHealth()
+	}
+	if r.machine != nil {
+		c.state.PID = r.machine.Info().PID
+	}
+	c.notifyLocked()
+	c.mu.Unlock()
+	if first {
+		for _, k := range c.connected(r) {
+			c.m.emitNetwork("connect", k.segment.conf, c)
+		}
+		c.emitMounts("mount")
+	}
+	c.emit("start", nil)
+	c.keepState()
+	if first {
+		close(r.up)
+	}
+}
+
+// sawEnd takes in that the process has ended and that the guest will start it again.
+func (c *Container) sawEnd(r *run, rec wire.Record, exit wire.Exit) {
+	c.mu.Lock()
+	at := c.guestTime(rec, time.Now())
+	lasted := at.Sub(c.state.Started)
+	c.logSeen = rec.End
+	c.restarts++
+	c.state.Status, c.state.ExitCode, c.state.OOM, c.state.Finished, c.state.PID = Restarting, exit.Code, exit.OOM, at, 0
+	c.state.Health = ended(c.state.Health)
+	c.mu.Unlock()
+	c.keepState()
+	c.m.forgetExecs(c)
+	c.emitEnd(exit, lasted)
+	c.mu.Lock()
+	c.tellWaiters(NotRunning, NextExit)
+	c.notifyLocked()
+	c.mu.Unlock()
+}
+
+// guestTime is the time of a record, as far as the guest's clock can be right. Call it with mu held.
+func (c *Container) guestTime(rec wire.Record, now time.Time) time.Time {
+	if rec.Time.Before(now) && rec.Time.After(c.state.Started) {
+		return rec.Time
+	}
+	return now
+}
+
+// emitEnd tells that the process has ended.
+func (c *Container) emitEnd(exit wire.Exit, lasted time.Duration) {
+	if exit.OOM {
+		c.emit("oom", nil)
+	}
+	c.emit("die", map[string]string{"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(lasted.Seconds()))})
+}
+
+// keepState saves the state where nobody could be told that it failed.
+func (c *Container) keepState() {
+	if err := c.saveState(); err != nil {
+		c.m.o.Log.Warn("save state", "container", c.id, "error", err)
+	}
+}
