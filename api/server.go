@@ -72,6 +72,9 @@ type Host struct {
 	Kernel string
 	// Hypervisor names what runs the container VMs, for people.
 	Hypervisor string
+	// Templates is how many booted guests there are that container VMs can begin from; nil
+	// for none.
+	Templates func() int
 	// Memory is the machine's, in bytes.
 	Memory int64
 	// Insecure are the registries that are spoken to without TLS or without verifying it, as in

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/moby/moby/api/types/registry"
@@ -96,6 +97,9 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 		LiveRestoreEnabled: true, // containers outlive this server
 		SecurityOptions:    []string{"name=vm"},
 		Warnings:           []string{},
+	}
+	if s.host.Templates != nil {
+		info.DriverStatus = append(info.DriverStatus, [2]string{"Start Templates", strconv.Itoa(s.host.Templates())})
 	}
 	for _, c := range s.containers.List() {
 		info.Containers++

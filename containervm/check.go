@@ -10,8 +10,9 @@ import (
 const DefaultMemory = 256 << 20
 
 const (
-	minMemory = 96 << 20
-	maxExtra  = 1 << 20
+	defaultCPUs = 1
+	minMemory   = 96 << 20
+	maxExtra    = 1 << 20
 )
 
 // check refuses a Spec that makes no sense or cannot be carried out, in docker's words.

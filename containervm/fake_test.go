@@ -92,6 +92,8 @@ func (r *rack) Find(_ context.Context, vm VM) (Machine, error) {
 	}
 }
 
+func (r *rack) Prepare(context.Context, VM) error { return nil }
+
 func (r *rack) vm(id string) *fakeVM {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -20,6 +20,9 @@ type Hypervisor interface {
 	// Find returns the VM that runs in these folders, started by whichever process.
 	// The error is ErrNoMachine if there is none.
 	Find(ctx context.Context, vm VM) (Machine, error)
+	// Prepare has VMs with the hardware of vm start faster from some time on, if there
+	// is a way. It does not wait for that.
+	Prepare(ctx context.Context, vm VM) error
 }
 
 // ErrNoMachine says that no VM runs for a container.
@@ -65,6 +68,8 @@ type MachineInfo struct {
 	Accel string // kvm or tcg
 	// Paused says that the VM stands still.
 	Paused bool
+	// Template says that the VM did not boot, but began as a copy of one that had.
+	Template bool
 	// Reason is why the VM has ended, in the hypervisor's words; "" if it has not, or did not say.
 	Reason string
 }

@@ -105,7 +105,22 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err := m.scan(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
+	if err := m.prepare(ctx); err != nil {
+		o.Log.Warn("prepare fast starts", "error", err)
+	}
 	return m, nil
+}
+
+// prepare has the hypervisor know what most VMs will be like.
+func (m *Manager) prepare(ctx context.Context) error {
+	boot, err := m.o.Boot.Boot(ctx)
+	if err != nil {
+		return err
+	}
+	return m.o.Hypervisor.Prepare(ctx, VM{
+		RuntimeDir: filepath.Join(m.o.RuntimeDir, "prepared"), Boot: boot, Memory: DefaultMemory, CPUs: defaultCPUs,
+		DiskSerial: rootSerial, NICs: []NIC{{End: endName(0)}},
+	})
 }
 
 // lockFile takes a lock that ends with the process.

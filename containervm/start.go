@@ -105,6 +105,9 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	return r, c.saveState()
 }
 
+// rootSerial is the serial number by which the guest knows its root disk.
+const rootSerial = "root"
+
 // touch makes a file that can be watched before anybody writes to it.
 func touch(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0600)
@@ -134,14 +137,14 @@ func (c *Container) vm(boot Boot, all []*connection, disks []volumeDisk) (VM, er
 	}
 	vm := VM{
 		ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: boot, Config: text,
-		Memory: c.spec.Memory, CPUs: c.spec.CPUs, CPUSet: c.spec.CPUSet, Disk: filepath.Join(c.dir, "disk.vmdk"), DiskSerial: "root",
+		Memory: c.spec.Memory, CPUs: c.spec.CPUs, CPUSet: c.spec.CPUSet, Disk: filepath.Join(c.dir, "disk.vmdk"), DiskSerial: rootSerial,
 		Unsafe: c.spec.AutoRemove, Log: logPath, Console: filepath.Join(c.dir, consoleFile),
 	}
 	if vm.Memory == 0 {
 		vm.Memory = DefaultMemory
 	}
 	if vm.CPUs == 0 {
-		vm.CPUs = 1
+		vm.CPUs = defaultCPUs
 	}
 	for _, d := range disks {
 		vm.Disks = append(vm.Disks, d.Disk)
@@ -161,7 +164,7 @@ func (c *Container) config(all []*connection, disks []volumeDisk) wire.Config {
 	conf := wire.Config{
 		ID: c.id, Token: c.token, Hostname: s.Hostname, Domain: s.Domain, Args: s.Args, Env: s.Env, Dir: s.Dir,
 		User: s.User, Groups: s.Groups, TTY: s.TTY, Size: s.Size, OpenStdin: s.OpenStdin, StopSignal: int(s.StopSignal),
-		Root: wire.Root{Serial: "root", ReadOnly: s.ReadOnlyRoot}, ShmSize: s.ShmSize, Sysctls: s.Sysctls, Rlimits: s.Rlimits,
+		Root: wire.Root{Serial: rootSerial, ReadOnly: s.ReadOnlyRoot}, ShmSize: s.ShmSize, Sysctls: s.Sysctls, Rlimits: s.Rlimits,
 		Init: s.Init, Health: s.Health, Restart: s.Restart.wire(c.restarts), Privileges: s.Privileges, Limits: s.Limits, Umask: s.Umask, Masked: s.Masked, ReadOnly: s.ReadOnly,
 		Seed: make([]byte, 64), Time: time.Now().UnixNano(),
 	}

@@ -87,6 +87,7 @@ func (c *Container) sawStart(r *run, rec wire.Record) {
 			c.m.emitNetwork("connect", k.segment.conf, c)
 		}
 		c.emitMounts("mount")
+		c.m.o.Log.Info("container started", "container", c.id, "template", r.machine.Info().Template)
 	}
 	c.emit("start", nil)
 	c.keepState()

@@ -3,7 +3,8 @@
 //
 //	kernel     mount /dev /proc /sys; load the modules that the hardware asks for
 //	log        open port "vic.log": from here on every failure is recorded
-//	config     read the OEM strings; seed the random number generator, set the clock
+//	config     read the OEM strings, or in a template wait at port "vic.control" until a copy of it is
+//	           given its configuration; seed the random number generator, set the clock
 //	control    serve port "vic.control" beside all that follows
 //	network    interfaces, addresses (static or DHCP), routes, beside the next
 //	root       find the root disk, mount it, make it "/"

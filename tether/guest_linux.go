@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +22,7 @@ const deviceTimeout = 30 * time.Second
 type guest struct {
 	devices *devices
 	log     *logPort
+	control *controlPort
 	conf    *wire.Config
 	reaper  *reaper
 	stdin   *stdin
@@ -71,7 +71,10 @@ func (g *guest) live() (wire.Exit, error) {
 	if g.log, err = openLog(g.devices); err != nil {
 		return wire.Exit{}, err
 	}
-	if g.conf, err = readConfig(); err != nil {
+	if g.control, err = openControl(g.devices); err != nil {
+		return wire.Exit{}, err
+	}
+	if g.conf, err = g.configure(); err != nil {
 		return wire.Exit{}, err
 	}
 	if err := seedRandom(g.conf.Seed); err != nil {
@@ -84,9 +87,7 @@ func (g *guest) live() (wire.Exit, error) {
 		return wire.Exit{}, err
 	}
 	g.restart = g.conf.Restart
-	if err := g.serveControl(); err != nil {
-		return wire.Exit{}, err
-	}
+	g.serveControl()
 	addresses, err := g.dress()
 	if err != nil {
 		return wire.Exit{}, err
@@ -315,27 +316,6 @@ func printk(format string, args ...any) {
 	}
 	defer f.Close()
 	fmt.Fprintf(f, "<3>tether: "+format+"\n", args...)
-}
-
-// readConfig reads the configuration from the machine's OEM strings.
-func readConfig() (*wire.Config, error) {
-	files, err := filepath.Glob("/sys/firmware/dmi/entries/11-*/raw")
-	if err != nil {
-		return nil, err
-	}
-	var oem []string
-	for _, f := range files {
-		raw, err := os.ReadFile(f)
-		if err != nil {
-			return nil, err
-		}
-		ss, err := wire.ParseOEMStrings(raw)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", f, err)
-		}
-		oem = append(oem, ss...)
-	}
-	return wire.ParseConfig(oem)
 }
 
 func kernelRelease() string {

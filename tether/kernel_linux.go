@@ -54,6 +54,11 @@ func seedRandom(seed []byte) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0]))); errno != 0 {
 		return fmt.Errorf("seed random numbers: %w", errno)
 	}
+	// A generator that had been seeded before, as a template's, would go on with its old key for a
+	// minute. (ENODATA: it had not been.)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); errno != 0 && errno != unix.ENODATA {
+		return fmt.Errorf("renew random numbers: %w", errno)
+	}
 	return nil
 }
 
@@ -63,15 +68,24 @@ func setClock(ns int64) error {
 	if ns == 0 {
 		return nil
 	}
-	var since unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &since); err != nil {
-		return fmt.Errorf("read time since boot: %w", err)
+	since, err := sinceBoot()
+	if err != nil {
+		return err
 	}
-	ts := unix.NsecToTimespec(ns + since.Nano())
+	ts := unix.NsecToTimespec(ns + since)
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set clock to %v: %w", time.Unix(0, ns).UTC(), err)
 	}
 	return nil
+}
+
+// sinceBoot is for how long the kernel has run, in ns.
+func sinceBoot() (int64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, fmt.Errorf("read time since boot: %w", err)
+	}
+	return ts.Nano(), nil
 }
 
 func setNames(host, domain string) error {

@@ -94,26 +94,31 @@ func openControl(d *devices) (*controlPort, error) {
 	return &controlPort{os.NewFile(uintptr(fd), dev)}, nil
 }
 
-// hostPoll is how often a port without a host is looked at. Waiting for its coming by an
-// edge-triggered epoll misses a host that comes and sends at once.
-const hostPoll = 20 * time.Millisecond
-
-// awaitHost waits until the port may have a host again.
-func (c *controlPort) awaitHost() { time.Sleep(hostPoll) }
-
-// serveControl serves hosts until the VM ends.
-func (g *guest) serveControl() error {
-	port, err := openControl(g.devices)
+// awaitHost waits until the port has a host, which is when it may be written to.
+func (c *controlPort) awaitHost() error {
+	conn, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
+	err = conn.Write(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		n, err := unix.Poll(fds, 0)
+		return n > 0 && fds[0].Revents&unix.POLLOUT != 0 || err != nil && err != unix.EINTR
+	})
+	if err != nil {
+		return fmt.Errorf("wait for a host: %w", err)
+	}
+	return nil
+}
+
+// serveControl serves hosts until the VM ends.
+func (g *guest) serveControl() {
 	server := &wire.Server{ID: g.conf.ID, Token: g.conf.Token, Handler: g}
 	go func() { // for the life of the VM
 		for {
-			err := server.Serve(port)
+			err := server.Serve(g.control)
 			if err == io.EOF {
-				port.awaitHost()
-				continue
+				err = g.control.awaitHost()
 			}
 			if err != nil {
 				g.diagnose(fmt.Errorf("control port: %w", err))
@@ -121,5 +126,4 @@ func (g *guest) serveControl() error {
 			}
 		}
 	}()
-	return nil
 }

@@ -23,7 +23,7 @@ import (
 // TestDocker drives one vic serve with the docker client: first what needs no virtual machine, then
 // containers.
 func TestDocker(t *testing.T) {
-	s := newSuite(t)
+	s := newSuite(t, "--no-templates") // until the subtest "templates"
 	for _, tt := range []struct {
 		name string
 		test func(*testing.T, *suite)
@@ -38,6 +38,7 @@ func TestDocker(t *testing.T) {
 		{"filters", testFilters},
 		{"run", testRun},
 		{"stdin", testStdin},
+		{"templates", testTemplates},
 		{"terminal", testTerminal},
 		{"binary", testBinary},
 		{"logs", testLogs},

@@ -32,6 +32,7 @@ type serveFlags struct {
 	guest       guestFlags
 	accel       string
 	qemu        string
+	noTemplates bool
 	hostGateway string
 	metricsAddr string
 	logLevel    string
@@ -79,6 +80,7 @@ $DOCKER_CERT_PATH, or else in ~/.docker.`,
 	fl.StringVar(&f.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
 	fl.StringVar(&f.accel, "accel", "", "`kvm` or tcg (emulation); default KVM if a virtual machine is seen to boot with it")
 	fl.StringVar(&f.qemu, "qemu", "", "`file` of QEMU; default qemu-system-x86_64 in $PATH")
+	fl.BoolVar(&f.noTemplates, "no-templates", false, "boot every container VM; by default most begin as copies of one that has booted, and share what they do not change of its memory")
 	fl.StringVar(&f.hostGateway, "host-gateway", "", "`IP` address of this machine that containers reach at their gateway; default none of its own services")
 	return cmd
 }
@@ -156,6 +158,7 @@ func onHangup(certs *certificates, log *slog.Logger) (stop func()) {
 // A host is the parts behind the API.
 type host struct {
 	store      *layerstore.Store
+	driver     *qemu.Driver
 	containers *containervm.Manager
 	facts      api.Host
 }
@@ -190,6 +193,10 @@ func openHost(ctx context.Context, f serveFlags, log *slog.Logger) (_ *host, err
 		return nil, fmt.Errorf("build what container VMs boot: %w", err)
 	}
 	driver := &qemu.Driver{Binary: f.qemu, Accel: f.accel, Cache: filepath.Join(state, "platform.json"), Log: log}
+	if !f.noTemplates {
+		driver.Templates = filepath.Join(state, "templates")
+	}
+	h.driver = driver
 	platform, err := driver.Platform(ctx, m.Kernel)
 	if err != nil {
 		return nil, fmt.Errorf("look at QEMU: %w", err)
@@ -202,6 +209,7 @@ func openHost(ctx context.Context, f serveFlags, log *slog.Logger) (_ *host, err
 		return nil, fmt.Errorf("open containers: %w", err)
 	}
 	h.facts, err = factsOf(m, platform, f.insecure)
+	h.facts.Templates = driver.Ready
 	return h, err
 }
 
@@ -231,6 +239,9 @@ func (h *host) close() error {
 	var err error
 	if h.containers != nil {
 		err = errors.Join(err, h.containers.Close())
+	}
+	if h.driver != nil {
+		err = errors.Join(err, h.driver.Close())
 	}
 	if h.store != nil {
 		err = errors.Join(err, h.store.Close())

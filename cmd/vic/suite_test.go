@@ -66,8 +66,8 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// newSuite starts a registry with an image, and vic serve on an empty store.
-func newSuite(t *testing.T) *suite {
+// newSuite starts a registry with an image, and vic serve with further flags on an empty store.
+func newSuite(t *testing.T, flags ...string) *suite {
 	t.Helper()
 	needTool(t, "docker", "docker-registry", "busybox", "qemu-system-x86_64")
 	dir, err := os.MkdirTemp("", "vic-test-") // t.TempDir's path is too long for a socket
@@ -89,7 +89,7 @@ func newSuite(t *testing.T) *suite {
 	if err := makeCertificates(filepath.Join(dir, "certs"), []string{"127.0.0.1"}, time.Now(), 1); err != nil {
 		t.Fatal(err)
 	}
-	s.serve(t)
+	s.serve(t, flags...)
 	t.Cleanup(func() {
 		s.docker(t, "", "ps", "-aq").each(func(id string) { s.docker(t, "", "rm", "-f", id) })
 		s.end(t)
@@ -119,7 +119,7 @@ func (s *suite) push(t *testing.T, name string, cfg v1.Config) string {
 }
 
 // serve starts vic serve and waits until it answers.
-func (s *suite) serve(t *testing.T) {
+func (s *suite) serve(t *testing.T, flags ...string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop, s.ended = stop, make(chan error, 1)
@@ -127,6 +127,7 @@ func (s *suite) serve(t *testing.T) {
 		"--host", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", filepath.Join(s.dir, "certs/server/ca.pem"),
 		"--tlscert", filepath.Join(s.dir, "certs/server/cert.pem"), "--tlskey", filepath.Join(s.dir, "certs/server/key.pem"),
 		"--metrics-addr", "127.0.0.1:0"}
+	args = append(args, flags...)
 	go func() { s.ended <- run(ctx, args, strings.NewReader(""), &s.log, &s.log) }()
 	for {
 		c, err := net.Dial("unix", s.socket)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"vic/containervm"
+	"vic/tether/wire"
 )
 
 // What a VM has in its RuntimeDir.
@@ -31,16 +32,25 @@ const (
 // socket is the path of one of a VM's ends on the host.
 func socket(vm containervm.VM, end string) string { return filepath.Join(vm.RuntimeDir, end) }
 
+// An origin is where a VM's memory comes from. The zero value is none: it boots.
+type origin struct {
+	ram string // file of the memory
+	// shared is a template in the making, which boots and writes to ram. Without it the VM waits for a
+	// state that goes with ram, and has copies of the pages that it writes to.
+	shared bool
+}
+
 // args is QEMU's command line for vm.
-func args(vm containervm.VM, p Platform) ([]string, error) {
+func args(vm containervm.VM, p Platform, o origin) ([]string, error) {
 	root, err := blockNode("root", containervm.Disk{Path: vm.Disk}, vm.Unsafe)
 	if err != nil {
 		return nil, err
 	}
 	a := platformArgs(p)
+	size := strconv.FormatInt((vm.Memory+1<<20-1)>>20, 10)
 	a = append(a,
 		"-name", "vic-"+vm.ID[:min(12, len(vm.ID))],
-		"-m", strconv.FormatInt((vm.Memory+1<<20-1)>>20, 10),
+		"-m", size,
 		"-smp", strconv.Itoa(vm.CPUs),
 		"-rtc", "base=utc",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -55,8 +65,16 @@ func args(vm containervm.VM, p Platform) ([]string, error) {
 	if vm.Boot.Initrd != "" {
 		a = append(a, "-initrd", vm.Boot.Initrd)
 	}
-	for i := range vm.Config {
-		a = append(a, "-smbios", "type=11,path="+escape(configPath(vm, i)))
+	switch {
+	case o.ram == "":
+		for i := range vm.Config {
+			a = append(a, "-smbios", "type=11,path="+escape(configPath(vm, i)))
+		}
+	case o.shared:
+		a = append(a, templateArgs(size, o.ram, "on")...)
+	default:
+		a = append(a, templateArgs(size, o.ram, "off")...)
+		a = append(a, "-incoming", "defer")
 	}
 	a = append(a,
 		"-blockdev", root,
@@ -99,6 +117,15 @@ func args(vm containervm.VM, p Platform) ([]string, error) {
 	return a, nil
 }
 
+// templateArgs are what a template and its copies have in common.
+func templateArgs(size, ram, share string) []string {
+	return []string{
+		"-object", "memory-backend-file,id=ram,size=" + size + "M,mem-path=" + escape(ram) + ",share=" + share,
+		"-machine", "memory-backend=ram",
+		"-smbios", "type=11,value=" + wire.Template,
+	}
+}
+
 // platformArgs is what a VM and the probe for KVM have in common.
 func platformArgs(p Platform) []string {
 	cpu := "host"
@@ -117,9 +144,12 @@ func platformArgs(p Platform) []string {
 	return a
 }
 
-// blockNode describes a disk. QEMU finds the disks below it by the hints in their descriptors, and locks all of their
-// files: against every other VM if it may write them, else against those that may.
+// blockNode describes a disk; without a path it is empty. QEMU finds the disks below it by the hints in their descriptors,
+// and locks all of their files: against every other VM if it may write them, else against those that may.
 func blockNode(name string, d containervm.Disk, unsafe bool) (string, error) {
+	if d.Path == "" {
+		return `{"driver":"null-co","node-name":"` + name + `","size":1048576,"read-zeroes":true}`, nil
+	}
 	cache := map[string]bool{"no-flush": unsafe}
 	b, err := json.Marshal(map[string]any{
 		"driver": "vmdk", "node-name": name, "cache": cache, "read-only": d.ReadOnly,

@@ -20,9 +20,8 @@ import (
 
 // machine is a QEMU process, ours or one that was found.
 type machine struct {
-	vm    containervm.VM
-	pid   int
-	accel string
+	vm   containervm.VM
+	info containervm.MachineInfo // but for the reason
 	// process is a pidfd: it names the process even if its number is used again, and is readable once
 	// it has ended.
 	process *os.File
@@ -71,8 +70,8 @@ func openProcess(vm containervm.VM) (int, *os.File, error) {
 }
 
 // newMachine watches over a process.
-func newMachine(vm containervm.VM, pid int, process *os.File, accel string, mon *monitor) *machine {
-	m := &machine{vm: vm, pid: pid, process: process, accel: accel, mon: mon,
+func newMachine(vm containervm.VM, info containervm.MachineInfo, process *os.File, mon *monitor) *machine {
+	m := &machine{vm: vm, info: info, process: process, mon: mon,
 		done: make(chan struct{}), closing: make(chan struct{})}
 	m.watch.Go(func() {
 		ended := false
@@ -115,7 +114,8 @@ func readable(fd int) bool {
 }
 
 func (m *machine) Info() containervm.MachineInfo {
-	i := containervm.MachineInfo{PID: m.pid, Accel: m.accel, Paused: m.paused.Load()}
+	i := m.info
+	i.Paused = m.paused.Load()
 	if m.mon != nil {
 		i.Reason = m.mon.reason()
 	}

@@ -17,6 +17,8 @@
 // The hardware is a trimmed q35 of a fixed version: root disk on virtio-blk, one
 // virtio-serial controller, a virtio-net for each NIC, a few empty PCI Express slots. The kernel is booted directly.
 //
+// Under emulation a VM begins as a copy of a template where there is one, see template.
+//
 // That a VM has ended is known from a pidfd (Linux 5.3), which needs no polling, works for
 // a process that is not our child, and cannot mean another process. A service manager that runs
 // the VCH must not kill the VMs with it (systemd: KillMode=process).
@@ -32,6 +34,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -52,11 +55,15 @@ type Driver struct {
 	Cache string
 	// Virtiofsd is the program that shares folders of the host with guests; "" looks where distributions have it.
 	Virtiofsd string
+	// Templates is a folder for guests that have booted, of which others are made; "" for none.
+	Templates string
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
 
 	mu    sync.Mutex
 	found *Platform
+
+	templates templates
 }
 
 const (
@@ -111,27 +118,46 @@ func (d *Driver) Start(ctx context.Context, vm containervm.VM) (containervm.Mach
 	if err != nil {
 		return nil, fmt.Errorf("start VM: %w", err)
 	}
-	a, err := args(vm, p)
-	if err != nil {
-		return nil, fmt.Errorf("start VM: %w", err)
+	if m := d.startCopy(ctx, vm, p); m != nil {
+		return m, nil
 	}
-	defer removeConfig(vm)
-	for i, s := range vm.Config {
-		if err := os.WriteFile(configPath(vm, i), []byte(s), 0o600); err != nil {
-			return nil, fmt.Errorf("start VM: %w", err)
-		}
-	}
-	m, err := d.run(ctx, vm, p, a)
+	m, err := d.boot(ctx, vm, p)
 	if err != nil {
 		return nil, fmt.Errorf("start VM: %w", err)
 	}
 	return m, nil
 }
 
+// boot starts a VM from its kernel.
+func (d *Driver) boot(ctx context.Context, vm containervm.VM, p Platform) (*machine, error) {
+	a, err := args(vm, p, origin{})
+	if err != nil {
+		return nil, err
+	}
+	defer removeConfig(vm)
+	for i, s := range vm.Config {
+		if err := os.WriteFile(configPath(vm, i), []byte(s), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return d.run(ctx, vm, command{args: a})
+}
+
+// A command is how QEMU is called.
+type command struct {
+	args  []string
+	files []*os.File // it gets them as descriptors from firstFile on
+	// bound has it end with the thread that calls run, and lets everything else go first.
+	bound bool
+}
+
+// firstFile is the number of a command's first file. VMs with shares have none.
+const firstFile = firstShareFD
+
 // run starts QEMU in a session of its own and returns when it answers, which is when the VM exists. The
 // monitor's socket is made here and handed down: whoever connects to it waits for QEMU, and is hung up
 // on if QEMU ends.
-func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []string) (*machine, error) {
+func (d *Driver) run(ctx context.Context, vm containervm.VM, c command) (*machine, error) {
 	if pid, process, err := openProcess(vm); err == nil {
 		process.Close()
 		return nil, fmt.Errorf("it runs already, as process %d", pid)
@@ -152,9 +178,13 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []str
 		listener.Close()
 		return nil, err
 	}
-	cmd := exec.Command(d.binary(), a...)
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = stderr, stderr, append([]*os.File{listener}, shares.sockets...)
+	cmd := exec.Command(d.binary(), c.args...)
+	cmd.Stdout, cmd.Stderr = stderr, stderr
+	cmd.ExtraFiles = slices.Concat([]*os.File{listener}, shares.sockets, c.files)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if c.bound {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	err = startOn(vm.CPUSet, cmd)
 	listener.Close()
 	shares.handOver()
@@ -162,9 +192,12 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []str
 		shares.end()
 		return nil, err
 	}
+	if c.bound {
+		_ = syscall.Setpriority(syscall.PRIO_PGRP, cmd.Process.Pid, 19) // it only makes room
+	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	m, err := d.open(ctx, vm, p.Accel)
+	m, err := d.open(ctx, vm)
 	if err == nil {
 		m.reap(cmd.Process)
 		for _, p := range shares.servers {
@@ -175,10 +208,8 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, p Platform, a []str
 	defer shares.end()
 	_ = cmd.Process.Kill() // it can but have ended
 	_ = cmd.Wait()         // its exit code is not of interest
-	said := make([]byte, maxStderr)
-	n, _ := stderr.ReadAt(said, 0) // what cannot be read is not told
-	if said = bytes.TrimSpace(said[:n]); len(said) > 0 && ctx.Err() == nil {
-		return nil, fmt.Errorf("%s", said)
+	if complaint := said(vm); complaint != nil && ctx.Err() == nil {
+		return nil, complaint
 	}
 	return nil, err
 }
@@ -205,6 +236,21 @@ func startOn(cpus []int, cmd *exec.Cmd) error {
 	return <-done
 }
 
+// said is what QEMU had to complain about, nil for nothing.
+func said(vm containervm.VM) error {
+	f, err := os.Open(socket(vm, stderrFile))
+	if err != nil {
+		return nil // what cannot be read is not told
+	}
+	defer f.Close()
+	text := make([]byte, maxStderr)
+	n, _ := f.ReadAt(text, 0) // likewise
+	if text = bytes.TrimSpace(text[:n]); len(text) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s", text)
+}
+
 // listen makes a UNIX socket that another process is to accept from.
 func listen(path string) (*os.File, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -220,7 +266,7 @@ func listen(path string) (*os.File, error) {
 }
 
 // open connects to the VM that was just started.
-func (d *Driver) open(ctx context.Context, vm containervm.VM, accel string) (*machine, error) {
+func (d *Driver) open(ctx context.Context, vm containervm.VM) (*machine, error) {
 	mon, err := dialMonitor(ctx, socket(vm, monitorFile))
 	if err != nil {
 		return nil, err
@@ -233,7 +279,7 @@ func (d *Driver) open(ctx context.Context, vm containervm.VM, accel string) (*ma
 		mon.close()
 		return nil, err
 	}
-	return newMachine(vm, pid, process, accel, mon), nil
+	return newMachine(vm, infoOf(pid), process, mon), nil
 }
 
 // Find implements containervm.Hypervisor.
@@ -252,7 +298,7 @@ func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machi
 		d.log().Warn("VM does not answer", "container", vm.ID, "pid", pid, "error", err)
 		mon = nil
 	}
-	m := newMachine(vm, pid, process, accelOf(pid), mon)
+	m := newMachine(vm, infoOf(pid), process, mon)
 	if err := m.learnPaused(ctx); err != nil {
 		d.log().Warn("VM does not say whether it is paused", "container", vm.ID, "pid", pid, "error", err)
 	}
@@ -262,15 +308,18 @@ func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machi
 	return m, nil
 }
 
-// accelOf reads from a QEMU's command line how it carries out its guest.
-func accelOf(pid int) string {
+// infoOf reads from a QEMU's command line what it runs.
+func infoOf(pid int) containervm.MachineInfo {
+	i := containervm.MachineInfo{PID: pid}
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
-		return "" // it has just ended
+		return i // it has just ended
 	}
 	_, after, _ := bytes.Cut(line, []byte("\x00-accel\x00"))
 	name, _, _ := bytes.Cut(after, []byte{0})
-	return string(name)
+	i.Accel = string(name)
+	i.Template = bytes.Contains(line, []byte("\x00-incoming\x00"))
+	return i
 }
 
 func removeConfig(vm containervm.VM) {

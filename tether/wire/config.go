@@ -209,8 +209,8 @@ type Limits struct {
 
 const (
 	configPrefix = "vic1:"
-	// maxString bounds one OEM string, prefix excluded.
-	maxString = 16 << 10
+	// maxString bounds one OEM string, prefix excluded, so that a frame has room for it.
+	maxString = MaxPayload - 32
 	// maxStrings bounds all strings of a configuration. QEMU refuses SMBIOS tables
 	// above 65535 bytes, and the machine's own structures need some of that.
 	maxStrings = 60_000

@@ -12,6 +12,8 @@
 //
 // # Config
 //
+// A VM may also be given its Config on the control port, once, see Template.
+//
 // JSON, deflated, in base64, cut into strings of at most 16 KiB, which become OEM
 // strings (SMBIOS 3.0 section 7.12, type 11): "vic1:INDEX/COUNT:BASE64". A guest
 // finds them in /sys/firmware/dmi/entries/11-*/raw, which only root may read.

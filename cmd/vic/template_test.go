@@ -1,0 +1,65 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// awaitTemplate waits until containers of the default size begin from a template.
+func (s *suite) awaitTemplate(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(commandTimeout); !strings.Contains(s.docker(t, "", "info").ok(), "Start Templates: 1\n"); {
+		if time.Now().After(end) {
+			t.Fatalf("no template was made:\n%s", s.log.String())
+		}
+		time.Sleep(50 * time.Millisecond) // it is made when there is nothing better to do, and nobody is told
+	}
+}
+
+// testTemplates runs what testRun and testStdin do in containers that began as copies, compares two
+// of them, and has one outlive the server.
+func testTemplates(t *testing.T, s *suite) {
+	s.end(t)
+	if left, err := filepath.Glob(filepath.Join(s.dir, "store", "boot", "templates", "*")); err != nil || len(left) != 0 {
+		t.Errorf("with --no-templates there are %q, %v", left, err)
+	}
+	s.serve(t)
+	s.awaitTemplate(t)
+	before := strings.Count(s.log.String(), "template=true")
+	t.Run("run", func(t *testing.T) { testRun(t, s) })
+	t.Run("stdin", func(t *testing.T) { testStdin(t, s) })
+	run := func(name, script string) {
+		s.docker(t, "", "run", "-d", "--name", name, "bb", "sh", "-c", script).ok()
+		t.Cleanup(func() { s.docker(t, "", "rm", "-f", name) })
+	}
+	const facts = `hostname; cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /sys/class/net/eth0/address
+		ip -o -4 addr show eth0 | awk '{print $4}'; od -An -tx1 -N16 /dev/urandom; echo told; until [ -e /go ]; do sleep 0.1; done; exit 6`
+	run("one", facts)
+	run("two", facts)
+	s.waitFor(t, "one", "told\n")
+	s.waitFor(t, "two", "told\n")
+	one, two := strings.Fields(s.docker(t, "", "logs", "one").ok()), strings.Fields(s.docker(t, "", "logs", "two").ok())
+	if len(one) != 5+16+1 || len(two) != len(one) {
+		t.Fatalf("got %q and %q", one, two)
+	}
+	random := func(facts []string) string { return strings.Join(facts[5:5+16], "") }
+	for i, fact := range append(one[:5:5], random(one)) {
+		if fact == append(two[:5:5], random(two))[i] {
+			t.Errorf("%q is in both", fact)
+		}
+	}
+	if log := s.log.String(); strings.Count(log, "template=true") < before+10 || strings.Contains(log, "does not work") {
+		t.Errorf("these were not all started from a template:\n%s", log)
+	}
+	s.end(t)
+	s.serve(t)
+	s.docker(t, "", "exec", "one", "touch", "/go").ok()
+	s.docker(t, "", "wait", "one").want(0, "6\n")
+	fi, err := os.Stat(filepath.Join(s.dir, "store", "boot", "templates"))
+	if err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("templates: %v, %v", fi.Mode(), err)
+	}
+}

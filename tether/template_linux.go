@@ -1,0 +1,118 @@
+package tether
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+
+	"vic/tether/wire"
+)
+
+// configure returns the configuration: from the machine's OEM strings, or if those say that the VM is a
+// template from the control port, when one of its copies has come to life.
+func (g *guest) configure() (*wire.Config, error) {
+	oem, err := oemStrings()
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(oem, wire.Template) {
+		return wire.ParseConfig(oem)
+	}
+	held, err := g.devices.hold()
+	if err != nil {
+		return nil, err
+	}
+	debug.FreeOSMemory()
+	for {
+		conf, sent, err := wire.AwaitConfig(g.control)
+		if err == io.EOF {
+			if err := g.control.awaitHost(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		since, err := sinceBoot()
+		if err != nil {
+			return nil, err
+		}
+		conf.Time = sent.UnixNano() - since
+		return conf, held.release()
+	}
+}
+
+// oemStrings reads the machine's OEM strings.
+func oemStrings() ([]string, error) {
+	files, err := filepath.Glob("/sys/firmware/dmi/entries/11-*/raw")
+	if err != nil {
+		return nil, err
+	}
+	var oem []string
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		ss, err := wire.ParseOEMStrings(raw)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", f, err)
+		}
+		oem = append(oem, ss...)
+	}
+	return oem, nil
+}
+
+// held are PCI devices, by address, that no driver has.
+type held []string
+
+const pciDriver = "/sys/bus/pci/drivers/virtio-pci"
+
+// hold loads the modules for all devices, and then takes its driver away from every device but the one
+// with the ports. What a driver finds out when it gets a device, a disk's size or an interface's
+// address, is found out after release, and is then another machine's.
+func (d *devices) hold() (held, error) {
+	for d.probe() {
+	}
+	devs, err := filepath.Glob(pciDriver + "/*:*")
+	if err != nil {
+		return nil, err
+	}
+	var h held
+	for _, dev := range devs {
+		ports, err := filepath.Glob(dev + "/virtio*/virtio-ports")
+		if err != nil {
+			return nil, err
+		}
+		if len(ports) > 0 {
+			continue
+		}
+		address := filepath.Base(dev)
+		if err := os.WriteFile(pciDriver+"/unbind", []byte(address), 0); err != nil {
+			return nil, fmt.Errorf("take driver from device %s: %w", address, err)
+		}
+		h = append(h, address)
+	}
+	return h, nil
+}
+
+// release gives the devices back to their drivers, side by side, since most of it is waiting.
+func (h held) release() error {
+	errs := make([]error, len(h))
+	var wg sync.WaitGroup
+	for i, address := range h {
+		wg.Go(func() {
+			if err := os.WriteFile(pciDriver+"/bind", []byte(address), 0); err != nil {
+				errs[i] = fmt.Errorf("give device %s to its driver: %w", address, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
