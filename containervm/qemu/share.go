@@ -135,6 +135,12 @@ func startApart(cmd *exec.Cmd, prepare func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine, and the namespace stays with the process
+		if unix.Gettid() == os.Getpid() {
+			// The main thread never ends, and /proc/self tells of it. Another is taken while this one is held.
+			done <- startApart(cmd, prepare)
+			runtime.UnlockOSThread()
+			return
+		}
 		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
