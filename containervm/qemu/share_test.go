@@ -64,7 +64,11 @@ func TestShareEndsWithItsConnection(t *testing.T) {
 	s.handOver()
 	const patience = 60_000 // ms
 	for i := range fds {
-		if n, err := unix.Poll(fds[i:i+1], patience); n != 1 || err != nil {
+		n, err := unix.Poll(fds[i:i+1], patience)
+		for err == unix.EINTR {
+			n, err = unix.Poll(fds[i:i+1], patience)
+		}
+		if n != 1 || err != nil {
 			t.Errorf("process %d runs on: %v", i, err)
 		}
 	}
