@@ -11,7 +11,7 @@ run_packages  := qemu-system-x86 linux-image-cloud-amd64
 demo_packages := $(run_packages) docker-registry debootstrap
 test_packages := $(demo_packages) qemu-utils e2fsprogs skopeo umoci buildah busybox-static \
 	attr acl libcap2-bin isolinux syslinux-common xorriso tar fuse3 wrk redis-tools postgresql-client-15 openssl \
-	docker-compose python3-docker nodejs npm wget containerd runc iptables iproute2
+	docker-compose python3-docker wget containerd runc iptables iproute2
 bench_packages := debootstrap podman e2fsprogs zstd tar
 # Debian's containerd cannot unpack layers side by side.
 bench_containerd := v2.4.2
@@ -33,7 +33,8 @@ demo:
 
 test:
 	@$(call install,$(test_packages)); $(docker_client)
-	@$(dockerd); $(npm_judges)
+	@$(dockerd)
+	@$(npm_judges)
 	@$(MAKE) --no-print-directory all
 	go vet ./...
 	ORACLES=1 go test -timeout 40m ./...
@@ -66,7 +67,7 @@ define install
 	if [ -n "$$missing" ]; then \
 		echo "installing" $$missing; \
 		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null || exit 1; \
 	fi
 endef
 
@@ -87,8 +88,9 @@ define dockerd
 		mkdir -p bin/peers/dockerd && cp $$dir/usr/sbin/dockerd $$dir/usr/sbin/docker-proxy bin/peers/dockerd/; status=$$?; rm -rf $$dir; exit $$status; }
 endef
 
-# Clients of npm's that judge.
+# Clients of npm's that judge. Other Node.js packages than Debian's bring npm along.
 define npm_judges
+	command -v npm >/dev/null || { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nodejs npm >/dev/null; }; \
 	test -d bin/peers/node_modules/testcontainers || { mkdir -p bin/peers && npm install --silent --no-audit --no-fund --prefix bin/peers dockerode@5 testcontainers@10 >/dev/null; }
 endef
 
