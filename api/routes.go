@@ -55,7 +55,7 @@ func (s *Server) routes() []route {
 		{http.MethodGet, "/containers/{id}/attach/ws", s.attachWebSocket},
 		{http.MethodPost, "/containers/{id}/pause", s.pauseContainer},
 		{http.MethodPost, "/containers/{id}/unpause", s.unpauseContainer},
-		{http.MethodPost, "/containers/{id}/update", missing("changing the limits of a container")},
+		{http.MethodPost, "/containers/{id}/update", s.updateContainer},
 		{http.MethodGet, "/containers/{id}/top", s.topContainer},
 		{http.MethodGet, "/containers/{id}/stats", s.containerStats},
 		{http.MethodGet, "/containers/{id}/changes", s.containerChanges},

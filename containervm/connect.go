@@ -146,9 +146,17 @@ func (c *Container) tellGuest(ctx context.Context, r *run) error {
 	return nil
 }
 
-// change does fn, which changes the container's networks, while no other change and no start is under way. A change that
+// changing is the words for a change that is refused, and the error that it is.
+type changing struct {
+	doing, done string
+	sort        error
+}
+
+var connecting = changing{"connecting or disconnecting it", "connected or disconnected", ErrForbidden}
+
+// change does fn, which changes what the container is, while no other change and no start is under way. A change that
 // has begun is finished even if ctx ends. r is nil if no VM runs.
-func (c *Container) change(ctx context.Context, fn func(ctx context.Context, r *run) error) error {
+func (c *Container) change(ctx context.Context, what changing, fn func(ctx context.Context, r *run) error) error {
 	c.mu.Lock()
 	running := c.run != nil && c.run.started
 	c.mu.Unlock()
@@ -175,9 +183,9 @@ func (c *Container) change(ctx context.Context, fn func(ctx context.Context, r *
 		case c.removed:
 			err = c.notFound()
 		case r != nil && c.state.Status == Paused:
-			err = refuse(ErrConflict, "container %s is paused, unpause the container before connecting or disconnecting it", c.id)
+			err = refuse(ErrConflict, "container %s is paused, unpause the container before %s", c.id, what.doing)
 		case c.removing || c.state.Status == Dead:
-			err = refuse(ErrForbidden, "container %s is marked for removal and cannot be connected or disconnected", c.id)
+			err = refuse(what.sort, "container %s is marked for removal and cannot be %s", c.id, what.done)
 		}
 		c.mu.Unlock()
 		if err == nil {
@@ -211,7 +219,7 @@ func (c *Container) Connect(ctx context.Context, network string, e EndpointSpec)
 	if err := errors.Join(e.check(), e.checkOn(info.NetworkConfig)); err != nil {
 		return err
 	}
-	return c.change(ctx, func(ctx context.Context, r *run) error { return c.connectTo(ctx, r, e) })
+	return c.change(ctx, connecting, func(ctx context.Context, r *run) error { return c.connectTo(ctx, r, e) })
 }
 
 func (c *Container) connectTo(ctx context.Context, r *run, e EndpointSpec) error {
@@ -324,7 +332,7 @@ func (c *Container) Disconnect(ctx context.Context, network string, force bool) 
 	if err == nil {
 		name = s.conf.Name
 	}
-	return c.change(ctx, func(ctx context.Context, r *run) error {
+	return c.change(ctx, connecting, func(ctx context.Context, r *run) error {
 		c.mu.Lock()
 		i := slices.IndexFunc(c.spec.Network.Endpoints, func(e EndpointSpec) bool { return e.Network == name || e.ID == network })
 		c.mu.Unlock()

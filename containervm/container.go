@@ -25,9 +25,9 @@ type Container struct {
 	created time.Time
 	token   string
 	op      chan struct{} // held by Start, Restart, Remove
-	netOp   chan struct{} // held by Connect and Disconnect; after op
+	netOp   chan struct{} // held by Connect, Disconnect and Update; after op
 
-	// saving is held while state.json is written, so that the last state is the last one written; before mu.
+	// saving is held while a record is written, so that the last state is the last one written; before mu.
 	saving sync.Mutex
 	sealed bool // the folder is being removed: nothing is written; guarded by saving
 
@@ -65,6 +65,7 @@ type run struct {
 	conn    *wire.Conn    // nil while there is no control session
 	started bool          // the container's process runs
 	manual  bool          // somebody stops or kills it
+	policed bool          // it had a restart policy at some time
 	usage   Usage         // what its guest said last
 	up      chan struct{} // closed when the process runs for the first time
 	down    chan struct{} // closed when the VM has ended

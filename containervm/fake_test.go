@@ -49,6 +49,8 @@ type fakeVM struct {
 	clock   int64          // as it was set
 	nics    []string       // that are plugged in
 	told    []wire.Network // what the guest was told, one after another
+	terms   wire.Update    // the last ones
+	fails   error          // of the next update
 	wg      sync.WaitGroup
 	wild    func(net.Conn, *fakeVM) // what its control port does
 }
@@ -288,6 +290,14 @@ func (v *fakeVM) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.told = append(v.told, *r.Network)
+	case wire.OpUpdate:
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if err := v.fails; err != nil {
+			v.fails = nil
+			return wire.Reply{}, err
+		}
+		v.terms = *r.Update
 	case wire.OpExec:
 		if r.Exec.Args[0] == "nope" {
 			return wire.Reply{}, &wire.Error{Kind: wire.NotStarted, Message: "exec: \"nope\": executable file not found in $PATH", ExitCode: 127}

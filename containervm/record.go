@@ -52,12 +52,17 @@ type stateRecord struct {
 
 // save writes both records; the first one with the container's creation.
 func (c *Container) save() error {
-	c.mu.Lock()
-	conf := configRecord{c.created, c.token, c.spec}
-	c.mu.Unlock()
 	if err := c.saveState(); err != nil {
 		return err
 	}
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	if c.sealed {
+		return nil
+	}
+	c.mu.Lock()
+	conf := configRecord{c.created, c.token, c.spec}
+	c.mu.Unlock()
 	return writeRecord(filepath.Join(c.dir, configFile), conf)
 }
 

@@ -16,7 +16,7 @@ type RestartPolicy struct {
 	MaxRetries int    `json:"maxRetries,omitempty"` // of on-failure; 0 is no bound
 }
 
-func (p RestartPolicy) any() bool { return p.Name != "" && p.Name != "no" }
+func (p RestartPolicy) any() bool { return p.wire(0).Any() }
 
 func (p RestartPolicy) check() error {
 	switch p.Name {

@@ -59,6 +59,7 @@ func (c *Container) serveControl(ctx context.Context, r *run) {
 		conn, err := c.connect(ctx, r)
 		if err == nil {
 			c.setConn(r, conn)
+			r.wg.Go(func() { c.remind(ctx, conn) })
 			if c.spec.Health != nil {
 				r.wg.Go(func() { c.watchHealth(ctx, r, conn) })
 			}

@@ -12,7 +12,7 @@ import (
 )
 
 // A Spec says what a container is to be. Create keeps it, and it does not
-// change afterwards but for Name.
+// change afterwards but for Name, Network.Endpoints, and what Update changes.
 type Spec struct {
 	// Name without a slash; "" makes one up.
 	Name string `json:"name"`

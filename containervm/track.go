@@ -11,7 +11,7 @@ import (
 
 // track follows the log of a run and keeps the container's state to what the guest says: that its process
 // runs, and where the guest starts it again, each end and start. Where it does not, it follows no further than
-// the first start, and finish learns of the end.
+// the first start until Update gives the container a restart policy, and finish learns of the end.
 func (c *Container) track(r *run, off int64) {
 	defer close(r.tracked)
 	f, err := c.openLog(off)
@@ -29,7 +29,7 @@ func (c *Container) track(r *run, off int64) {
 		}
 	}
 	for {
-		if c.hasStarted(r) && !c.spec.Restart.any() {
+		if !c.awaitPolicy(r, down) {
 			return
 		}
 		rec, err := f.next(context.Background(), down)
@@ -56,10 +56,23 @@ func (c *Container) track(r *run, off int64) {
 	}
 }
 
-func (c *Container) hasStarted(r *run) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return r.started
+// awaitPolicy waits until there may be more in the log than output. It reports whether there may.
+func (c *Container) awaitPolicy(r *run, down func() bool) bool {
+	for {
+		c.mu.Lock()
+		r.policed = r.policed || c.spec.Restart.any()
+		more := r.policed || !r.started || c.state.Status == Restarting
+		changed := c.changed
+		c.mu.Unlock()
+		if more || down() {
+			return more
+		}
+		select {
+		case <-changed:
+		case <-c.m.closed:
+			return false
+		}
+	}
 }
 
 // sawStart takes in that the process runs: for the first time, or again.

@@ -63,6 +63,11 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: "no network is given"}
 		}
 		return wire.Reply{}, g.connect(r.Network)
+	case wire.OpUpdate:
+		if r.Update == nil {
+			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: "no update is given"}
+		}
+		return wire.Reply{}, g.update(r.Update)
 	case wire.OpShutdown:
 		return wire.Reply{}, g.shutdown(time.Duration(r.Grace))
 	case wire.OpTask:

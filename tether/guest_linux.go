@@ -28,6 +28,7 @@ type guest struct {
 	stdin   *stdin
 	health  health
 	freezer freezer
+	terms   terms
 	in      enclosure
 
 	network *network // nil until it is set up, as is files; both guarded by netMu
@@ -86,7 +87,7 @@ func (g *guest) live() (wire.Exit, error) {
 	if err := setNames(g.conf.Hostname, g.conf.Domain); err != nil {
 		return wire.Exit{}, err
 	}
-	g.restart = g.conf.Restart
+	g.restart, g.terms.limits = g.conf.Restart, g.conf.Limits
 	g.serveControl()
 	addresses, err := g.dress()
 	if err != nil {
@@ -150,7 +151,7 @@ func (g *guest) dress() ([][]string, error) {
 	if g.in.group, err = g.reaper.newCgroup(); err != nil {
 		return nil, err
 	}
-	if err := g.in.group.set(g.conf.Limits); err != nil {
+	if err := g.terms.enforce(g.in.group); err != nil {
 		return nil, err
 	}
 	if err := g.mountFurther(); err != nil {
@@ -258,7 +259,10 @@ func (g *guest) startMain(cmd *command, addresses [][]string) (*process, error) 
 	}}
 	if g.conf.OpenStdin {
 		s.stdin = g.stdin
-		g.stdin.keep(g.restart.Policy != "" && g.restart.Policy != "no")
+		g.mu.Lock()
+		kept := g.restart.Any()
+		g.mu.Unlock()
+		g.stdin.keep(kept)
 	} else {
 		g.stdin.refuse()
 	}

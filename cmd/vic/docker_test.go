@@ -52,6 +52,7 @@ func TestDocker(t *testing.T) {
 		{"process options", testProcessOptions},
 		{"pause", testPause},
 		{"restart policies", testRestartPolicies},
+		{"update", testUpdate},
 		{"health", testHealth},
 		{"network", testNetwork},
 		{"networks", testNetworks},

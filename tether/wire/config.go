@@ -171,6 +171,9 @@ type Restart struct {
 	Done   int    `json:"done,omitempty"`   // restarts before this boot
 }
 
+// Any says whether there is a case in which the process is started again.
+func (r Restart) Any() bool { return r.Policy != "" && r.Policy != "no" }
+
 // Wants says whether a process that nobody stopped and that ended with code is started again.
 func (r Restart) Wants(code int) bool {
 	switch r.Policy {

@@ -32,6 +32,7 @@ const (
 	OpThaw     Op = "thaw"
 	OpClock    Op = "clock"   // set the clock to Time, after the VM has stood still
 	OpSockets  Op = "sockets" // Reply: Sockets
+	OpUpdate   Op = "update"  // keep the restart policy and the limits of Update
 	OpNetwork  Op = "network" // set the interfaces up as Network says, which may name others than before
 )
 
@@ -52,6 +53,7 @@ type Request struct {
 	Time  int64 `json:"time,omitempty"`  // ns since 1970
 	// Network is all of what the Config has under that name: what it lacks is taken down.
 	Network *Network `json:"network,omitempty"`
+	Update  *Update  `json:"update,omitempty"`
 }
 
 // Exec is a further process in a container.

@@ -4,7 +4,6 @@ const (
 	noRuntime = "the message names runc, which is not here; what comes after it is the same"
 	later     = "later versions of Docker word it as here"
 	byID      = "the container is named by its ID, not by what the client called it"
-	notYet    = "not there yet"
 )
 
 // known is why some checks differ: by judge, by check.
@@ -16,7 +15,7 @@ var known = map[string]map[string]string{
 		"no image to save":                   "the message is another; the exit code is the same",
 		"too little memory":                  "a virtual machine has a kernel of its own, which needs more",
 		"too few CPUs":                       "dockerd 20.10 takes less than it says it takes",
-		"bad restart policy":                 notYet,
+		"bad restart policy":                 later,
 		"bad volume name":                    "the message begins with what was being done",
 		"relative mount target":              "the message does not name the type of the mount",
 		"created, its policies":              "the network default is called bridge, as in later versions",
@@ -27,13 +26,9 @@ var known = map[string]map[string]string{
 		"running, exec of nothing there":     "the exit code is 127, as in later versions",
 		"running, exec of a folder":          noRuntime + ", but that it is a folder is said",
 		"running, exec in no folder":         "the exit code is 127, as for a command that is not there",
-		"running, updated":                   notYet,
 		"paused, run in":                     byID,
 		"network of a bad driver":            later,
 		"network of another's subnet":        later,
-	},
-	"docker-py 5.0": {
-		"update": notYet,
 	},
 	"Docker's description of its API": {
 		"GET /system/df":                      volumeStatus,
