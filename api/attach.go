@@ -43,6 +43,9 @@ func attachOptions(r *http.Request, c *containervm.Container) (o containervm.Att
 	if !live && !logs {
 		return o, badRequest("Either the stream or logs query parameter must be true")
 	}
+	if logs && c.Info().Spec.Log.Unread {
+		return o, errUnread
+	}
 	o = containervm.AttachOptions{
 		Stdin: boolParam(r, "stdin") && live, Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"),
 		Logs: logs, LogsOnly: !live,

@@ -26,7 +26,11 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	tty := c.Info().Spec.TTY
+	spec := c.Info().Spec
+	if spec.Log.Unread {
+		return errUnread
+	}
+	tty := spec.TTY
 	w.Header().Set("Content-Type", streamType(r, tty))
 	w.WriteHeader(http.StatusOK)
 	flush := http.NewResponseController(w)

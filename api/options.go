@@ -75,7 +75,7 @@ var options = []option{
 
 	{field: "HostConfig.Binds", flag: "--volume", takes: all},            // setMounts
 	{field: "HostConfig.ContainerIDFile", flag: "--cidfile", takes: all}, // written by the client
-	{field: "HostConfig.LogConfig", flag: "--log-driver, --log-opt", takes: ownLog, why: "this host keeps the logs of all containers itself, for docker logs"},
+	{field: "HostConfig.LogConfig", flag: "--log-driver, --log-opt", takes: knownLog, why: "this host has the log drivers json-file, local and none"},
 	{field: "HostConfig.NetworkMode", flag: "--network", takes: ownNetwork, why: noShared},
 	{field: "HostConfig.PortBindings", flag: "--publish", takes: all},
 	{field: "HostConfig.RestartPolicy", flag: "--restart", takes: all},
@@ -176,9 +176,10 @@ func only(values ...string) func(any) bool {
 	return func(v any) bool { return slices.Contains(values, fmt.Sprint(v)) }
 }
 
-func ownLog(v any) bool {
+// knownLog are the log drivers that there are; setLog looks at their options.
+func knownLog(v any) bool {
 	l := v.(container.LogConfig)
-	return (l.Type == "" || l.Type == logDriver) && len(l.Config) == 0
+	return l.Type == "" || slices.Contains(logDrivers, l.Type)
 }
 
 // knownMounts are the types of mounts that there are; setMounts looks at each.

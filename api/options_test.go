@@ -130,7 +130,7 @@ func TestOptionsRefused(t *testing.T) {
 		{"seccomp profile", `{"HostConfig":{"SecurityOpt":["seccomp={}"]}}`, never, "--security-opt"},
 		{"unconfined", `{"HostConfig":{"SecurityOpt":["seccomp=unconfined","label:disable"]}}`, 0, ""},
 		{"log driver", `{"HostConfig":{"LogConfig":{"Type":"syslog"}}}`, never, "--log-driver"},
-		{"log option", `{"HostConfig":{"LogConfig":{"Config":{"max-size":"1m"}}}}`, never, "--log-opt"},
+		{"log option", `{"HostConfig":{"LogConfig":{"Config":{"max-size":"1m"}}}}`, 0, ""},
 		{"swappiness of compose", `{"HostConfig":{"MemorySwappiness":null}}`, 0, ""},
 		{"swappiness", `{"HostConfig":{"MemorySwappiness":60}}`, never, "--memory-swappiness"},
 		{"umask 0", `{"HostConfig":{"Umask":0}}`, 0, ""},

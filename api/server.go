@@ -102,7 +102,6 @@ type Server struct {
 // names that the server has for what Docker gives a choice of.
 const (
 	runtimeName = "vm"
-	logDriver   = "vic"
 	diskDriver  = "vmdk"
 )
 

@@ -54,7 +54,7 @@ func specOf(body *createBody) (containervm.Spec, error) {
 	if err := setResources(&s, &h.Resources); err != nil {
 		return s, err
 	}
-	for _, set := range []func(*containervm.Spec, *createBody) error{setPrivileges, setHealth, setStop, setSize, setTmpfs, setUlimits, setNetwork} {
+	for _, set := range []func(*containervm.Spec, *createBody) error{setPrivileges, setHealth, setStop, setSize, setTmpfs, setUlimits, setNetwork, setLog} {
 		if err := set(&s, body); err != nil {
 			return s, err
 		}
@@ -66,7 +66,6 @@ func specOf(body *createBody) (containervm.Spec, error) {
 		h.RestartPolicy.Name = container.RestartPolicyDisabled
 	}
 	s.Restart = containervm.RestartPolicy{Name: string(h.RestartPolicy.Name), MaxRetries: h.RestartPolicy.MaximumRetryCount}
-	h.LogConfig.Type = logDriver
 	h.Runtime = runtimeName
 	extra, err := json.Marshal(created{c, h})
 	if err != nil {

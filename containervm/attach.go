@@ -29,6 +29,7 @@ type Attachment struct {
 	run int // ends with this run
 	off int64
 	end int64 // where the log ended at the time
+	at  *place
 }
 
 // Attach attaches to the container's process, or if it does not run to the next
@@ -54,6 +55,7 @@ func (c *Container) Attach(o AttachOptions) (*Attachment, error) {
 	if !o.Logs {
 		a.off = a.end
 	}
+	a.at = c.holdLocked(a.off)
 	return a, nil
 }
 
@@ -97,6 +99,7 @@ func (a *Attachment) Stream(ctx context.Context, stdin io.Reader, stdout, stderr
 			}
 			return err
 		}
+		a.at.move(rec.Offset)
 		if rec.Type == wire.RecExit && rec.Offset >= a.end && !a.o.LogsOnly {
 			if exit, err := rec.Exit(); err == nil && exit.Again > 0 {
 				return nil // what comes is another process's
@@ -169,7 +172,10 @@ func (a *Attachment) awaitRun(ctx context.Context) (*run, error) {
 }
 
 // Close detaches. It must be called, after Stream or instead of it.
-func (a *Attachment) Close() error { return nil }
+func (a *Attachment) Close() error {
+	a.at.free()
+	return nil
+}
 
 // A detachReader passes on what is typed, but for the detach keys: those end it with
 // ErrDetached.

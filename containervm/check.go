@@ -33,6 +33,8 @@ func (s *Spec) check() error {
 		return refuse(ErrInvalid, "range of CPUs is from 1 to %d, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
 	case s.StopSignal < 0 || s.StopSignal > 64:
 		return refuse(ErrInvalid, "Invalid signal: %d", s.StopSignal)
+	case s.Log.Room < 0:
+		return refuse(ErrInvalid, "a log of %d bytes", s.Log.Room)
 	case len(s.Extra) > maxExtra:
 		return refuse(ErrInvalid, "the container's configuration is larger than %d bytes", maxExtra)
 	case s.AutoRemove && s.Restart.any():

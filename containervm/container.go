@@ -38,7 +38,9 @@ type Container struct {
 	accel     string
 	boot      Boot
 	logStart  int64
-	logSeen   int64         // track's place in the log
+	logSeen   int64 // track's place in the log
+	logHead   int64 // what is before it is not there any more
+	places    map[*place]struct{}
 	restarts  int           // automatic ones since somebody started it
 	halted    bool          // by somebody, and not started since
 	retry     *retry        // the VCH will start it, or nil
@@ -65,7 +67,7 @@ type run struct {
 	conn    *wire.Conn    // nil while there is no control session
 	started bool          // the container's process runs
 	manual  bool          // somebody stops or kills it
-	policed bool          // it had a restart policy at some time
+	policed bool          // it had a restart policy at some time, or its log is bounded
 	usage   Usage         // what its guest said last
 	up      chan struct{} // closed when the process runs for the first time
 	down    chan struct{} // closed when the VM has ended
@@ -85,7 +87,7 @@ func newRun() *run {
 }
 
 func newContainer(m *Manager, id string) *Container {
-	return &Container{id: id, m: m, dir: filepath.Join(m.dir, id), op: make(chan struct{}, 1), netOp: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &Container{id: id, m: m, dir: filepath.Join(m.dir, id), op: make(chan struct{}, 1), netOp: make(chan struct{}, 1), changed: make(chan struct{}), places: make(map[*place]struct{})}
 }
 
 // ID has 64 hex digits.

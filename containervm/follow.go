@@ -17,7 +17,7 @@ type follower struct {
 	r *wire.LogReader
 }
 
-// openLog opens the log at an offset. A container that never ran has an empty one.
+// openLog opens the log at an offset, or at its head if that is behind it. A container that never ran has an empty one.
 func (c *Container) openLog(off int64) (*follower, error) {
 	path := filepath.Join(c.dir, logFile)
 	if err := touch(path); err != nil {
@@ -27,6 +27,7 @@ func (c *Container) openLog(off int64) (*follower, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
+	off = max(off, c.findHead(f))
 	if _, err := f.Seek(off, io.SeekStart); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("open log: %w", err)
@@ -39,8 +40,14 @@ func (c *Container) openLog(off int64) (*follower, error) {
 func (f *follower) next(ctx context.Context, over func() bool) (wire.Record, error) {
 	for {
 		f.c.mu.Lock()
-		changed := f.c.changed
+		changed, head := f.c.changed, f.c.logHead
 		f.c.mu.Unlock()
+		if f.r.Offset() < head { // it was too slow
+			if _, err := f.f.Seek(head, io.SeekStart); err != nil {
+				return wire.Record{}, err
+			}
+			f.r = wire.NewLogReader(f.f, head)
+		}
 		end := over() // before the read: what was written until then is read
 		rec, err := f.r.Next()
 		if err != io.EOF {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"vic/tether/wire"
@@ -43,7 +44,10 @@ func (c *Container) Logs(ctx context.Context, o LogOptions, fn func(LogEntry) er
 	}
 	size := c.logSize()
 	skip := 0
+	free := func() {}
 	if o.Tail != nil && *o.Tail >= 0 {
+		free = sync.OnceFunc(c.hold(0).free) // what is counted is there when it is passed over
+		defer free()
 		total := 0
 		l := lines{o: o, fn: func(LogEntry) error { total++; return nil }}
 		if err := c.readLog(ctx, ctx, size, false, &l); err != nil {
@@ -56,6 +60,7 @@ func (c *Container) Logs(ctx context.Context, o LogOptions, fn func(LogEntry) er
 			skip--
 			return nil
 		}
+		free()
 		return fn(e)
 	}}
 	patience := ctx

@@ -87,10 +87,21 @@ type Spec struct {
 
 	Network NetworkSpec `json:"network,omitzero"`
 
+	Log LogSpec `json:"log,omitzero"`
+
 	Labels map[string]string `json:"labels,omitempty"`
 	// Extra is the caller's own, such as a create request's body: kept as it
 	// is and given back, at most 1 MiB.
 	Extra json.RawMessage `json:"extra,omitempty"`
+}
+
+// LogSpec says what is kept of a container's output.
+type LogSpec struct {
+	// Room is about how many bytes of the log there are at most; the oldest go first, except before what an
+	// Attachment has yet to stream. 0 is no bound.
+	Room int64 `json:"room,omitempty"`
+	// Unread says that the output is for Attachments alone.
+	Unread bool `json:"unread,omitempty"`
 }
 
 // Size of a terminal, in characters.

@@ -11,7 +11,8 @@ import (
 
 // track follows the log of a run and keeps the container's state to what the guest says: that its process
 // runs, and where the guest starts it again, each end and start. Where it does not, it follows no further than
-// the first start until Update gives the container a restart policy, and finish learns of the end.
+// the first start until Update gives the container a restart policy, and finish learns of the end. A log that is bounded is
+// followed all the way, and given back behind.
 func (c *Container) track(r *run, off int64) {
 	defer close(r.tracked)
 	f, err := c.openLog(off)
@@ -42,6 +43,7 @@ func (c *Container) track(r *run, off int64) {
 			}
 			return
 		}
+		c.trim(rec)
 		switch rec.Type {
 		case wire.RecStarted:
 			c.sawStart(r, rec)
@@ -60,7 +62,7 @@ func (c *Container) track(r *run, off int64) {
 func (c *Container) awaitPolicy(r *run, down func() bool) bool {
 	for {
 		c.mu.Lock()
-		r.policed = r.policed || c.spec.Restart.any()
+		r.policed = r.policed || c.spec.Restart.any() || c.spec.Log.Room > 0
 		more := r.policed || !r.started || c.state.Status == Restarting
 		changed := c.changed
 		c.mu.Unlock()

@@ -53,6 +53,7 @@ func TestDocker(t *testing.T) {
 		{"pause", testPause},
 		{"restart policies", testRestartPolicies},
 		{"update", testUpdate},
+		{"log drivers", testLogDrivers},
 		{"health", testHealth},
 		{"network", testNetwork},
 		{"networks", testNetworks},

@@ -1,0 +1,80 @@
+package api
+
+import (
+	"errors"
+	"maps"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+
+	"vic/containervm"
+)
+
+// The log drivers. A container's log is the VM's own file with each of them: json-file and local differ in how much of
+// it there is if nobody says, and none keeps it from docker logs.
+const (
+	jsonFile  = "json-file"
+	localFile = "local"
+	noLog     = "none"
+)
+
+var logDrivers = []string{jsonFile, localFile, noLog}
+
+// errUnread is Docker's, of a container with the log driver none.
+var errUnread = &statusError{http.StatusNotImplemented, errors.New("configured logging driver does not support reading")}
+
+// unreadRoom is how much there is of a log that nobody reads later.
+const unreadRoom = 1 << 20
+
+func setLog(s *containervm.Spec, body *createBody) error {
+	l := &body.HostConfig.LogConfig
+	if l.Type == "" {
+		l.Type = jsonFile
+	}
+	if l.Config == nil {
+		l.Config = map[string]string{}
+	}
+	for _, opt := range slices.Sorted(maps.Keys(l.Config)) {
+		if l.Type == noLog || opt != "max-size" && opt != "max-file" {
+			return badRequest("unknown log opt '%s' for %s log driver", opt, l.Type)
+		}
+	}
+	if l.Type == noLog {
+		s.Log = containervm.LogSpec{Room: unreadRoom, Unread: true}
+		return nil
+	}
+	room, err := logRoom(l)
+	s.Log.Room = room
+	return err
+}
+
+// logRoom is max-size times max-file; 0 is no bound.
+func logRoom(l *container.LogConfig) (int64, error) {
+	size, files, parse := int64(0), int64(1), units.FromHumanSize
+	if l.Type == localFile {
+		size, files, parse = 20<<20, 5, units.RAMInBytes
+	}
+	if text, ok := l.Config["max-size"]; ok {
+		var err error
+		if size, err = parse(text); err != nil || size <= 0 {
+			return 0, badRequest("invalid value for max-size: %q: it must be a size greater than 0", text)
+		}
+	}
+	if text, ok := l.Config["max-file"]; ok {
+		var err error
+		if files, err = strconv.ParseInt(text, 10, 32); err != nil || files < 1 {
+			return 0, badRequest("invalid value for max-file: %q: it must be a number of at least 1", text)
+		}
+		if size == 0 && files > 1 {
+			return 0, badRequest("max-file needs max-size")
+		}
+	}
+	if size > math.MaxInt64/files {
+		return 0, badRequest("max-size times max-file is too large")
+	}
+	return size * files, nil
+}
