@@ -25,10 +25,11 @@ func (c *Container) connected(r *run) []*connection {
 func (c *Container) serveConnection(r *run, k *connection) {
 	ctx, stop := context.WithCancel(r.ctx)
 	k.stop, k.served = stop, make(chan struct{})
+	end := k.info.End // before others change what it stands beside
 	r.wg.Go(func() {
 		defer close(k.served)
 		for ctx.Err() == nil {
-			conn, err := r.machine.Dial(ctx, k.info.End)
+			conn, err := r.machine.Dial(ctx, end)
 			if err == nil {
 				hangUp := context.AfterFunc(ctx, func() { conn.Close() })
 				err = k.endpoint.Serve(conn)

@@ -269,9 +269,8 @@ func (c *Container) over(number int) bool {
 func (c *Container) reattach(ctx context.Context) {
 	if !c.state.Status.Alive() {
 		if c.spec.AutoRemove && c.state.Status == Exited || c.state.Status == Removing {
-			c.m.wg.Go(c.autoRemove)
-		}
-		if c.wantsStart() {
+			c.m.wg.Go(c.autoRemove) // the container is its from here on
+		} else if c.wantsStart() {
 			c.m.wg.Go(c.resurrect)
 		}
 		return
