@@ -12,9 +12,12 @@ import (
 
 // A follower reads a container's log as it grows.
 type follower struct {
-	c *Container
-	f *os.File
-	r *wire.LogReader
+	c    *Container
+	f    *os.File
+	r    *wire.LogReader
+	last int64 // where the last record ended
+	// caughtUp, if set, is told where the log has been read to whenever there is no more for now.
+	caughtUp func(off int64)
 }
 
 // openLog opens the log at an offset, or at its head if that is behind it. A container that never ran has an empty one.
@@ -32,7 +35,7 @@ func (c *Container) openLog(off int64) (*follower, error) {
 		f.Close()
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	return &follower{c: c, f: f, r: wire.NewLogReader(f, off)}, nil
+	return &follower{c: c, f: f, r: wire.NewLogReader(f, off), last: off}, nil
 }
 
 // next returns the next record, waiting for it unless over says that none will come; then
@@ -51,10 +54,14 @@ func (f *follower) next(ctx context.Context, over func() bool) (wire.Record, err
 		end := over() // before the read: what was written until then is read
 		rec, err := f.r.Next()
 		if err != io.EOF {
+			f.last = max(f.last, rec.End)
 			return rec, err
 		}
 		if end {
 			return rec, io.EOF
+		}
+		if f.caughtUp != nil {
+			f.caughtUp(f.r.Offset())
 		}
 		select {
 		case <-changed:

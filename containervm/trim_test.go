@@ -140,6 +140,30 @@ func TestBoundedLog(t *testing.T) {
 	check("started again")
 }
 
+// A guest whose log has no records gets no more room.
+func TestBoundedRubbish(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	const room = 64 << 10
+	c := s.run(Spec{Args: []string{"idle"}, Log: LogSpec{Room: room}})
+	v := s.rack.vm(c.ID())
+	for range 64 {
+		v.raw(strings.Repeat("rubbish ", 8<<10))
+	}
+	s.trimmed(c, c.logSize()-room-1)
+	if got := s.stored(c); got > room+128<<10 {
+		t.Errorf("the log takes %d bytes", got)
+	}
+	v.record(wire.Stdout, "sorry\n")
+	v.exit(3)
+	if code := s.wait(c, NotRunning); code != 3 {
+		t.Errorf("exit code %d", code)
+	}
+	if got := s.logs(c, LogOptions{Stdout: true}); got != "o:sorry\n" {
+		t.Errorf("log %.40q", got)
+	}
+}
+
 // writerFunc is an io.Writer.
 type writerFunc func([]byte) (int, error)
 
