@@ -44,5 +44,6 @@
 // signal is sent under its lock, never to a number that has been reaped. Output goes from a
 // pipe or the terminal straight into the log port; if the host takes it slowly, the process
 // waits in write(2), as it would in docker. Execs write into their control channels instead,
-// and into nothing once the session that asked for them is lost.
+// and into nothing once the session that asked for them is lost. The tether gives way to the container's
+// processes (see giveWay), so that those that write a little at a time fill their pipe first.
 package tether

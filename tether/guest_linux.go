@@ -65,6 +65,9 @@ func (g *guest) live() (wire.Exit, error) {
 	if err := mountKernel(); err != nil {
 		return wire.Exit{}, err
 	}
+	if err := giveWay(); err != nil {
+		return wire.Exit{}, err
+	}
 	var err error
 	if g.devices, err = newDevices("/modules"); err != nil {
 		return wire.Exit{}, err

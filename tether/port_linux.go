@@ -33,21 +33,24 @@ func openLog(d *devices) (*logPort, error) {
 	return &logPort{f: f}, nil
 }
 
-// write appends data as one record, or several if it is long.
+// write appends data as one record, or several if it is long. They go to the host together: each write to
+// the port leaves the guest.
 func (l *logPort) write(t wire.RecordType, data []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.buf = l.buf[:0]
+	now := time.Now() // taken here so that it never runs backward in the log
 	for {
 		n := min(len(data), wire.MaxPayload)
-		// The time is taken here so that it never runs backward in the log.
-		l.buf = wire.AppendRecord(l.buf[:0], t, time.Now(), data[:n])
-		if _, err := l.f.Write(l.buf); err != nil {
-			return fmt.Errorf("write log: %w", err)
-		}
+		l.buf = wire.AppendRecord(l.buf, t, now, data[:n])
 		if data = data[n:]; len(data) == 0 {
-			return nil
+			break
 		}
 	}
+	if _, err := l.f.Write(l.buf); err != nil {
+		return fmt.Errorf("write log: %w", err)
+	}
+	return nil
 }
 
 func (l *logPort) json(t wire.RecordType, v any) error {

@@ -260,11 +260,15 @@ func copyInput(to *os.File, from io.Reader, tty bool) {
 	}
 }
 
+// outputSize is how much output is read at once: two records of the log that make up the 32 KiB that the
+// kernel sends to a host in one go (drivers/char/virtio_console.c).
+const outputSize = 2 * (wire.MaxPayload - wire.Overhead)
+
 // copyOutput passes output on until its end. If it cannot be passed on it is thrown
 // away, for the process must not wait for what does not come.
 func copyOutput(to io.Writer, from *os.File) {
 	defer from.Close()
-	buf := make([]byte, wire.MaxPayload)
+	buf := make([]byte, outputSize)
 	pass := func(p []byte) {
 		if to == nil || len(p) == 0 {
 			return

@@ -81,6 +81,9 @@ func notStarted(path string, err error) error {
 
 // giveUp takes from this thread what the process is not to inherit.
 func (cmd *command) giveUp() error {
+	if err := takeTurns(); err != nil {
+		return err
+	}
 	if ns := cmd.in.pids; ns != nil && !cmd.newPIDs {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWPID); err != nil {
 			return fmt.Errorf("enter PID namespace: %w", err)

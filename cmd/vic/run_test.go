@@ -263,6 +263,8 @@ func testExec(t *testing.T, s *suite) {
 	s.docker(t, "", "exec", "ex", "/etc/passwd").has2(t, "permission denied")
 	s.docker(t, "", "exec", "-d", "ex", "touch", "/detached").want(0, "")
 	s.docker(t, "", "exec", "ex", "sh", "-c", "until [ -e /detached ]; do sleep 0.1; done").want(0, "")
+	// The tether's scheduling policy, SCHED_BATCH, is not theirs.
+	s.docker(t, "", "exec", "ex", "sh", "-c", "cut -d' ' -f41 /proc/1/stat /proc/self/stat").want(0, "0\n0\n")
 	s.docker(t, "", "exec", "nope", "true").wantError(1, "No such container: nope")
 	c := s.terminal(t, 33, 99, "exec", "-it", "ex", "sh")
 	c.until(`# `)

@@ -12,6 +12,9 @@ import (
 // MaxPayload is the most bytes one frame carries.
 const MaxPayload = 16 << 10
 
+// Overhead is how much longer a frame is than its payload, unless that looks like the beginning of one.
+const Overhead = headerSize
+
 const (
 	headerSize = 28
 	// maxStuffed is the size of the worst payload once stuffed: the stuffed
