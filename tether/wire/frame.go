@@ -113,7 +113,7 @@ func parseFrame(b []byte) (f frame, off, size int, err error) {
 		}
 		size = headerSize + int(length)
 		body := h[headerSize:min(size, len(h))]
-		if bytes.Contains(body, magic) { // cut short
+		if bytes.Contains(h[headerSize:min(size+len(magic)-1, len(h))], magic) { // cut short
 			off += len(magic)
 			continue
 		}

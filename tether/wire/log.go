@@ -146,7 +146,7 @@ func record(f frame, off, end int64) (Record, bool) {
 func Backward(r io.ReaderAt, size int64) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		const step = 64 << 10
-		buf := make([]byte, step+headerSize+maxStuffed)
+		buf := make([]byte, step+headerSize+maxStuffed+len(magic))
 		var found []Record
 		// Each turn takes the records that begin in [begin, end).
 		for end := size; end > 0; {

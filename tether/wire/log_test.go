@@ -147,6 +147,22 @@ func TestLogDamage(t *testing.T) {
 	}
 }
 
+// A record that lost the beginning of a magic at its end has it completed by the magic of the one after, to
+// the right checksum even. It is lost, and the one after is not.
+func TestLogTornAtMagic(t *testing.T) {
+	for lost := 1; lost < len(magic)-1; lost++ {
+		torn := AppendRecord(nil, Stdout, time.Unix(1, 0), append([]byte("text"), magic[:lost]...))
+		log := AppendRecord(torn[:len(torn)-lost], RecStarted, time.Unix(2, 0), []byte("{}"))
+		got, _ := forward(t, bytes.NewReader(log), 0)
+		if len(got) != 1 || got[0].Type != RecStarted {
+			t.Errorf("%d bytes lost: read %v", lost, got)
+		}
+		if got := backward(t, log); len(got) != 1 || got[0].Type != RecStarted {
+			t.Errorf("%d bytes lost: read %v backward", lost, got)
+		}
+	}
+}
+
 // growing is a file that grows between reads.
 type growing struct{ b []byte }
 
