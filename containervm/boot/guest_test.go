@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -364,5 +365,33 @@ func (v *vm) await(text string) {
 			v.t.Fatalf("VM ended: %v", err)
 		case <-time.After(10 * time.Millisecond): // a file that QEMU writes
 		}
+	}
+}
+
+// TestStarvedTimer boots on a host that has little time for its guest: the kernel must not take the timer's
+// interrupts for lost ones, which ends in a panic.
+func TestStarvedTimer(t *testing.T) {
+	disk := busyboxRoot(t)
+	m := build(t, t.TempDir(), realTether(t))
+	m.Cmdline = strings.Replace(m.Cmdline, " quiet", "", 1)
+	v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/true"}})
+	for past := false; !past; { // the calibration comes after the timer's setup
+		for _, s := range []struct {
+			signal syscall.Signal
+			lasts  time.Duration
+		}{{syscall.SIGSTOP, 100 * time.Millisecond}, {syscall.SIGCONT, 10 * time.Millisecond}} {
+			if err := v.cmd.Process.Signal(s.signal); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(s.lasts) // the load
+		}
+		console, err := os.ReadFile(v.path("console"))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		if bytes.Contains(console, []byte("timer not connected")) {
+			t.Fatal("the kernel believes that its timer does not work")
+		}
+		past = bytes.Contains(console, []byte("Calibrating delay loop"))
 	}
 }
