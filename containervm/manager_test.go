@@ -116,6 +116,15 @@ func TestEnds(t *testing.T) {
 	if st := c.Info().State; st.Status != Created || st.ExitCode != 128 || st.Error != failure.Error() {
 		t.Errorf("no VM: %+v", st)
 	}
+	again := s.run(Spec{Args: []string{"exit", "0"}})
+	s.wait(again, NotRunning)
+	before := again.Info().State
+	s.rack.fails = failure
+	wantError(t, again.Start(ctx), failure, "")
+	if st := again.Info().State; st.Status != Exited || st.ExitCode != 128 || st.Error != failure.Error() ||
+		!st.Started.Equal(before.Started) || !st.Finished.Equal(before.Finished) {
+		t.Errorf("no VM for what ran before: %+v, it was %+v", st, before)
+	}
 	s.disks.fails = failure
 	if _, err := s.Create(ctx, Spec{Name: "full", Args: []string{"sleep"}}); !errors.Is(err, failure) {
 		t.Errorf("no disk: %v", err)

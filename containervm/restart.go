@@ -80,12 +80,6 @@ func (c *Container) tryAgain(ctx context.Context, t *retry) {
 	}
 	if err := c.launch(context.Background()); err != nil && err != ErrClosed {
 		c.m.o.Log.Warn("restart container", "container", c.id, "error", err)
-		c.mu.Lock()
-		if c.state.Status == Created { // it did run before
-			c.state.Status, c.state.Finished = Exited, time.Now()
-		}
-		c.mu.Unlock()
-		c.keepState()
 	}
 }
 

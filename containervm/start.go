@@ -45,13 +45,16 @@ func (c *Container) Start(ctx context.Context) error {
 // launch boots the VM and returns when the process runs. Call it with op held.
 func (c *Container) launch(ctx context.Context) error {
 	c.setStarting(true)
+	c.mu.Lock()
+	before := c.state
+	c.mu.Unlock()
 	r, err := c.begin(ctx)
 	c.setStarting(false) // c.run says it now
 	if err == nil {
 		err = c.awaitStart(r)
 	}
 	if err != nil && err != ErrClosed { // else the VM is the next Manager's
-		c.failStart(r, err)
+		c.failStart(r, before, err)
 	}
 	return err
 }
@@ -229,8 +232,8 @@ func (r *run) off() bool {
 	}
 }
 
-// failStart records a start that failed, with its VM's end if there is one.
-func (c *Container) failStart(r *run, err error) {
+// failStart records a start that failed, with its VM's end if there is one. Who ran before has still ended then.
+func (c *Container) failStart(r *run, before State, err error) {
 	if r != nil {
 		if !r.off() {
 			if killErr := r.machine.Kill(); killErr != nil {
@@ -245,7 +248,10 @@ func (c *Container) failStart(r *run, err error) {
 		code = start.ExitCode
 	}
 	c.mu.Lock()
-	c.state = State{Status: Created, ExitCode: code, Error: err.Error()}
+	c.state = State{Status: Created, ExitCode: code, Error: err.Error(), Started: before.Started, Finished: before.Finished, Health: before.Health}
+	if !before.Started.IsZero() {
+		c.state.Status = Exited
+	}
 	remove := c.spec.AutoRemove && !c.keep
 	c.tellWaiters(NextExit, NotRunning)
 	c.notifyLocked()
