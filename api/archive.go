@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -29,6 +30,17 @@ func (s *Server) archivePath(r *http.Request) (*containervm.Container, string, e
 	return c, path, nil
 }
 
+// pathError has what is wrong with a path name the container as the client does.
+func pathError(r *http.Request, path string, err error) error {
+	switch {
+	case errors.Is(err, containervm.ErrNotFound):
+		return notFound("Could not find the file %s in container %s", path, param(r, "id"))
+	case errors.Is(err, containervm.ErrPaused):
+		return conflict("container %s is paused, unpause the container first", param(r, "id"))
+	}
+	return err
+}
+
 func setPathStat(w http.ResponseWriter, st containervm.PathStat) error {
 	text, err := json.Marshal(container.PathStat{Name: st.Name, Size: st.Size, Mode: st.Mode, Mtime: st.Mtime, LinkTarget: st.LinkTarget})
 	if err != nil {
@@ -46,7 +58,7 @@ func (s *Server) statArchive(w http.ResponseWriter, r *http.Request) error {
 	}
 	st, err := c.StatPath(r.Context(), path)
 	if err != nil {
-		return err
+		return pathError(r, path, err)
 	}
 	return setPathStat(w, st)
 }
@@ -59,7 +71,7 @@ func (s *Server) readArchive(w http.ResponseWriter, r *http.Request) error {
 	}
 	st, tar, err := c.ReadPath(r.Context(), path)
 	if err != nil {
-		return err
+		return pathError(r, path, err)
 	}
 	defer tar.Close()
 	if err := setPathStat(w, st); err != nil {
@@ -94,7 +106,7 @@ func (s *Server) writeArchive(_ http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer tar.Close()
-	return c.WritePath(r.Context(), path, containervm.WriteOptions{
+	return pathError(r, path, c.WritePath(r.Context(), path, containervm.WriteOptions{
 		Own: boolParam(r, "copyUIDGID"), KeepKinds: boolParam(r, "noOverwriteDirNonDir"),
-	}, tar)
+	}, tar))
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"io"
 	"net/http"
 
@@ -20,6 +21,9 @@ func (s *Server) attachContainer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	a, err := c.Attach(o)
+	if errors.Is(err, containervm.ErrPaused) {
+		return conflict("container %s is paused, unpause the container before attach", param(r, "id"))
+	}
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,9 @@ func (s *Server) createExec(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	e, err := c.CreateExec(spec)
+	if errors.Is(err, containervm.ErrPaused) {
+		return conflict("container %s is paused, unpause the container before exec", param(r, "id"))
+	}
 	if err != nil {
 		return err
 	}

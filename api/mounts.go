@@ -134,7 +134,11 @@ func (t *mountTable) parseBind(text string) (p mountPoint, err error) {
 		return p, badRequest("invalid volume specification: '%s'", text)
 	}
 	if p.target, err = mountTarget(p.target); err != nil {
-		return p, badRequest("invalid volume specification: '%s': %w", text, err)
+		kind := mount.TypeVolume
+		if path.IsAbs(source) {
+			kind = mount.TypeBind
+		}
+		return p, badRequest("invalid volume specification: '%s': invalid mount config for type %q: %w", text, kind, err)
 	}
 	o, err := parseMode(mode)
 	if err != nil {

@@ -46,7 +46,7 @@ func (c *Container) Attach(o AttachOptions) (*Attachment, error) {
 	case c.state.Status == Restarting:
 		return nil, refuse(ErrConflict, "container %s is restarting, wait until the container is running", c.id)
 	case c.state.Status == Paused:
-		return nil, refuse(ErrConflict, "container %s is paused, unpause the container before attach", c.id)
+		return nil, refuse(ErrPaused, "container %s is paused, unpause the container before attach", c.id)
 	}
 	a := &Attachment{c: c, o: o, run: c.runs, end: c.logSize()}
 	if c.run == nil {

@@ -14,6 +14,8 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrNotRunning: the container does not run. It is an ErrConflict too. 409.
 	ErrNotRunning error = &kind{"not running", ErrConflict}
+	// ErrPaused: the container stands still. It is an ErrConflict too. 409.
+	ErrPaused error = &kind{"paused", ErrConflict}
 	// ErrForbidden: it makes sense, and is not allowed here. 403.
 	ErrForbidden = errors.New("forbidden")
 	// ErrNotModified: what was asked for is so already. 304, no body.

@@ -67,7 +67,7 @@ func (c *Container) CreateExec(s ExecSpec) (*Exec, error) {
 func (c *Container) executable() (*run, error) {
 	r, err := c.active()
 	if err == nil && c.paused() {
-		return nil, refuse(ErrConflict, "container %s is paused, unpause the container before exec", c.id)
+		return nil, refuse(ErrPaused, "container %s is paused, unpause the container before exec", c.id)
 	}
 	return r, err
 }

@@ -22,14 +22,14 @@ const (
 )
 
 // guest returns the control session of the run that is under way, within answerPatience. The error
-// is ErrNotRunning, or ErrConflict while the VM stands still: what it has not written to its disk yet only it knows.
+// is ErrNotRunning, or ErrPaused while the VM stands still: what it has not written to its disk yet only it knows.
 func (c *Container) guest(ctx context.Context) (*wire.Conn, error) {
 	r, err := c.current()
 	if err != nil {
 		return nil, err
 	}
 	if c.paused() {
-		return nil, refuse(ErrConflict, "container %s is paused, unpause the container first", c.id)
+		return nil, refuse(ErrPaused, "container %s is paused, unpause the container first", c.id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()

@@ -248,24 +248,33 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 	}
 	err := ctx.Err()
 	if err == nil {
-		if _, err = m.o.Disks.CreateContainerDisk(id, s.ImageID); err == nil {
-			if err = c.claimVolumes(); err == nil {
-				err = c.save()
-			}
-		}
-		if err != nil {
+		if err = c.makeFiles(); err != nil {
 			err = errors.Join(err, c.removeFiles(true))
 		}
 	}
 	if err != nil {
 		m.forget(c)
-		return nil, fmt.Errorf("create container: %w", err)
+		return nil, err
 	}
 	m.mu.Lock()
 	m.containers[id] = c
 	m.mu.Unlock()
 	c.emit("create", nil)
 	return c, nil
+}
+
+// makeFiles makes the container's disk, its volumes and its record.
+func (c *Container) makeFiles() error {
+	if _, err := c.m.o.Disks.CreateContainerDisk(c.id, c.spec.ImageID); err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
+	if err := c.claimVolumes(); err != nil {
+		return err // in docker's words
+	}
+	if err := c.save(); err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
+	return nil
 }
 
 // reserve takes the container's name, making one up if it has none.
