@@ -78,7 +78,7 @@ var behaviours = []scenario{
 	{45, "attach: exit codes, interrupts, signals", []string{"cmd/vic TestDocker/terminal", "cmd/vic TestDocker/stdin"}, ""},
 	{46, "compose leaves nothing", []string{"docker-compose 1.29: down leaves nothing"}, ""},
 	{47, "docker-py", []string{"docker-py 5.0: run returns output, and raises for an exit code"}, ""},
-	{48, "testcontainers", []string{"testcontainers-go 0.45: files before the start, wait for HTTP on a mapped port"}, "testcontainers of npm with a container: its wait for a log does not end"},
+	{48, "testcontainers", []string{"testcontainers-go 0.45: files before the start, wait for HTTP on a mapped port", "dockerode 5 and testcontainers 10: files before the start, wait for a log, a port and HTTP"}, ""},
 	{49, "save, load and skopeo keep the image's ID", []string{"skopeo 1.9: what went in is the image", "cmd/vic TestDocker/transport"}, ""},
 	{50, "the command line beside a dockerd, every GET as described", []string{"dockerd 20.10: a command's exit code", "Docker's description of its API: /version"}, ""},
 }

@@ -3,7 +3,7 @@
 const assert = require('node:assert');
 const { PassThrough } = require('node:stream');
 const Docker = require('dockerode');
-const { Network } = require('testcontainers');
+const { GenericContainer, Network, Wait } = require('testcontainers');
 
 const docker = new Docker({ socketPath: process.env.DOCKER_HOST.replace('unix://', '') });
 const checks = [];
@@ -90,6 +90,38 @@ check('dockerode: wait is told by stop', async () => {
 check('testcontainers: a network of its own', async () => {
   const n = await new Network().start();
   await n.stop();
+});
+
+// Waits for three things at once, by its logs, by execs and by requests, each until it ends or 80 s are over.
+let served;
+check('testcontainers: files before the start, wait for a log, a port and HTTP', async () => {
+  served = await new GenericContainer('bb')
+    .withCopyContentToContainer([{ content: 'from node\n', target: '/www/index.html' }])
+    .withCommand(['sh', '-c', 'echo ready; exec httpd -f -p 80 -h /www'])
+    .withExposedPorts(80)
+    .withWaitStrategy(Wait.forAll([Wait.forLogMessage('ready'), Wait.forListeningPorts(), Wait.forHttp('/', 80)]))
+    .withStartupTimeout(80000)
+    .start();
+  const page = await fetch(`http://127.0.0.1:${served.getMappedPort(80)}/`);
+  assert.strictEqual(await page.text(), 'from node\n');
+});
+check('testcontainers: exec, logs, restart, stop', async () => {
+  const { output, exitCode } = await served.exec(['sh', '-c', 'echo out; exit 3']);
+  assert.deepStrictEqual([output, exitCode], ['out\n', 3]);
+  const logs = await served.logs();
+  await new Promise((resolve) => logs.once('data', resolve));
+  logs.destroy();
+  await served.restart();
+  await served.stop();
+});
+check('testcontainers: wait for health and for an end', async () => {
+  const health = await new GenericContainer('bb').withCommand(['sleep', '600'])
+    .withHealthCheck({ test: ['CMD-SHELL', 'true'], interval: 1000, timeout: 20000, retries: 3, startPeriod: 0 })
+    .withWaitStrategy(Wait.forHealthCheck()).withStartupTimeout(80000).start();
+  await health.stop();
+  const once = await new GenericContainer('bb').withCommand(['true'])
+    .withWaitStrategy(Wait.forOneShotStartup()).withStartupTimeout(80000).start();
+  await once.stop();
 });
 
 (async () => {
