@@ -24,6 +24,21 @@ func awaitConsole(t *testing.T, v containervm.VM, line string) {
 	}
 }
 
+// awaitEnd waits until an end takes connections: QEMU begins to listen some time after it has answered.
+func awaitEnd(t *testing.T, m containervm.Machine, end string) {
+	t.Helper()
+	for over := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) { // it tells nobody
+		conn, err := m.Dial(t.Context(), end)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(over) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestPlug plugs interfaces into a VM that runs, one of them in place of one that was there at the boot, and pulls
 // them out, also through the Machine of a VCH that came back.
 func TestPlug(t *testing.T) {
@@ -45,11 +60,7 @@ func TestPlug(t *testing.T) {
 		if err := m.AddNIC(t.Context(), second); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := m.Dial(t.Context(), "net1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn.Close()
+		awaitEnd(t, m, "net1")
 		awaitConsole(t, v, "nics: 2")
 	}
 	if err := m.RemoveNIC(t.Context(), "net0"); err != nil {
