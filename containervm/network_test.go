@@ -75,8 +75,8 @@ func TestNetworkCreate(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	_, err := s.RemoveNetwork("a")
-	wantError(t, err, ErrNotFound, "network a not found")
+	_, err := s.RemoveNetwork("nowhere") // a name that no ID can begin with
+	wantError(t, err, ErrNotFound, "network nowhere not found")
 	_, err = s.RemoveNetwork("bridge")
 	wantError(t, err, ErrForbidden, "bridge is a pre-defined network and cannot be removed")
 	if got := s.happened(); got != "network create, network destroy, network destroy, network destroy" {
