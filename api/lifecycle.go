@@ -128,23 +128,19 @@ func (s *Server) killContainer(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) pauseContainer(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.container(r)
-	if err != nil {
-		return err
-	}
-	if err := c.Pause(finish(r)); err != nil {
-		return err
-	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
+	return s.changePause(w, r, (*containervm.Container).Pause)
 }
 
 func (s *Server) unpauseContainer(w http.ResponseWriter, r *http.Request) error {
+	return s.changePause(w, r, (*containervm.Container).Unpause)
+}
+
+func (s *Server) changePause(w http.ResponseWriter, r *http.Request, change func(*containervm.Container, context.Context) error) error {
 	c, err := s.container(r)
 	if err != nil {
 		return err
 	}
-	if err := c.Unpause(finish(r)); err != nil {
+	if err := change(c, finish(r)); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

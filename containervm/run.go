@@ -93,9 +93,7 @@ func (c *Container) accuse(r *run, err error) {
 	}
 	c.mu.Unlock()
 	if first {
-		if err := c.saveState(); err != nil {
-			c.m.o.Log.Warn("save state", "container", c.id, "error", err)
-		}
+		c.keepState()
 	}
 	c.m.o.Log.Warn("guest misbehaves", "container", c.id, "error", err)
 }

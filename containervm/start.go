@@ -31,14 +31,13 @@ func (c *Container) Start(ctx context.Context) error {
 		err = refuse(ErrConflict, "cannot start a paused container, try unpause instead")
 	case c.run != nil || c.state.Status == Restarting:
 		err = refuse(ErrNotModified, "container %s is running already", c.id)
+	default:
+		c.restarts, c.backOff, c.halted = 0, 0, false
 	}
 	c.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.restarts, c.backOff, c.halted = 0, 0, false
-	c.mu.Unlock()
 	return c.launch(ctx)
 }
 
@@ -256,9 +255,7 @@ func (c *Container) failStart(r *run, before State, err error) {
 	c.tellWaiters(NextExit, NotRunning)
 	c.notifyLocked()
 	c.mu.Unlock()
-	if saveErr := c.saveState(); saveErr != nil {
-		c.m.o.Log.Warn("save state", "container", c.id, "error", saveErr)
-	}
+	c.keepState()
 	if remove {
 		c.autoRemove()
 	}

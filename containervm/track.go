@@ -97,9 +97,7 @@ func (c *Container) sawStart(r *run, rec wire.Record) {
 	if !first {
 		c.state.Health = c.freshHealth()
 	}
-	if r.machine != nil {
-		c.state.PID = r.machine.Info().PID
-	}
+	c.state.PID = r.machine.Info().PID
 	c.notifyLocked()
 	c.mu.Unlock()
 	if first {

@@ -115,6 +115,11 @@ func (c *checker) checkNames(ctx context.Context) error {
 }
 
 func (c *checker) checkContainers(ctx context.Context) error {
+	return c.eachContainer(ctx, c.checkContainer)
+}
+
+// eachContainer calls check for each container.
+func (c *checker) eachContainer(ctx context.Context, check func(id string) error) error {
 	ids, err := listDir(c.d.containers())
 	if err != nil {
 		return err
@@ -123,7 +128,7 @@ func (c *checker) checkContainers(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := c.checkContainer(id); err != nil {
+		if err := check(id); err != nil {
 			return err
 		}
 	}

@@ -108,19 +108,7 @@ func (d Dir) checkVolume(name string, deep bool) error {
 
 // checkClaims checks which volumes containers say that they mount.
 func (c *checker) checkClaims(ctx context.Context) error {
-	ids, err := listDir(c.d.containers())
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := c.checkClaim(id); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.eachContainer(ctx, c.checkClaim)
 }
 
 func (c *checker) checkClaim(id string) error {
