@@ -285,7 +285,7 @@ func (c *Container) signal(ctx context.Context, r *run, sig syscall.Signal, fina
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, wire.ErrLost):
+		case errors.Is(err, wire.ErrLost), errors.Is(err, wire.ErrClosed): // closed: the run has ended, which controlAfter tells
 			lost = conn
 		case errors.As(err, &refused) && refused.Kind == wire.NotRunning:
 			return refuse(ErrNotRunning, "container %s is not running", c.id)
