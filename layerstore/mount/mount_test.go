@@ -411,9 +411,10 @@ func TestRemovedUnused(t *testing.T) {
 // own end is the only limit.
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
+	never := time.After(time.Minute)
 	for !ok() {
 		select {
-		case <-t.Context().Done():
+		case <-never:
 			t.Fatal("it did not come to that")
 		case <-time.After(5 * time.Millisecond): // the kernel forgets without telling anybody
 		}
@@ -447,7 +448,8 @@ func TestManyImages(t *testing.T) {
 			t.Errorf("image %d: %q", i, got)
 		}
 	}
-	eventually(t, func() bool { return len(v.server.forest.keys()) <= most })
+	// The first one's turn to be forgotten may have come last, and it is in use.
+	eventually(t, func() bool { return len(v.server.forest.keys()) <= most+1 })
 	if b, err := io.ReadAll(first); err != nil || string(b) != "image 0" {
 		t.Errorf("%q, %v", b, err)
 	}
