@@ -228,6 +228,27 @@ func exec2(c *Container) error {
 	return err
 }
 
+// TestLogsSinceStart: what a process writes is not older than its start, of the first run and of
+// another, however late the VCH sees that one.
+func TestLogsSinceStart(t *testing.T) {
+	t.Parallel()
+	s, ctx := newSite(t), t.Context()
+	c := s.create(Spec{Args: []string{"print", "ready\n"}})
+	for range 2 {
+		if err := c.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		s.wait(c, NotRunning)
+		st := c.Info().State
+		if got := s.logs(c, LogOptions{Stdout: true, Since: st.Started}); got != "o:ready\n" {
+			t.Errorf("%q since %v", got, st.Started)
+		}
+		if st.Finished.Before(st.Started) {
+			t.Errorf("it ended at %v and started at %v", st.Finished, st.Started)
+		}
+	}
+}
+
 func TestResize(t *testing.T) {
 	t.Parallel()
 	s, ctx := newSite(t), t.Context()

@@ -86,10 +86,7 @@ func (c *Container) awaitPolicy(r *run, down func() bool) bool {
 func (c *Container) sawStart(r *run, rec wire.Record) {
 	c.mu.Lock()
 	first := !r.started
-	at := time.Now()
-	if !first {
-		at = c.guestTime(rec, at)
-	}
+	at := c.guestTime(rec, time.Now()) // not later than what the process wrote: clients ask for the logs since then
 	r.started = true
 	c.logSeen = rec.End
 	c.state.Status, c.state.Started, c.state.Finished = Running, at, time.Time{}
@@ -133,9 +130,10 @@ func (c *Container) sawEnd(r *run, rec wire.Record, exit wire.Exit) {
 	c.mu.Unlock()
 }
 
-// guestTime is the time of a record, as far as the guest's clock can be right. Call it with mu held.
+// guestTime is the time of a record, as far as the guest's clock can be right: it is after what is
+// known to have come before. Call it with mu held.
 func (c *Container) guestTime(rec wire.Record, now time.Time) time.Time {
-	if rec.Time.Before(now) && rec.Time.After(c.state.Started) {
+	if rec.Time.Before(now) && rec.Time.After(c.state.Started) && rec.Time.After(c.state.Finished) {
 		return rec.Time
 	}
 	return now
