@@ -335,6 +335,8 @@ type folders struct {
 	fails error // of the next call
 }
 
+func (*folders) Capacity() int64 { return 1 << 30 }
+
 func (d *folders) fail() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

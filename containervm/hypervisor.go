@@ -92,6 +92,7 @@ type VM struct {
 	// Disk is the path of the root disk's VMDK descriptor; DiskSerial the serial number
 	// that the guest knows it by.
 	Disk, DiskSerial string
+	DiskSize         int64 // of the root disk, bytes
 	// Unsafe leaves out syncing the root disk to the host's.
 	Unsafe bool
 	// Disks are further ones.
@@ -141,6 +142,8 @@ type Booter interface {
 
 // Disks makes the root disks of containers, and removes them.
 type Disks interface {
+	// Capacity is the size of every root disk in bytes.
+	Capacity() int64
 	// CreateContainerDisk makes a disk in the container's folder upon the image's, and
 	// returns the path of its descriptor.
 	CreateContainerDisk(id string, image digest.Digest) (string, error)

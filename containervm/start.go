@@ -139,7 +139,7 @@ func (c *Container) vm(boot Boot, all []*connection, disks []volumeDisk) (VM, er
 	}
 	vm := VM{
 		ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: boot, Config: text,
-		Memory: c.spec.Memory, CPUs: c.spec.CPUs, CPUSet: c.spec.CPUSet, Disk: filepath.Join(c.dir, "disk.vmdk"), DiskSerial: rootSerial,
+		Memory: c.spec.Memory, CPUs: c.spec.CPUs, CPUSet: c.spec.CPUSet, Disk: filepath.Join(c.dir, "disk.vmdk"), DiskSerial: rootSerial, DiskSize: c.m.o.Disks.Capacity(),
 		Unsafe: c.spec.AutoRemove, Log: logPath, Console: filepath.Join(c.dir, consoleFile),
 	}
 	if vm.Memory == 0 {

@@ -64,7 +64,7 @@ func parseIndex(text string) ([]module, error) {
 func (d *devices) probe() (any bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for again := true; again; any = any || again {
+	for again := d.index != nil; again; any = any || again {
 		again = false
 		present := modaliases()
 		for _, m := range d.index {

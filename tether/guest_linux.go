@@ -62,7 +62,7 @@ func Run() error {
 // live brings the container up and returns how its process ended.
 func (g *guest) live() (wire.Exit, error) {
 	syscall.Umask(022)
-	if err := mountKernel(); err != nil {
+	if err := mountSystem(); err != nil {
 		return wire.Exit{}, err
 	}
 	if err := giveWay(); err != nil {
@@ -76,6 +76,9 @@ func (g *guest) live() (wire.Exit, error) {
 		return wire.Exit{}, err
 	}
 	if g.control, err = openControl(g.devices); err != nil {
+		return wire.Exit{}, err
+	}
+	if g.in.group, err = g.reaper.newCgroup(); err != nil {
 		return wire.Exit{}, err
 	}
 	if g.conf, err = g.configure(); err != nil {
@@ -145,13 +148,7 @@ func (g *guest) dress() ([][]string, error) {
 		return nil, err
 	}
 	defer memory.Close()
-	if err := mountSystem(g.conf.ShmSize); err != nil {
-		return nil, err
-	}
-	if err := enterProc(); err != nil {
-		return nil, err
-	}
-	if g.in.group, err = g.reaper.newCgroup(); err != nil {
+	if err := resizeShm(g.conf.ShmSize); err != nil {
 		return nil, err
 	}
 	if err := g.terms.enforce(g.in.group); err != nil {

@@ -12,22 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountKernel mounts what the kernel shows of itself, in the initramfs.
-func mountKernel() error {
-	for _, m := range []struct{ fs, dir string }{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
-		if err := os.MkdirAll(m.dir, 0755); err != nil {
-			return err
-		}
-		if err := unix.Mount(m.fs, m.dir, m.fs, 0, ""); err != nil && err != unix.EBUSY {
-			return fmt.Errorf("mount %s: %w", m.dir, err)
-		}
-	}
-	return enterProc()
-}
-
-// enterProc makes what is mounted on /proc now the tether's own.
-func enterProc() error { return os.Chdir("/proc") }
-
 // ownProc is the path of a file of /proc as the tether sees it. What is mounted on /proc later is the
 // container's view, in which there is no tether. So the tether's working directory is the /proc of before,
 // and nothing else is looked up there.

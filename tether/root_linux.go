@@ -1,6 +1,7 @@
 package tether
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -36,15 +37,9 @@ func (g *guest) mountRoot() error {
 	return nil
 }
 
-// switchRoot makes the root disk "/" and gives back the memory of the initramfs. It
-// returns a directory in memory that is no longer reachable by name.
+// switchRoot makes the root disk "/" and gives back the memory of the initramfs. What
+// mountSystem has mounted goes along. It returns a directory in memory that is no longer reachable by name.
 func (g *guest) switchRoot() (*os.File, error) {
-	if err := os.MkdirAll(memoryDir, 0755); err != nil {
-		return nil, err
-	}
-	if err := unix.Mount("tmpfs", memoryDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=1m"); err != nil {
-		return nil, fmt.Errorf("mount %s: %w", memoryDir, err)
-	}
 	memory, err := os.Open(memoryDir)
 	if err != nil {
 		return nil, err
@@ -55,10 +50,12 @@ func (g *guest) switchRoot() (*os.File, error) {
 	if err := g.devices.close(); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{"/sys", "/proc", "/dev"} {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			return nil, fmt.Errorf("unmount initial %s: %w", dir, err)
+	system := make([]int, len(systemDirs)) // by descriptor: what is mounted there loses its name
+	for i, dir := range systemDirs {
+		if system[i], err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+			return nil, fmt.Errorf("open %s: %w", dir, err)
 		}
+		defer unix.Close(system[i])
 	}
 	if err := os.Chdir(newRoot); err != nil {
 		return nil, err
@@ -69,11 +66,27 @@ func (g *guest) switchRoot() (*os.File, error) {
 	if err := unix.Chroot("."); err != nil {
 		return nil, fmt.Errorf("change root: %w", err)
 	}
-	return memory, os.Chdir("/")
+	for i, dir := range systemDirs {
+		at, err := mountPoint(dir)
+		if err == nil {
+			err = unix.MoveMount(system[i], "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("move what is mounted on %s: %w", dir, err)
+		}
+	}
+	if err := unix.Fchdir(system[0]); err != nil {
+		return nil, err
+	}
+	return memory, nil
 }
 
-// mountSystem mounts what docker's containers find mounted.
-func mountSystem(shmSize int64) error {
+// systemDirs are where mountSystem mounts, with whatever is below. The tether's working directory is the first.
+var systemDirs = []string{"/proc", "/dev", "/sys"}
+
+// mountSystem mounts what docker's containers find mounted, in the initramfs and before anything is known of
+// the container: what is done here is done already in a VM that begins from a template.
+func mountSystem() error {
 	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	for _, m := range []struct {
 		fs, dir string
@@ -85,12 +98,13 @@ func mountSystem(shmSize int64) error {
 		{"devpts", "/dev/pts", unix.MS_NOSUID | unix.MS_NOEXEC, "ptmxmode=666,mode=620,gid=5"},
 		{"mqueue", "/dev/mqueue", quiet, ""},
 		{"sysfs", "/sys", quiet, ""},
+		{"tmpfs", memoryDir, quiet, "mode=755,size=1m"},
 	} {
-		if err := mount(m.fs, m.dir, m.fs, m.flags, m.data); err != nil {
+		if err := mount(m.fs, m.dir, m.fs, m.flags, m.data); err != nil && !errors.Is(err, unix.EBUSY) { // it is there
 			return err
 		}
 	}
-	if err := mountShm(shmSize); err != nil {
+	if err := mountShm(defaultShmSize); err != nil {
 		return err
 	}
 	for _, l := range [][2]string{
@@ -101,25 +115,47 @@ func mountSystem(shmSize int64) error {
 			return err
 		}
 	}
+	return os.Chdir(systemDirs[0])
+}
+
+// defaultShmSize is docker's, in bytes.
+const defaultShmSize = 64 << 20
+
+const shmFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// mountShm mounts shared memory of so many bytes; 0 is the default.
+func mountShm(size int64) error {
+	return mount("tmpfs", "/dev/shm", "tmpfs", shmFlags, fmt.Sprintf("mode=1777,size=%d", cmp.Or(size, defaultShmSize)))
+}
+
+// resizeShm gives shared memory of the default size another one, unless that is 0.
+func resizeShm(size int64) error {
+	if size == 0 || size == defaultShmSize {
+		return nil
+	}
+	if err := unix.Mount("", "/dev/shm", "", unix.MS_REMOUNT|shmFlags, fmt.Sprintf("size=%d", size)); err != nil {
+		return fmt.Errorf("resize /dev/shm: %w", err)
+	}
 	return nil
 }
 
-// mountShm mounts shared memory of so many bytes; 0 is docker's default.
-func mountShm(size int64) error {
-	if size == 0 {
-		size = 64 << 20
-	}
-	return mount("tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", size))
-}
-
-// mount makes the mount point if it is not there.
-func mount(source, dir, fs string, flags uintptr, data string) error {
+// mountPoint makes a directory to mount on if it is not there.
+func mountPoint(dir string) (string, error) {
 	dir, err := follow(dir)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := os.MkdirAll(dir, 0755); err != nil {
-		return fmt.Errorf("make mount point: %w", err)
+		return "", fmt.Errorf("make mount point: %w", err)
+	}
+	return dir, nil
+}
+
+// mount mounts a file system on a directory that need not be there.
+func mount(source, dir, fs string, flags uintptr, data string) error {
+	dir, err := mountPoint(dir)
+	if err != nil {
+		return err
 	}
 	if err := unix.Mount(source, dir, fs, flags, data); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", fs, dir, err)

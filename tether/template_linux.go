@@ -27,6 +27,10 @@ func (g *guest) configure() (*wire.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.devices.loadFor("virtio_net") // one may be plugged later
+	if err := g.devices.close(); err != nil {
+		return nil, err
+	}
 	debug.FreeOSMemory()
 	for {
 		conf, sent, err := wire.AwaitConfig(g.control)
@@ -75,7 +79,8 @@ type held []string
 const pciDriver = "/sys/bus/pci/drivers/virtio-pci"
 
 // hold loads the modules for all devices, and then takes its driver away from every device but the one
-// with the ports. What a driver finds out when it gets a device, a disk's size or an interface's
+// with the ports and the root disk, which is of the same size in all machines. (It has a serial number; a
+// template's other disks have none.) What a driver finds out when it gets a device, a disk's size or an interface's
 // address, is found out after release, and is then another machine's.
 func (d *devices) hold() (held, error) {
 	for d.probe() {
@@ -86,11 +91,11 @@ func (d *devices) hold() (held, error) {
 	}
 	var h held
 	for _, dev := range devs {
-		ports, err := filepath.Glob(dev + "/virtio*/virtio-ports")
+		stays, err := isSame(dev)
 		if err != nil {
 			return nil, err
 		}
-		if len(ports) > 0 {
+		if stays {
 			continue
 		}
 		address := filepath.Base(dev)
@@ -100,6 +105,16 @@ func (d *devices) hold() (held, error) {
 		h = append(h, address)
 	}
 	return h, nil
+}
+
+// isSame says whether a PCI device of a template is the same in every copy of it.
+func isSame(dev string) (bool, error) {
+	ports, err := filepath.Glob(dev + "/virtio*/virtio-ports")
+	if err != nil || len(ports) > 0 {
+		return true, err
+	}
+	disks, err := filepath.Glob(dev + "/virtio*/block/*")
+	return len(disks) > 0 && diskSerial(filepath.Base(disks[0])) != "", err
 }
 
 // release gives the devices back to their drivers, side by side, since most of it is waiting.

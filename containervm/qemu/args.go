@@ -42,7 +42,7 @@ type origin struct {
 
 // args is QEMU's command line for vm.
 func args(vm containervm.VM, p Platform, o origin) ([]string, error) {
-	root, err := blockNode("root", containervm.Disk{Path: vm.Disk}, vm.Unsafe)
+	root, err := blockNode("root", containervm.Disk{Path: vm.Disk}, vm.DiskSize, vm.Unsafe)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func args(vm containervm.VM, p Platform, o origin) ([]string, error) {
 	)
 	for i, d := range vm.Disks {
 		name := fmt.Sprintf("disk%d", i)
-		node, err := blockNode(name, d, false)
+		node, err := blockNode(name, d, 1<<20, false)
 		if err != nil {
 			return nil, err
 		}
@@ -144,11 +144,11 @@ func platformArgs(p Platform) []string {
 	return a
 }
 
-// blockNode describes a disk; without a path it is empty. QEMU finds the disks below it by the hints in their descriptors,
+// blockNode describes a disk; without a path it is empty and has that size. QEMU finds the disks below it by the hints in their descriptors,
 // and locks all of their files: against every other VM if it may write them, else against those that may.
-func blockNode(name string, d containervm.Disk, unsafe bool) (string, error) {
+func blockNode(name string, d containervm.Disk, size int64, unsafe bool) (string, error) {
 	if d.Path == "" {
-		return `{"driver":"null-co","node-name":"` + name + `","size":1048576,"read-zeroes":true}`, nil
+		return fmt.Sprintf(`{"driver":"null-co","node-name":"%s","size":%d,"read-zeroes":true}`, name, size), nil
 	}
 	cache := map[string]bool{"no-flush": unsafe}
 	b, err := json.Marshal(map[string]any{

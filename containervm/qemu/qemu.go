@@ -194,9 +194,11 @@ func (d *Driver) run(ctx context.Context, vm containervm.VM, c command) (*machin
 	}
 	if c.bound {
 		_ = syscall.Setpriority(syscall.PRIO_PGRP, cmd.Process.Pid, 19) // it only makes room
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, startTimeout)
+		defer cancel()
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	m, err := d.open(ctx, vm)
 	if err == nil {
 		m.reap(cmd.Process)

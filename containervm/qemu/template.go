@@ -27,8 +27,9 @@ import (
 //	template.json  says that the two are whole; its time is when the template was last used
 //
 // A copy maps ram privately: pages that it does not write to are shared with all other copies, in the
-// page cache. The guest has no driver for its disks and interfaces while it waits (tether's hold), so
-// nothing of one machine's gets into another's, and a copy has whatever is on its command line.
+// page cache. The root disk of a template is an empty one of the same size, of which the guest has read
+// nothing that it keeps. For its other disks and its interfaces it has no driver while it waits (tether's
+// hold), so nothing of one machine's gets into another's, and a copy has whatever is on its command line.
 type template struct {
 	key string
 	dir string
@@ -60,7 +61,7 @@ type templateRecord struct {
 
 // shape is what vm has in common with all VMs that can begin from one template.
 func shape(vm containervm.VM) containervm.VM {
-	s := containervm.VM{ID: "template", Boot: vm.Boot, Memory: vm.Memory, CPUs: vm.CPUs, DiskSerial: vm.DiskSerial}
+	s := containervm.VM{ID: "template", Boot: vm.Boot, Memory: vm.Memory, CPUs: vm.CPUs, DiskSerial: vm.DiskSerial, DiskSize: vm.DiskSize}
 	for i := range vm.NICs {
 		s.NICs = append(s.NICs, containervm.NIC{End: fmt.Sprintf("net%d", i), MAC: fmt.Sprintf("52:54:00:00:00:%02x", i&0xff)})
 	}

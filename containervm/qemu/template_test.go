@@ -39,7 +39,7 @@ func guestVM(t *testing.T) containervm.VM {
 	if out, err := exec.Command("sh", "-ec", script, "sh", dir).CombinedOutput(); err != nil {
 		t.Fatalf("make root disk: %v\n%s", err, out)
 	}
-	v.Disk = filepath.Join(dir, "base.vmdk")
+	v.Disk, v.DiskSize = filepath.Join(dir, "base.vmdk"), 64<<20
 	return v
 }
 
@@ -220,6 +220,7 @@ func TestTemplateOf(t *testing.T) {
 		}, true},
 		{"memory", func(v *containervm.VM) { v.Memory *= 2 }, false},
 		{"CPUs", func(v *containervm.VM) { v.CPUs++ }, false},
+		{"size of the root disk", func(v *containervm.VM) { v.DiskSize += 512 }, false},
 		{"disks", func(v *containervm.VM) { v.Disks = []containervm.Disk{{Path: "/x", Serial: "x"}} }, false},
 		{"interfaces", func(v *containervm.VM) { v.NICs = nil }, false},
 		{"kernel parameters", func(v *containervm.VM) { v.Boot.Cmdline += " x" }, false},
