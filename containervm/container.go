@@ -64,6 +64,7 @@ type Container struct {
 type run struct {
 	number  int
 	machine Machine
+	like    VM            // what its VM was like; the zero value if another process has started it
 	conn    *wire.Conn    // nil while there is no control session
 	started bool          // the container's process runs
 	manual  bool          // somebody stops or kills it

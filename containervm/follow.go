@@ -51,6 +51,9 @@ func (f *follower) next(ctx context.Context, over func() bool) (wire.Record, err
 			}
 			f.r = wire.NewLogReader(f.f, head)
 		}
+		if err := f.renew(); err != nil {
+			return wire.Record{}, err
+		}
 		end := over() // before the read: what was written until then is read
 		rec, err := f.r.Next()
 		if err != io.EOF {
@@ -71,6 +74,28 @@ func (f *follower) next(ctx context.Context, over func() bool) (wire.Record, err
 			return rec, ErrClosed
 		}
 	}
+}
+
+// renew opens the log again as long as nothing was read of it: a VM's first start may have replaced an empty one.
+func (f *follower) renew() error {
+	if f.r.Offset() > 0 {
+		return nil
+	}
+	now, err := os.Stat(f.f.Name())
+	if err != nil {
+		return nil // removed: it ends as it is
+	}
+	was, err := f.f.Stat()
+	if err != nil || os.SameFile(was, now) {
+		return err
+	}
+	file, err := os.Open(f.f.Name())
+	if err != nil {
+		return err
+	}
+	f.f.Close()
+	f.f, f.r = file, wire.NewLogReader(file, 0)
+	return nil
 }
 
 // maxDamage is how many bytes of a log that are no records, as VMs leave that were killed, are passed over

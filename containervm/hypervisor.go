@@ -101,7 +101,7 @@ type VM struct {
 	Shares []Share
 	// NICs that are there at the boot. Others may be added later.
 	NICs []NIC
-	// Log is appended with what the guest writes to its log port, Console is
+	// Log is appended with what the guest writes to its log port; an empty file may be replaced. Console is
 	// replaced by what it writes to its console.
 	Log, Console string
 }

@@ -117,10 +117,17 @@ func (m *Manager) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return m.o.Hypervisor.Prepare(ctx, VM{
-		RuntimeDir: filepath.Join(m.o.RuntimeDir, "prepared"), Boot: boot, Memory: DefaultMemory, CPUs: defaultCPUs,
-		DiskSerial: rootSerial, NICs: []NIC{{End: endName(0)}},
-	})
+	return m.o.Hypervisor.Prepare(ctx, m.like(VM{Boot: boot, Memory: DefaultMemory, CPUs: defaultCPUs, NICs: make([]NIC, 1)}))
+}
+
+// like describes no VM in particular, but with hardware like vm's.
+func (m *Manager) like(vm VM) VM {
+	v := VM{RuntimeDir: filepath.Join(m.o.RuntimeDir, "prepared"), Boot: vm.Boot, Memory: vm.Memory, CPUs: vm.CPUs, DiskSerial: rootSerial, DiskSize: m.o.Disks.Capacity(),
+		Disks: make([]Disk, len(vm.Disks)), Shares: vm.Shares}
+	for i := range vm.NICs {
+		v.NICs = append(v.NICs, NIC{End: endName(i)})
+	}
+	return v
 }
 
 // lockFile takes a lock that ends with the process.

@@ -82,6 +82,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	if err == nil {
 		if err = os.MkdirAll(vm.RuntimeDir, 0700); err == nil {
 			if err = touch(vm.Log); err == nil {
+				r.like = c.m.like(vm)
 				r.machine, err = c.m.o.Hypervisor.Start(ctx, vm)
 			}
 		}

@@ -109,6 +109,11 @@ func (c *Container) sawStart(r *run, rec wire.Record) {
 	if first {
 		close(r.up)
 	}
+	if first && r.like.Boot.Kernel != "" { // there may soon be another
+		if err := c.m.o.Hypervisor.Prepare(r.ctx, r.like); err != nil {
+			c.m.o.Log.Warn("prepare fast starts", "error", err)
+		}
+	}
 }
 
 // sawEnd takes in that the process has ended and that the guest will start it again.

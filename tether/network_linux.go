@@ -192,6 +192,15 @@ func (i *netInterface) route(gateways []netip.Addr, preference int) error {
 	return nil
 }
 
+// hardwareLinks are the interfaces that are no loopback and no tunnel, in the kernel's order.
+func hardwareLinks() ([]netlink.Link, error) {
+	links, err := netlink.LinkList()
+	return slices.DeleteFunc(links, func(l netlink.Link) bool {
+		_, err := os.Stat("/sys/class/net/" + l.Attrs().Name + "/device")
+		return err != nil
+	}), err
+}
+
 // findLinks finds the interface of each NIC: by its MAC address, or else in the
 // kernel's order. Those of known are none of them.
 func findLinks(d *devices, nics []wire.NIC, known []*netInterface) ([]netlink.Link, error) {
@@ -200,16 +209,12 @@ func findLinks(d *devices, nics []wire.NIC, known []*netInterface) ([]netlink.Li
 	}
 	found := make([]netlink.Link, len(nics))
 	err := d.await(fmt.Sprintf("all of %d network interfaces", len(nics)), func() (bool, error) {
-		links, err := netlink.LinkList()
+		links, err := hardwareLinks()
 		if err != nil {
 			return false, err
 		}
 		links = slices.DeleteFunc(links, func(l netlink.Link) bool {
-			if slices.ContainsFunc(known, func(i *netInterface) bool { return i.link.Attrs().Index == l.Attrs().Index }) {
-				return true
-			}
-			_, err := os.Stat("/sys/class/net/" + l.Attrs().Name + "/device")
-			return err != nil // no hardware: loopback, tunnels
+			return slices.ContainsFunc(known, func(i *netInterface) bool { return i.link.Attrs().Index == l.Attrs().Index })
 		})
 		for _, byMAC := range []bool{true, false} {
 			for i, nic := range nics {

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"sync"
+
+	"github.com/vishvananda/netlink"
 
 	"vic/tether/wire"
 )
@@ -32,8 +35,16 @@ func (g *guest) configure() (*wire.Config, error) {
 		return nil, err
 	}
 	debug.FreeOSMemory()
+	prepared := false
+	prepare := func() error {
+		prepared = true
+		return g.prepare(held)
+	}
 	for {
-		conf, sent, err := wire.AwaitConfig(g.control)
+		conf, sent, err := wire.AwaitConfig(g.control, prepare)
+		if err == io.EOF && prepared {
+			return nil, errors.New("the host went away before it said what to run")
+		}
 		if err == io.EOF {
 			if err := g.control.awaitHost(); err != nil {
 				return nil, err
@@ -48,8 +59,51 @@ func (g *guest) configure() (*wire.Config, error) {
 			return nil, err
 		}
 		conf.Time = sent.UnixNano() - since
+		if prepared {
+			return conf, readdress(conf.NICs)
+		}
 		return conf, held.release()
 	}
+}
+
+// prepare does as much as can be done before the configuration is there. Some of it is done for nothing
+// but its being faster the second time, which it is by far under emulation.
+func (g *guest) prepare(h held) error {
+	if err := h.release(); err != nil {
+		return err
+	}
+	if _, err := g.devices.disk(""); err != nil {
+		return err
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err == nil {
+		_, err = hardwareLinks()
+	}
+	return err
+}
+
+// readdress gives the interfaces, which are down, the addresses of nics.
+func readdress(nics []wire.NIC) error {
+	links, err := hardwareLinks()
+	if err != nil {
+		return err
+	}
+	for i, nic := range nics {
+		if nic.MAC == "" || i >= len(links) {
+			continue
+		}
+		mac, err := net.ParseMAC(nic.MAC)
+		if err == nil {
+			err = netlink.LinkSetHardwareAddr(links[i], mac)
+		}
+		if err != nil {
+			return fmt.Errorf("give interface %d address %s: %w", i, nic.MAC, err)
+		}
+	}
+	return nil
 }
 
 // oemStrings reads the machine's OEM strings.

@@ -33,6 +33,7 @@ type serveFlags struct {
 	accel       string
 	qemu        string
 	noTemplates bool
+	noSpare     bool
 	hostGateway string
 	metricsAddr string
 	logLevel    string
@@ -80,6 +81,7 @@ $DOCKER_CERT_PATH, or else in ~/.docker.`,
 	fl.StringVar(&f.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
 	fl.StringVar(&f.accel, "accel", "", "`kvm` or tcg (emulation); default KVM if a virtual machine is seen to boot with it")
 	fl.StringVar(&f.qemu, "qemu", "", "`file` of QEMU; default qemu-system-x86_64 in $PATH")
+	fl.BoolVar(&f.noSpare, "no-spare", false, "keep no container VM ready; by default one like the last runs without a container, and the next starts in it")
 	fl.BoolVar(&f.noTemplates, "no-templates", false, "boot every container VM; by default most begin as copies of one that has booted, and share what they do not change of its memory")
 	fl.StringVar(&f.hostGateway, "host-gateway", "", "`IP` address of this machine that containers reach at their gateway; default none of its own services")
 	return cmd
@@ -195,6 +197,7 @@ func openHost(ctx context.Context, f serveFlags, log *slog.Logger) (_ *host, err
 	driver := &qemu.Driver{Binary: f.qemu, Accel: f.accel, Cache: filepath.Join(state, "platform.json"), Log: log}
 	if !f.noTemplates {
 		driver.Templates = filepath.Join(state, "templates")
+		driver.Spare = !f.noSpare
 	}
 	h.driver = driver
 	platform, err := driver.Platform(ctx, m.Kernel)

@@ -23,6 +23,9 @@ const (
 // a port costs 50 to 70 ms of every boot under emulation.
 const slots = "slots"
 
+// rootNode is the block node of the root disk.
+const rootNode = "root"
+
 // Open files that QEMU begins with.
 const (
 	monitorFD    = 3
@@ -42,7 +45,7 @@ type origin struct {
 
 // args is QEMU's command line for vm.
 func args(vm containervm.VM, p Platform, o origin) ([]string, error) {
-	root, err := blockNode("root", containervm.Disk{Path: vm.Disk}, vm.DiskSize, vm.Unsafe)
+	root, err := blockNode(rootNode, containervm.Disk{Path: vm.Disk}, vm.DiskSize, vm.Unsafe)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +81,7 @@ func args(vm containervm.VM, p Platform, o origin) ([]string, error) {
 	}
 	a = append(a,
 		"-blockdev", root,
-		"-device", "virtio-blk-pci,drive=root,serial="+escape(vm.DiskSerial),
+		"-device", "virtio-blk-pci,drive="+rootNode+",serial="+escape(vm.DiskSerial),
 		// ACPI plugs, as on all of QEMU's bridges: the bridge's own controller would be one more to set up.
 		"-device", "pci-bridge,id="+slots+",chassis_nr=1,shpc=off,msi=off",
 		"-device", "virtio-serial-pci,id=ports",
@@ -144,21 +147,27 @@ func platformArgs(p Platform) []string {
 	return a
 }
 
-// blockNode describes a disk; without a path it is empty and has that size. QEMU finds the disks below it by the hints in their descriptors,
+// blockNode describes a disk. Without a path it is empty and has that size, and another node can be put into it
+// (insert). QEMU finds the disks below it by the hints in their descriptors,
 // and locks all of their files: against every other VM if it may write them, else against those that may.
 func blockNode(name string, d containervm.Disk, size int64, unsafe bool) (string, error) {
 	if d.Path == "" {
-		return fmt.Sprintf(`{"driver":"null-co","node-name":"%s","size":%d,"read-zeroes":true}`, name, size), nil
+		return fmt.Sprintf(`{"driver":"raw","node-name":"%s","file":{"driver":"null-co","size":%d,"read-zeroes":true}}`, name, size), nil
 	}
-	cache := map[string]bool{"no-flush": unsafe}
-	b, err := json.Marshal(map[string]any{
-		"driver": "vmdk", "node-name": name, "cache": cache, "read-only": d.ReadOnly,
-		"file": map[string]any{"driver": "file", "filename": d.Path, "cache": cache, "read-only": d.ReadOnly},
-	})
+	b, err := json.Marshal(vmdkNode(name, d, unsafe))
 	if err != nil {
 		return "", fmt.Errorf("describe disk: %w", err)
 	}
 	return string(b), nil
+}
+
+// vmdkNode is the description of a disk that is a VMDK.
+func vmdkNode(name string, d containervm.Disk, unsafe bool) map[string]any {
+	cache := map[string]bool{"no-flush": unsafe}
+	return map[string]any{
+		"driver": "vmdk", "node-name": name, "cache": cache, "read-only": d.ReadOnly,
+		"file": map[string]any{"driver": "file", "filename": d.Path, "cache": cache, "read-only": d.ReadOnly},
+	}
 }
 
 func configPath(vm containervm.VM, i int) string {

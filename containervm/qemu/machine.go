@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -40,13 +41,18 @@ var errNoAnswer = errors.New("qemu: the VM does not answer")
 // quitTimeout is how long QEMU may take to write its buffers and end.
 const quitTimeout = 3 * time.Second
 
-// openProcess finds the process that wrote a VM's pid file, if it still runs.
+// openProcess finds the process that wrote a VM's pid file, if it still runs: QEMU holds a lock on the file
+// from before it writes to it until it ends.
 func openProcess(vm containervm.VM) (int, *os.File, error) {
-	path := socket(vm, pidFile)
-	b, err := os.ReadFile(path)
+	f, err := os.Open(socket(vm, pidFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil, containervm.ErrNoMachine
 	} else if err != nil {
+		return 0, nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 32))
+	if err != nil {
 		return 0, nil, err
 	}
 	pid, err := strconv.Atoi(string(bytes.TrimSpace(b)))
@@ -59,14 +65,17 @@ func openProcess(vm containervm.VM) (int, *os.File, error) {
 	} else if err != nil {
 		return 0, nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	f := os.NewFile(uintptr(fd), "pidfd")
-	// The pid may be somebody else's by now; if it is QEMU's the pidfd is too.
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !bytes.Contains(line, []byte("\x00-pidfile\x00"+path+"\x00")) {
-		f.Close()
-		return 0, nil, containervm.ErrNoMachine
+	process := os.NewFile(uintptr(fd), "pidfd")
+	// The number may be somebody else's by now; as long as QEMU has its lock it is QEMU's.
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil || lock.Type == unix.F_UNLCK {
+		process.Close()
+		if err == nil {
+			err = containervm.ErrNoMachine
+		}
+		return 0, nil, err
 	}
-	return pid, f, nil
+	return pid, process, nil
 }
 
 // newMachine watches over a process.

@@ -17,7 +17,8 @@
 // The hardware is a trimmed q35 of a fixed version: root disk on virtio-blk, one
 // virtio-serial controller, a virtio-net for each NIC, a few empty PCI Express slots. The kernel is booted directly.
 //
-// Under emulation a VM begins as a copy of a template where there is one, see template.
+// Under emulation a VM begins as a copy of a template where there is one, see template, or becomes one that
+// runs already, see spare.
 //
 // That a VM has ended is known from a pidfd (Linux 5.3), which needs no polling, works for
 // a process that is not our child, and cannot mean another process. A service manager that runs
@@ -57,6 +58,8 @@ type Driver struct {
 	Virtiofsd string
 	// Templates is a folder for guests that have booted, of which others are made; "" for none.
 	Templates string
+	// Spare has one VM kept running that the next to start can become, if it is like the last one.
+	Spare bool
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
 

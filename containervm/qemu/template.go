@@ -158,49 +158,67 @@ func openSized(path string, flag int, size int64) (*os.File, error) {
 // copyOf starts vm as a copy of a template. The error is fs.ErrNotExist if there is no such template, a
 // *brokenError if it does not work; any other is vm's own, which will not boot either.
 func (d *Driver) copyOf(ctx context.Context, t template, vm containervm.VM, p Platform) (*machine, error) {
-	ram, saved, err := t.open()
+	ctx, cancel := context.WithTimeout(ctx, copyTimeout)
+	defer cancel()
+	m, conn, err := d.wake(ctx, t, vm, p)
 	if err != nil {
 		return nil, err
+	}
+	defer conn.Close() // all was said
+	if err := wire.SendConfig(ctx, conn, vm.Config); err != nil {
+		return nil, &brokenError{errors.Join(err, m.destroy(), said(vm))}
+	}
+	return m, nil
+}
+
+// wake has vm begin where the template was saved: it waits for its configuration on the connection.
+func (d *Driver) wake(ctx context.Context, t template, vm containervm.VM, p Platform) (*machine, net.Conn, error) {
+	ram, saved, err := t.open()
+	if err != nil {
+		return nil, nil, err
 	}
 	defer ram.Close()
 	defer saved.Close()
 	// By its descriptor, since the name may be another file's by the time that QEMU opens it.
 	a, err := args(vm, p, origin{ram: fmt.Sprintf("/proc/self/fd/%d", firstFile)})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, copyTimeout)
-	defer cancel()
 	m, err := d.run(ctx, vm, command{args: a, files: []*os.File{ram, saved}})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := m.adopt(ctx, fmt.Sprintf("fd:%d", firstFile+1), vm.Config); err != nil {
-		return nil, &brokenError{errors.Join(err, m.destroy(), said(vm))}
+	conn, err := m.adopt(ctx, fmt.Sprintf("fd:%d", firstFile+1))
+	if err != nil {
+		return nil, nil, &brokenError{errors.Join(err, m.destroy(), said(vm))}
 	}
-	return m, nil
+	return m, conn, nil
 }
 
-// adopt lets a copy begin where its template was saved, and gives it its configuration. The guest was
-// saved with a host on its control port, so it finds one there.
-func (m *machine) adopt(ctx context.Context, saved string, config []string) error {
+// adopt lets a copy begin where its template was saved. The guest was saved with a host on its control
+// port, so it finds one there.
+func (m *machine) adopt(ctx context.Context, saved string) (_ net.Conn, err error) {
 	conn, err := m.Dial(ctx, "control")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer conn.Close() // all was said
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
 	if err := m.ignoreShared(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	// No interface is to announce itself: it has no driver yet, and QEMU 7.2 ends if it happens before it
 	// listens for the interface's other end.
 	if _, err := m.mon.execute(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}); err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := m.mon.execute(ctx, "migrate-incoming", map[string]any{"uri": saved}); err != nil {
-		return err
+		return nil, err
 	}
-	return wire.SendConfig(ctx, conn, config)
+	return conn, nil
 }
 
 // ignoreShared leaves memory that is a shared file out of the state that is saved, or to be expected.

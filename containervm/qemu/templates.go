@@ -28,12 +28,15 @@ type templates struct {
 	wg   sync.WaitGroup
 	turn sync.Mutex // held to make one; before mu
 
-	mu     sync.Mutex
-	busy   map[string]bool // by key: is being made, or will be
-	failed map[string]int  // by key: how often
-	ctx    context.Context // of the making; ends with the Driver
-	cancel context.CancelFunc
-	closed bool
+	mu      sync.Mutex
+	busy    map[string]bool // by key: is being made, or will be
+	failed  map[string]int  // by key: how often
+	spare   *spare          // nil if there is none now
+	spareOf string          // key of its template
+	swept   bool            // guarded by turn: what was left of spares is removed
+	ctx     context.Context // of the making; ends with the Driver
+	cancel  context.CancelFunc
+	closed  bool
 }
 
 // init makes the zero value usable. Call it with mu held.
@@ -55,7 +58,10 @@ func (d *Driver) startCopy(ctx context.Context, vm containervm.VM, p Platform) c
 		d.log().Warn("name template", "container", vm.ID, "error", err)
 		return nil
 	}
-	m, err := d.copyOf(ctx, t, vm, p)
+	m := d.takeSpare(ctx, t, vm)
+	if m == nil {
+		m, err = d.copyOf(ctx, t, vm, p)
+	}
 	if err == nil {
 		now := time.Now()
 		_ = os.Chtimes(filepath.Join(t.dir, templateFile), now, now) // it only may be removed sooner
@@ -83,10 +89,15 @@ func (d *Driver) Prepare(ctx context.Context, vm containervm.VM) error {
 		return err
 	}
 	t, err := d.template(vm, p)
-	if err == nil {
+	if err != nil {
+		return err
+	}
+	if t.whole() {
+		d.spareLater(t, vm, p)
+	} else {
 		d.makeLater(t, vm, p)
 	}
-	return err
+	return nil
 }
 
 // makeLater makes a template in the background, unless it is there or has failed too often.
@@ -103,6 +114,8 @@ func (d *Driver) makeLater(t template, vm containervm.VM, p Platform) {
 	ts.init()
 	ts.busy[t.key] = true
 	ts.wg.Go(func() {
+		next := func() {}
+		defer func() { next() }()
 		ts.turn.Lock()
 		defer ts.turn.Unlock()
 		begin := time.Now()
@@ -116,6 +129,7 @@ func (d *Driver) makeLater(t template, vm containervm.VM, p Platform) {
 		switch {
 		case err == nil:
 			d.log().Info("made a template to start containers from", "template", t.key, "memory", vm.Memory, "CPUs", vm.CPUs, "took", time.Since(begin).Round(time.Millisecond))
+			next = func() { d.spareLater(t, vm, p) }
 		case ts.ctx.Err() == nil:
 			ts.failed[t.key]++
 			d.log().Warn("make a template to start containers from", "template", t.key, "error", err)
@@ -166,6 +180,9 @@ func (d *Driver) sweep() error {
 		u := used{path: filepath.Join(d.Templates, e.Name())}
 		fi, err := os.Stat(filepath.Join(u.path, templateFile))
 		ram, ramErr := os.Stat(filepath.Join(u.path, ramFile))
+		if strings.HasPrefix(e.Name(), spareName) {
+			continue
+		}
 		if strings.HasPrefix(e.Name(), unfinished) || err != nil || ramErr != nil {
 			if err := os.RemoveAll(u.path); err != nil {
 				return err
@@ -201,5 +218,11 @@ func (d *Driver) Close() error {
 	}
 	ts.mu.Unlock()
 	ts.wg.Wait()
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if s := ts.spare; s != nil {
+		ts.spare = nil
+		return s.end()
+	}
 	return nil
 }

@@ -16,33 +16,53 @@ import (
 //	host ─► guest  23 config      one of Config's strings; channel: how many follow; stamp: time, ns since 1970
 //	guest ─► host  24 configured  the payload is empty, or says why not
 //
-// The host hangs up after that, and what follows is a control session like any other.
+// The host hangs up after that, and what follows is a control session like any other. Before it has the
+// configuration, once, it can have the guest do what needs none:
+//
+//	host ─► guest  25 prepare     no payload; the guest answers with another waiting
 const Template = "vic-template"
 
 const (
 	frameWaiting    = 22
 	frameConfig     = 23
 	frameConfigured = 24
+	framePrepare    = 25
 )
 
-// AwaitConfig is the guest's side: it waits for a host and its Config. The time is the host's, when
-// it sent it. io.EOF says that the host has hung up before; another may come.
-func AwaitConfig(port io.ReadWriter) (*Config, time.Time, error) {
-	if _, err := port.Write(appendFrame(nil, frame{typ: frameWaiting})); err != nil {
-		return nil, time.Time{}, fmt.Errorf("wait for configuration: %w", err)
+// AwaitConfig is the guest's side: it waits for a host and its Config, and calls prepare if the host
+// wants that before. The time is the host's, when it sent the Config. io.EOF says that the host has hung up; another may come.
+func AwaitConfig(port io.ReadWriter, prepare func() error) (*Config, time.Time, error) {
+	fail := func(err error) (*Config, time.Time, error) { return nil, time.Time{}, err }
+	wait := func() error {
+		if _, err := port.Write(appendFrame(nil, frame{typ: frameWaiting})); err != nil {
+			return fmt.Errorf("wait for configuration: %w", err)
+		}
+		return nil
+	}
+	if err := wait(); err != nil {
+		return fail(err)
 	}
 	fr := newFrameReader(port)
 	var parts []string
 	for size := 0; ; {
 		f, _, err := fr.next()
 		if err != nil {
-			return nil, time.Time{}, err
+			return fail(err)
+		}
+		if f.typ == framePrepare && prepare != nil {
+			err, prepare = prepare(), nil
+			if err == nil {
+				err = wait()
+			}
+			if err != nil {
+				return fail(err)
+			}
 		}
 		if f.typ != frameConfig {
 			continue
 		}
 		if size += len(f.payload); size > maxStrings {
-			return nil, time.Time{}, errors.New("wire: configuration strings are too long")
+			return fail(errors.New("wire: configuration strings are too long"))
 		}
 		parts = append(parts, string(f.payload))
 		if f.channel > 0 {
@@ -65,6 +85,15 @@ func AwaitConfig(port io.ReadWriter) (*Config, time.Time, error) {
 func AwaitWaiting(ctx context.Context, conn net.Conn) error {
 	_, err := awaitFrame(ctx, conn, frameWaiting)
 	return err
+}
+
+// SendPrepare has the guest that waits at the other end do what needs no Config, and returns when it
+// waits again.
+func SendPrepare(ctx context.Context, conn net.Conn) error {
+	if _, err := conn.Write(appendFrame(nil, frame{typ: framePrepare})); err != nil {
+		return fmt.Errorf("prepare guest: %w", err)
+	}
+	return AwaitWaiting(ctx, conn)
 }
 
 // SendConfig gives a waiting guest its configuration, as Config.Strings made it, and returns when the

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +44,7 @@ func TestSendConfig(t *testing.T) {
 				}
 				done <- err
 			}()
-			got, sent, err := AwaitConfig(guest)
+			got, sent, err := AwaitConfig(guest, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -52,6 +53,38 @@ func TestSendConfig(t *testing.T) {
 			}
 			if !reflect.DeepEqual(*got, conf) || time.Since(sent).Abs() > time.Hour {
 				t.Errorf("got %+v, sent %v", got, sent)
+			}
+		})
+	}
+}
+
+// TestSendPrepare has a guest prepare itself, which then takes its configuration or has failed.
+func TestSendPrepare(t *testing.T) {
+	parts, err := (&Config{ID: "a", Args: []string{"true"}}).Strings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, failure := range map[string]error{"prepared": nil, "failed": errors.New("no room")} {
+		t.Run(name, func(t *testing.T) {
+			host, guest := pipe(t)
+			done := make(chan error, 1)
+			go func() {
+				err := AwaitWaiting(t.Context(), host)
+				if err == nil {
+					err = SendPrepare(t.Context(), host)
+				}
+				if err == nil {
+					err = SendConfig(t.Context(), host, parts)
+				}
+				done <- err
+			}()
+			got, _, err := AwaitConfig(guest, func() error { return failure })
+			guest.Close()
+			if err != failure || (err == nil) != (got != nil) {
+				t.Errorf("got %v, %v", got, err)
+			}
+			if err := <-done; (err == nil) != (failure == nil) {
+				t.Errorf("host: %v", err)
 			}
 		})
 	}
@@ -72,7 +105,7 @@ func TestSendConfigRefused(t *testing.T) {
 				}
 				refused <- err
 			}()
-			if _, _, err := AwaitConfig(guest); err == nil {
+			if _, _, err := AwaitConfig(guest, nil); err == nil {
 				t.Error("guest takes it")
 			}
 			if err := <-refused; err == nil || !strings.Contains(err.Error(), "guest does not take its configuration") {
@@ -116,14 +149,19 @@ func FuzzAwaitConfig(f *testing.F) {
 	whole := appendFrame(nil, frame{frameConfig, 0, 1, []byte(parts[0])})
 	f.Add(whole)
 	f.Add(whole[:len(whole)-3])
+	f.Add(slices.Concat(appendFrame(nil, frame{typ: framePrepare}), appendFrame(nil, frame{typ: framePrepare}), whole))
 	f.Add(append(appendFrame(nil, frame{frameConfig, 1, 1, []byte("vic1:0/2:")}), whole...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var said bytes.Buffer
-		c, _, err := AwaitConfig(stream{bytes.NewReader(b), &said})
+		prepared := 0
+		c, _, err := AwaitConfig(stream{bytes.NewReader(b), &said}, func() error { prepared++; return nil })
+		if prepared > 1 {
+			t.Errorf("prepared %d times", prepared)
+		}
 		if (c == nil) == (err == nil) {
 			t.Errorf("got %v, %v", c, err)
 		}
-		if said.Len() > 2*headerSize+maxStuffed {
+		if said.Len() > 3*headerSize+maxStuffed {
 			t.Errorf("%d bytes of answer", said.Len())
 		}
 	})
