@@ -57,20 +57,20 @@ func (d *Driver) takeSpare(ctx context.Context, t template, vm containervm.VM) *
 	}
 	ts.spare = nil
 	ts.mu.Unlock()
-	defer s.conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, copyTimeout)
 	defer cancel()
-	folder := s.m.vm.Dir
-	err := s.become(ctx, vm)
-	if err != nil {
-		err = errors.Join(err, s.m.destroy())
-	}
-	if removeErr := os.RemoveAll(folder); removeErr != nil {
-		d.log().Warn("remove what a spare VM has left", "error", removeErr)
-	}
-	if err != nil {
+	was := s.m.vm
+	if err := s.become(ctx, vm); err != nil {
 		d.log().Warn("a spare VM is of no use", "container", vm.ID, "error", err)
+		s.m.vm = was
+		d.drop(s)
+		if err := os.MkdirAll(vm.RuntimeDir, 0o700); err != nil {
+			d.log().Warn("make a VM's folder again", "error", err)
+		}
 		return nil
+	}
+	if err := errors.Join(s.conn.Close(), os.RemoveAll(was.Dir)); err != nil {
+		d.log().Warn("remove what a spare VM has left", "error", err)
 	}
 	return s.m
 }
