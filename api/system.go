@@ -99,7 +99,7 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 		Warnings:           []string{},
 	}
 	if s.host.Templates != nil {
-		info.DriverStatus = append(info.DriverStatus, [2]string{"Start Templates", strconv.Itoa(s.host.Templates())})
+		info.DriverStatus = append(info.DriverStatus, [2]string{"Start Templates", strconv.Itoa(s.host.Templates())}, [2]string{"Start Spares", strconv.Itoa(s.host.Spares())})
 	}
 	for _, c := range s.containers.List() {
 		info.Containers++

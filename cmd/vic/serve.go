@@ -212,7 +212,7 @@ func openHost(ctx context.Context, f serveFlags, log *slog.Logger) (_ *host, err
 		return nil, fmt.Errorf("open containers: %w", err)
 	}
 	h.facts, err = factsOf(m, platform, f.insecure)
-	h.facts.Templates = driver.Ready
+	h.facts.Templates, h.facts.Spares = driver.Ready, driver.Spares
 	return h, err
 }
 

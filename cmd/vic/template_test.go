@@ -19,6 +19,19 @@ func (s *suite) awaitTemplate(t *testing.T) {
 	}
 }
 
+// awaitSpare waits until a VM is kept ready for the next container, unless all are booted.
+func (s *suite) awaitSpare(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(commandTimeout); ; time.Sleep(50 * time.Millisecond) { // likewise
+		if info := s.docker(t, "", "info").ok(); !strings.Contains(info, "Start Templates: ") || strings.Contains(info, "Start Spares: 1\n") {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no VM is kept ready:\n%s", s.log.String())
+		}
+	}
+}
+
 // testTemplates runs what testRun and testStdin do in containers that began as copies, compares two
 // of them, and has one outlive the server.
 func testTemplates(t *testing.T, s *suite) {

@@ -134,6 +134,17 @@ func (d *Driver) makeSpare(ctx context.Context, t template, vm containervm.VM, p
 	return &spare{m, conn}, nil
 }
 
+// Spares is how many VMs are kept ready.
+func (d *Driver) Spares() int {
+	ts := &d.templates
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if ts.spare == nil {
+		return 0
+	}
+	return 1
+}
+
 // end ends a spare that nobody wants.
 func (s *spare) end() error {
 	return errors.Join(s.conn.Close(), s.m.destroy(), os.RemoveAll(s.m.vm.Dir), os.RemoveAll(s.m.vm.RuntimeDir))
