@@ -43,10 +43,7 @@ func (s *Server) attachContainer(w http.ResponseWriter, r *http.Request) error {
 
 // attachOptions reads the parameters of attaching.
 func attachOptions(r *http.Request, c *containervm.Container) (o containervm.AttachOptions, err error) {
-	live, logs := boolParam(r, "stream"), boolParam(r, "logs")
-	if !live && !logs {
-		return o, badRequest("Either the stream or logs query parameter must be true")
-	}
+	live, logs := boolParam(r, "stream"), boolParam(r, "logs") // with neither the stream is empty
 	if logs && c.Info().Spec.Log.Unread {
 		return o, errUnread
 	}

@@ -25,6 +25,10 @@ import (
 // commitContainer is docker commit: what a container changed becomes a layer upon its image's.
 func (s *Server) commitContainer(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
+	changed, err := commitBody(r)
+	if err != nil {
+		return err
+	}
 	c, err := s.containers.Container(q.Get("container"))
 	if err != nil {
 		return err
@@ -34,7 +38,7 @@ func (s *Server) commitContainer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	info := c.Info()
-	cfg, err := commitConfig(r, info)
+	cfg, err := commitConfig(changed, q["changes"], info)
 	if err != nil {
 		return err
 	}
@@ -52,21 +56,24 @@ func (s *Server) commitContainer(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusCreated, common.IDResponse{ID: img.ID.String()})
 }
 
-// commitConfig is the configuration of the new image: the container's, less what the request changes.
-func commitConfig(r *http.Request, info containervm.Info) (dockerspec.DockerOCIImageConfig, error) {
-	var cfg dockerspec.DockerOCIImageConfig
+// commitBody reads the configuration in the request's body. Most clients send none.
+func commitBody(r *http.Request) (*container.Config, error) {
 	changed := new(container.Config)
 	body := bufio.NewReader(r.Body)
-	if _, err := body.Peek(1); err == nil { // most clients send none
-		r.Body = io.NopCloser(body)
-		if err := decodeBody(r, changed); err != nil {
-			return cfg, err
-		}
+	if _, err := body.Peek(1); err != nil {
+		return changed, nil
 	}
+	r.Body = io.NopCloser(body)
+	return changed, decodeBody(r, changed)
+}
+
+// commitConfig is the configuration of the new image: the container's, less what the request changes.
+func commitConfig(changed *container.Config, changes []string, info containervm.Info) (dockerspec.DockerOCIImageConfig, error) {
+	var cfg dockerspec.DockerOCIImageConfig
 	if err := convert(changed, &cfg); err != nil {
 		return cfg, err
 	}
-	if err := applyChanges(&cfg, r.URL.Query()["changes"]); err != nil {
+	if err := applyChanges(&cfg, changes); err != nil {
 		return cfg, err
 	}
 	var own dockerspec.DockerOCIImageConfig

@@ -26,7 +26,13 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if body.HostConfig == nil {
 		body.HostConfig = new(hostConfig)
 	}
+	if err := checkValues(body.HostConfig); err != nil {
+		return err
+	}
 	if err := checkOptions(options, &body); err != nil {
+		return err
+	}
+	if err := fillIn(&body, versionOf(r)); err != nil {
 		return err
 	}
 	img, err := s.findImage(body.Image)

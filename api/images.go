@@ -22,6 +22,9 @@ import (
 
 // findImage looks an image up, with Docker's words for one that is not there.
 func (s *Server) findImage(ref string) (*layerstore.Image, error) {
+	if _, err := reference.ParseAnyReference(ref); err != nil {
+		return nil, badRequest("%w", err)
+	}
 	img, err := s.store.Image(ref)
 	if errors.Is(err, layerstore.ErrNotFound) {
 		return nil, notFound("No such image: %s", familiar(ref))

@@ -203,10 +203,18 @@ func (s *Server) renameContainer(w http.ResponseWriter, r *http.Request) error {
 // sizeParams reads the size of a terminal.
 func sizeParams(r *http.Request) (containervm.Size, error) {
 	var v [2]uint64
-	for i, key := range []string{"h", "w"} {
-		n, err := strconv.ParseUint(r.URL.Query().Get(key), 10, 32)
+	for i, name := range []string{"height", "width"} {
+		text := r.URL.Query().Get(name[:1])
+		// ParseUint takes no sign, and does not tell a number that is negative from what is none.
+		digits, negative := strings.CutPrefix(text, "-")
+		n, err := strconv.ParseUint(digits, 10, 32)
+		if err == nil && negative {
+			err = strconv.ErrRange
+		} else if err != nil {
+			err = errors.Unwrap(err)
+		}
 		if err != nil {
-			return containervm.Size{}, badRequest("invalid resize %s: %w", map[string]string{"h": "height", "w": "width"}[key], err)
+			return containervm.Size{}, badRequest("invalid resize %s %q: %w", name, text, err)
 		}
 		v[i] = n
 	}

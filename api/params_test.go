@@ -101,6 +101,52 @@ func TestDecodeBody(t *testing.T) {
 	})
 }
 
+// The texts are those that moby's own tests look for.
+func TestSizeParams(t *testing.T) {
+	for _, tt := range []struct{ name, query, want string }{
+		{"good", "h=40&w=80", ""},
+		{"not there", "w=80", `invalid resize height "": invalid syntax`},
+		{"empty", "h=40&w=", `invalid resize width "": invalid syntax`},
+		{"no number", "h=x&w=80", `invalid resize height "x": invalid syntax`},
+		{"signed", "h=%2B1&w=80", `invalid resize height "+1": invalid syntax`},
+		{"negative", "h=40&w=-100", `invalid resize width "-100": value out of range`},
+		{"large", "h=4294967296&w=80", `invalid resize height "4294967296": value out of range`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			size, err := sizeParams(httptest.NewRequest("POST", "/x?"+tt.query, nil))
+			if tt.want == "" && (err != nil || size.Rows != 40 || size.Cols != 80) {
+				t.Errorf("got %v, %v", size, err)
+			}
+			if tt.want != "" && (err == nil || err.Error() != tt.want || statusOf(err) != http.StatusBadRequest) {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestCommitBody(t *testing.T) {
+	for _, tt := range []struct{ name, contentType, body, want string }{
+		{"none", "", "", ""},
+		{"good", "application/json", `{"User":"u"}`, ""},
+		{"wrong type", "text/plain", "{}", "unsupported Content-Type header (text/plain): must be 'application/json'"},
+		{"bad", "application/json", "{x", "invalid JSON: invalid character 'x' looking for beginning of object key string"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := httptest.NewRequest("POST", "/commit?container=none", strings.NewReader(tt.body))
+			if tt.contentType != "" {
+				r.Header.Set("Content-Type", tt.contentType)
+			}
+			changed, err := commitBody(r)
+			if tt.want == "" && (err != nil || tt.body != "" && changed.User != "u") {
+				t.Errorf("got %+v, %v", changed, err)
+			}
+			if tt.want != "" && (err == nil || err.Error() != tt.want) {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
 func FuzzCreateBody(f *testing.F) {
 	f.Add(readFile(f, "testdata/create.json"))
 	f.Add(`{"Image":"bb","HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]},"ExtraHosts":["a:::1"],"Tmpfs":{"/run":"size=1m"}}}`)

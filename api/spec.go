@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -133,8 +132,8 @@ func setTmpfs(s *containervm.Spec, body *createBody) error {
 		s.Tmpfs = append(s.Tmpfs, t)
 	}
 	for _, t := range s.Tmpfs {
-		if !path.IsAbs(t.Target) || path.Clean(t.Target) == "/" {
-			return badRequest("invalid mount path: '%s' mount path must be absolute and not the root", t.Target)
+		if _, err := mountTarget(t.Target); err != nil {
+			return err
 		}
 	}
 	return nil

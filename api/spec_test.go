@@ -11,6 +11,7 @@ import (
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"vic/containervm"
@@ -38,6 +39,12 @@ func specFrom(t *testing.T, text string, img *dockerspec.DockerOCIImageConfig) (
 	}
 	if body.HostConfig == nil {
 		body.HostConfig = new(hostConfig)
+	}
+	if err := checkValues(body.HostConfig); err != nil {
+		return containervm.Spec{}, nil, err
+	}
+	if err := fillIn(&body, maxVersion); err != nil {
+		return containervm.Spec{}, nil, err
 	}
 	if err := merge(body.Config, img); err != nil {
 		return containervm.Spec{}, nil, err
@@ -169,6 +176,7 @@ func TestSpecRefused(t *testing.T) {
 		{"add-host", `{"HostConfig":{"ExtraHosts":["a"]}}`, "bad format for add-host"},
 		{"add-host address", `{"HostConfig":{"ExtraHosts":["a:b"]}}`, "invalid IP address in add-host"},
 		{"tmpfs path", `{"HostConfig":{"Tmpfs":{"run":""}}}`, "mount path must be absolute"},
+		{"tmpfs at the root", `{"HostConfig":{"Tmpfs":{"//":""}}}`, "destination can't be '/'"},
 		{"tmpfs source", `{"HostConfig":{"Mounts":[{"Type":"tmpfs","Source":"x","Target":"/x"}]}}`, "Source must not be specified"},
 		{"ulimit", `{"HostConfig":{"Ulimits":[{"Name":"nope"}]}}`, "invalid ulimit"},
 		{"null ulimit", `{"HostConfig":{"Ulimits":[null]}}`, "null"},
@@ -177,6 +185,11 @@ func TestSpecRefused(t *testing.T) {
 		{"driver option of an endpoint", `{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"DriverOpts":{"a":"b"}}}}}`, "driver-opt"},
 		{"link", `{"HostConfig":{"Links":[":a"]}}`, "bad format for links: :a"},
 		{"two MAC addresses", `{"MacAddress":"02:42:ac:11:00:99","NetworkingConfig":{"EndpointsConfig":{"bridge":{"MacAddress":"02:42:ac:11:00:98"}}}}`, "must match"},
+		{"IPC mode", `{"HostConfig":{"IpcMode":"x"}}`, "invalid IPC mode: x"},
+		{"PID mode", `{"HostConfig":{"PidMode":"container"}}`, "invalid PID mode: container"},
+		{"UTS mode", `{"HostConfig":{"UTSMode":"x"}}`, "invalid UTS mode: x"},
+		{"CPU shares", `{"HostConfig":{"CpuShares":-1}}`, "invalid CPU shares (-1): value must be a positive integer"},
+		{"annotation", `{"HostConfig":{"Annotations":{"":"a"}}}`, "the empty string is not permitted as an annotation key"},
 		{"terminal", `{"HostConfig":{"ConsoleSize":[70000,1]}}`, "too large"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -184,6 +197,34 @@ func TestSpecRefused(t *testing.T) {
 			_, _, err := specFrom(t, body, imageOf("sh"))
 			if err == nil || !strings.Contains(err.Error(), tt.word) || statusOf(err) >= 500 && statusOf(err) != 501 {
 				t.Errorf("got %v, want %s", err, tt.word)
+			}
+		})
+	}
+}
+
+func TestFillIn(t *testing.T) {
+	two := `{"NetworkingConfig":{"EndpointsConfig":{"b":{},"a":null}}}`
+	for _, tt := range []struct {
+		name, body string
+		version    version
+		ipc        container.IpcMode
+		shm        int64
+		err        string
+	}{
+		{"defaults", `{}`, maxVersion, "private", 64 << 20, ""},
+		{"older client", `{}`, version{1, 39}, "shareable", 64 << 20, ""},
+		{"said", `{"HostConfig":{"IpcMode":"shareable","ShmSize":1}}`, maxVersion, "shareable", 1, ""},
+		{"two networks", two, maxVersion, "private", 64 << 20, ""},
+		{"two networks, older client", two, version{1, 43}, "", 0, "Container cannot be created with multiple network endpoints: a, b"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			body := createBody{HostConfig: new(hostConfig)}
+			if err := decodeJSON(strings.NewReader(tt.body), &body); err != nil {
+				t.Fatal(err)
+			}
+			err := fillIn(&body, tt.version)
+			if h := body.HostConfig; h.IpcMode != tt.ipc || h.ShmSize != tt.shm || (err == nil) != (tt.err == "") || err != nil && err.Error() != tt.err {
+				t.Errorf("got %q, %d, %v; want %q, %d, %s", h.IpcMode, h.ShmSize, err, tt.ipc, tt.shm, tt.err)
 			}
 		})
 	}

@@ -325,7 +325,7 @@ func (e *Exec) Resize(ctx context.Context, s Size) error {
 		p, exit, changed := e.process, e.exit, e.changed
 		e.mu.Unlock()
 		if exit != nil {
-			return refuse(ErrConflict, "exec %s has ended", e.id)
+			return refuse(ErrConflict, "exec %s is not running", e.id)
 		}
 		if p != nil {
 			conn, err := e.c.control(ctx, e.run)

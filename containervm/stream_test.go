@@ -166,7 +166,7 @@ func TestExec(t *testing.T) {
 	if i := e.Info(); i.Running || i.ExitCode == nil || *i.ExitCode != 0 || i.PID != 77 {
 		t.Errorf("ended: %+v", i)
 	}
-	wantError(t, e.Resize(ctx, Size{Rows: 1, Cols: 1}), ErrConflict, "has ended")
+	wantError(t, e.Resize(ctx, Size{Rows: 1, Cols: 1}), ErrConflict, "is not running")
 
 	text := randomText(300_000)
 	e = exec(ExecSpec{Args: []string{"cat"}, Stdin: true, Stdout: true})
