@@ -67,9 +67,10 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusCreated, container.CreateResponse{ID: c.ID(), Warnings: warnings})
 }
 
-// createError keeps an image that was removed meanwhile the only reason for a 404.
+// createError keeps an image that was removed meanwhile and a volume driver the only reasons for a 404, as in Docker:
+// clients pull the image then.
 func createError(err error) error {
-	if statusOf(err) == http.StatusNotFound && !errors.Is(err, layerstore.ErrNotFound) {
+	if statusOf(err) == http.StatusNotFound && !errors.Is(err, layerstore.ErrNotFound) && !errors.Is(err, layerstore.ErrNoDriver) {
 		return &statusError{http.StatusBadRequest, err}
 	}
 	return err

@@ -67,6 +67,7 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		Mounts:       s.mountPoints(info.Spec),
 		Config:       made.Config,
 	}, NetworkSettings: s.networkSettings(info)}
+	reply.HostConfig.Links = s.shownLinks(info)
 	if args := info.Spec.Args; len(args) > 0 { // a damaged container has none
 		reply.Path, reply.Args = args[0], args[1:]
 	}

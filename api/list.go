@@ -43,14 +43,18 @@ func (s *Server) listContainers(w http.ResponseWriter, r *http.Request) error {
 	}
 	// A limit, a state or a place in the order ask for containers that do not run, too.
 	everything := boolParam(r, "all") || limit > 0 || f.has("status") || f.has("exited") || f.has("before") || f.has("since")
-	now := time.Now()
+	now, names := time.Now(), s.linkNames()
 	out := []containerSummary{}
 	for _, c := range s.containers.List() {
 		info := c.Info()
-		if !everything && !info.State.Status.Alive() || !match(info) {
+		if !everything && !info.State.Status.Alive() || !match(info, names[info.ID]) {
 			continue
 		}
 		sum := s.summaryOf(info, now)
+		sum.Names = append(sum.Names, names[info.ID]...)
+		if versionOf(r).less(version{1, 46}) {
+			sum.HostConfig.Annotations = nil
+		}
 		if boolParam(r, "size") {
 			sum.SizeRw, sum.SizeRootFs = s.sizes(info)
 		}
@@ -83,7 +87,7 @@ func (s *Server) summaryOf(info containervm.Info, now time.Time) containerSummar
 		sum.Image = info.Spec.ImageID.String()
 	}
 	settings := s.networkSettings(info)
-	sum.HostConfig.NetworkMode = info.Spec.Network.Mode
+	sum.HostConfig.NetworkMode, sum.HostConfig.Annotations = info.Spec.Network.Mode, createdOf(info).HostConfig.Annotations
 	sum.NetworkSettings = &container.NetworkSettingsSummary{Networks: settings.Networks}
 	for port, bindings := range settings.Ports {
 		if len(bindings) == 0 {
@@ -100,8 +104,8 @@ func (s *Server) summaryOf(info containervm.Info, now time.Time) containerSummar
 	return sum
 }
 
-// containerMatcher returns what says whether a container passes the filters.
-func (s *Server) containerMatcher(f filters) (func(containervm.Info) bool, error) {
+// containerMatcher returns what says whether a container, which has further names by links, passes the filters.
+func (s *Server) containerMatcher(f filters) (func(containervm.Info, []string) bool, error) {
 	if err := checkContainerFilters(f); err != nil {
 		return nil, err
 	}
@@ -132,8 +136,8 @@ func (s *Server) containerMatcher(f filters) (func(containervm.Info) bool, error
 			ports[key] = append(ports[key], r)
 		}
 	}
-	return func(info containervm.Info) bool {
-		return f.match("id", info.ID) && f.nameMatches(info.Name) && f.exact("status", string(info.State.Status)) &&
+	return func(info containervm.Info, links []string) bool {
+		return f.match("id", info.ID) && (f.nameMatches(info.Name) || slices.ContainsFunc(links, f.nameMatches)) && f.exact("status", string(info.State.Status)) &&
 			(!f.has("exited") || info.State.Status == containervm.Exited && slices.Contains(f["exited"], strconv.Itoa(info.State.ExitCode))) &&
 			(len(images) == 0 || images[info.Spec.ImageID.String()] || images[info.Spec.Image]) &&
 			(before.IsZero() || info.Created.Before(before)) && (since.IsZero() || info.Created.After(since)) &&

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/moby/moby/api/types/network"
 
@@ -371,22 +370,4 @@ func orNil(list []string) []string {
 		return nil
 	}
 	return list
-}
-
-// parseLinks reads NAME:ALIAS, or NAME.
-func parseLinks(links []string) ([]containervm.Link, error) {
-	var out []containervm.Link
-	for _, text := range links {
-		name, alias, ok := strings.Cut(text, ":")
-		name = strings.TrimPrefix(name, "/")
-		if !ok {
-			alias = name
-		}
-		alias = alias[strings.LastIndex(alias, "/")+1:] // inspect shows /CONTAINER/ALIAS
-		if name == "" || alias == "" || strings.Contains(alias, ":") {
-			return nil, badRequest("bad format for links: %s", text)
-		}
-		out = append(out, containervm.Link{Container: name, Alias: alias})
-	}
-	return out, nil
 }
