@@ -1,8 +1,10 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -15,8 +17,9 @@ import (
 const maxChanges = 64 << 10
 
 // applyChanges changes an image's configuration as the lines of a Dockerfile say that docker import
-// --change takes. Lines stand for themselves: none goes on in the next.
-func applyChanges(cfg *dockerspec.DockerOCIImageConfig, changes []string) error {
+// --change takes. Lines stand for themselves: none goes on in the next. Variables in them are those of cfg, or else of
+// env.
+func applyChanges(cfg *dockerspec.DockerOCIImageConfig, env, changes []string) error {
 	text := strings.Join(changes, "\n")
 	if len(text) > maxChanges {
 		return badRequest("changes of %d bytes, %d are allowed", len(text), maxChanges)
@@ -30,14 +33,14 @@ func applyChanges(cfg *dockerspec.DockerOCIImageConfig, changes []string) error 
 		if i := strings.IndexAny(line, " \t"); i >= 0 {
 			name, rest = line[:i], strings.TrimSpace(line[i:])
 		}
-		if err := applyChange(cfg, strings.ToUpper(name), rest); err != nil {
+		if err := applyChange(cfg, env, strings.ToUpper(name), rest); err != nil {
 			return badRequest("change %q: %w", line, err)
 		}
 	}
 	return nil
 }
 
-func applyChange(cfg *dockerspec.DockerOCIImageConfig, name, rest string) error {
+func applyChange(cfg *dockerspec.DockerOCIImageConfig, env []string, name, rest string) error {
 	switch name {
 	case "CMD", "ENTRYPOINT":
 		list, isList := jsonList(rest)
@@ -65,10 +68,11 @@ func applyChange(cfg *dockerspec.DockerOCIImageConfig, name, rest string) error 
 	default:
 		return badRequest("%s is not a valid change command", name)
 	}
+	value := func(name string) string { return cmp.Or(envValue(cfg.Env, name), envValue(env, name)) }
 	words, isList := jsonList(rest)
 	if !isList || name != "VOLUME" {
 		var err error
-		if words, err = splitWords(rest); err != nil {
+		if words, err = splitWords(rest, value); err != nil {
 			return err
 		}
 	}
@@ -77,7 +81,7 @@ func applyChange(cfg *dockerspec.DockerOCIImageConfig, name, rest string) error 
 	}
 	switch name {
 	case "ENV", "LABEL":
-		pairs, err := splitPairs(words, rest)
+		pairs, err := splitPairs(words, rest, value)
 		if err != nil {
 			return err
 		}
@@ -201,44 +205,28 @@ func jsonList(s string) ([]string, bool) {
 	return list, err == nil
 }
 
-// splitWords splits at spaces that are not quoted, and takes quotes and backslashes away. Docker puts
-// the values of variables in: there are none here, so one that is named is refused.
-func splitWords(s string) ([]string, error) {
+// splitWords splits at spaces that are not quoted, takes quotes and backslashes away, and puts the values of variables
+// in, which are not split.
+func splitWords(s string, value func(string) string) ([]string, error) {
 	var words []string
 	var b strings.Builder
-	var quote byte
 	in := false // a word
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case c == '\\' && quote != '\'' && i+1 < len(s):
-			i++
-			if quote == '"' && s[i] != '"' && s[i] != '\\' && s[i] != '$' {
-				b.WriteByte(c)
-			}
-			b.WriteByte(s[i])
-			in = true
-		case c == '$' && quote != '\'':
-			return nil, badRequest("variables are not replaced: quote the $")
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote != 0:
-			b.WriteByte(c)
-		case c == '"' || c == '\'':
-			quote, in = c, true
-		case c == ' ' || c == '\t':
+	for s != "" {
+		if s[0] == ' ' || s[0] == '\t' {
 			if in {
 				words = append(words, b.String())
 				b.Reset()
 				in = false
 			}
-		default:
-			b.WriteByte(c)
-			in = true
+			s = s[1:]
+			continue
 		}
-	}
-	if quote != 0 {
-		return nil, badRequest("a quotation does not end")
+		text, isWord, rest, err := unquote(s, value)
+		if err != nil {
+			return nil, err
+		}
+		b.WriteString(text)
+		in, s = in || isWord, rest
 	}
 	if in {
 		words = append(words, b.String())
@@ -246,14 +234,93 @@ func splitWords(s string) ([]string, error) {
 	return words, nil
 }
 
+// unquote reads what s begins with: a quotation, a character behind a backslash, a variable, or one character. What
+// is a word even if it is empty is said.
+func unquote(s string, value func(string) string) (text string, isWord bool, rest string, err error) {
+	switch c := s[0]; {
+	case c == '\\' && len(s) > 1:
+		return s[1:2], true, s[2:], nil
+	case c == '$':
+		text, rest, err = variable(s, value)
+		return text, text != "", rest, err
+	case c == '\'':
+		text, rest, ok := strings.Cut(s[1:], "'")
+		if !ok {
+			return "", false, "", badRequest("a quotation does not end")
+		}
+		return text, true, rest, nil
+	case c == '"':
+		var b strings.Builder
+		for s = s[1:]; s != ""; {
+			switch {
+			case s[0] == '"':
+				return b.String(), true, s[1:], nil
+			case s[0] == '\\' && len(s) > 1 && strings.ContainsRune(`"\$`, rune(s[1])):
+				b.WriteByte(s[1])
+				s = s[2:]
+			case s[0] == '$':
+				if text, s, err = variable(s, value); err != nil {
+					return "", false, "", err
+				}
+				b.WriteString(text)
+			default:
+				b.WriteByte(s[0])
+				s = s[1:]
+			}
+		}
+		return "", false, "", badRequest("a quotation does not end")
+	}
+	return s[:1], true, s[1:], nil
+}
+
+var variableForm = regexp.MustCompile(`^\$(?:(\w+)|\{(\w+)(?:(:[-+])([^{}]*))?\})`)
+
+// variable replaces $NAME, ${NAME}, ${NAME:-instead} or ${NAME:+if there is one}, which s begins with.
+func variable(s string, value func(string) string) (text, rest string, err error) {
+	m := variableForm.FindStringSubmatch(s)
+	switch {
+	case m == nil && strings.HasPrefix(s, "${"):
+		return "", "", badRequest("variable %q: use ${NAME}, ${NAME:-WORD} or ${NAME:+WORD}", s)
+	case m == nil:
+		return s[:1], s[1:], nil
+	}
+	text = value(m[1] + m[2])
+	switch {
+	case m[3] == ":-":
+		text = cmp.Or(text, m[4])
+	case m[3] == ":+" && text != "":
+		text = m[4]
+	}
+	return text, s[len(m[0]):], nil
+}
+
+// envValue is a variable's value in a list of NAME=VALUE.
+func envValue(env []string, name string) string {
+	for _, e := range env {
+		if value, ok := strings.CutPrefix(e, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
 // splitPairs splits KEY=VALUE words, or the old form KEY VALUE, in which the value goes on to the end.
-func splitPairs(words []string, rest string) ([][2]string, error) {
+func splitPairs(words []string, rest string, value func(string) string) ([][2]string, error) {
 	if !strings.Contains(words[0], "=") {
 		if len(words) < 2 {
 			return nil, badRequest("%s has no value", words[0])
 		}
-		_, value, _ := strings.Cut(strings.ReplaceAll(rest, "\t", " "), " ")
-		return [][2]string{{words[0], strings.TrimSpace(value)}}, nil
+		_, old, _ := strings.Cut(strings.ReplaceAll(rest, "\t", " "), " ")
+		var b strings.Builder
+		for old = strings.TrimSpace(old); old != ""; {
+			text, _, after, err := unquote(old, value)
+			if err != nil {
+				return nil, err
+			}
+			b.WriteString(text)
+			old = after
+		}
+		return [][2]string{{words[0], b.String()}}, nil
 	}
 	var pairs [][2]string
 	for _, w := range words {

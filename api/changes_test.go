@@ -40,7 +40,10 @@ func TestChanges(t *testing.T) {
 		{changes: "CMD", err: "CMD needs a command"},
 		{changes: "USER a b", err: "USER takes one argument"},
 		{changes: "USER", err: "USER needs an argument"},
-		{changes: "ENV A=$HOME", err: "variables are not replaced"},
+		{changes: `ENV PATH=/x:$PATH B="${PATH}" C='$PATH' D=\$PATH E=$|ENV OLD a "$PATH" $NONE.`,
+			want: `{"Env":["PATH=/x:/bin","B=/bin","C=$PATH","D=$PATH","E=$","OLD=a /x:/bin ."]}`},
+		{changes: "ENV A=${NONE:-x}${PATH:+y}${NONE:+z}|LABEL l=$A|EXPOSE 80 $NONE", want: `{"ExposedPorts":{"80/tcp":{}},"Env":["A=xy"],"Labels":{"l":"xy"}}`},
+		{changes: "ENV A=${PATH%x}", err: "use ${NAME}"},
 		{changes: `ENV A="x`, err: "a quotation does not end"},
 		{changes: "ENV A", err: "A has no value"},
 		{changes: "ENV A=1 B", err: `"B" is not KEY=VALUE`},
@@ -52,7 +55,7 @@ func TestChanges(t *testing.T) {
 		{changes: "ENV A=" + strings.Repeat("x", maxChanges), err: "are allowed"},
 	} {
 		var cfg dockerspec.DockerOCIImageConfig
-		err := applyChanges(&cfg, strings.Split(tt.changes, "|"))
+		err := applyChanges(&cfg, []string{"PATH=/bin"}, strings.Split(tt.changes, "|"))
 		if tt.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.err) || statusOf(err) != 400 {
 				t.Errorf("%.80s: %v, want %q", tt.changes, err, tt.err)
@@ -71,7 +74,7 @@ func FuzzChanges(f *testing.F) {
 	f.Add("CMD [\"a\"]\nVOLUME ['x' \\y\nWORKDIR ../..")
 	f.Fuzz(func(t *testing.T, text string) {
 		var cfg dockerspec.DockerOCIImageConfig
-		if err := applyChanges(&cfg, []string{text}); err != nil && statusOf(err) != 400 {
+		if err := applyChanges(&cfg, []string{"A=b c"}, []string{text}); err != nil && statusOf(err) != 400 {
 			t.Errorf("%q: %v is not the client's fault", text, err)
 		}
 		if dir := cfg.WorkingDir; dir != "" && dir[0] != '/' {

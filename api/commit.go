@@ -73,11 +73,11 @@ func commitConfig(changed *container.Config, changes []string, info containervm.
 	if err := convert(changed, &cfg); err != nil {
 		return cfg, err
 	}
-	if err := applyChanges(&cfg, changes); err != nil {
-		return cfg, err
-	}
 	var own dockerspec.DockerOCIImageConfig
 	if err := convert(createdOf(info).Config, &own); err != nil {
+		return cfg, err
+	}
+	if err := applyChanges(&cfg, own.Env, changes); err != nil {
 		return cfg, err
 	}
 	changed = new(container.Config)

@@ -46,6 +46,9 @@ func platformOf(r *http.Request) (*ocispec.Platform, error) {
 	if text == "" {
 		return nil, nil
 	}
+	if len(r.URL.Query()["platform"]) > 1 {
+		return nil, badRequest("multiple platform parameters not supported")
+	}
 	var p ocispec.Platform
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		return nil, badRequest("invalid platform: %w", err)
@@ -62,8 +65,8 @@ func checkPlatform(img *layerstore.Image, ref string, want *ocispec.Platform) er
 	if platforms.Only(*want).Match(actual) {
 		return nil
 	}
-	return notFound("image with reference %s was found but does not match the specified platform: wanted %s, actual: %s",
-		ref, platforms.Format(*want), platforms.Format(actual))
+	return notFound("image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+		ref, platforms.FormatAll(actual), platforms.FormatAll(*want))
 }
 
 func imagePlatform(img *layerstore.Image) ocispec.Platform {
@@ -129,9 +132,15 @@ func (s *Server) filterImages(f filters) ([]*layerstore.Image, error) {
 			*t = img.Created()
 		}
 	}
-	until, err := untilOf(f)
-	if err != nil {
-		return nil, err
+	var until time.Time // the earliest counts
+	for _, text := range f["until"] {
+		t, err := parseUntil(text)
+		if err != nil {
+			return nil, err
+		}
+		if until.IsZero() || t.Before(until) {
+			until = t
+		}
 	}
 	images = slices.DeleteFunc(images, func(img *layerstore.Image) bool {
 		at := img.Created()

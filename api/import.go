@@ -53,10 +53,13 @@ func (s *Server) importImage(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return badRequest("%w", err)
 		}
+		if p.OS != "linux" {
+			return badRequest("operating system is not supported")
+		}
 		platform = p
 	}
 	var cfg dockerspec.DockerOCIImageConfig
-	if err := applyChanges(&cfg, q["changes"]); err != nil {
+	if err := applyChanges(&cfg, nil, q["changes"]); err != nil {
 		return err
 	}
 	a, err := archive.FromTar(r.Context(), r.Body, s.store.TempFile, nil, func(diffID digest.Digest) ([]byte, error) {

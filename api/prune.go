@@ -15,7 +15,7 @@ import (
 	"vic/layerstore"
 )
 
-// untilOf reads the until filter: seconds since 1970, an RFC 3339 time, or a duration before now.
+// untilOf reads the until filter of what takes one: seconds since 1970, an RFC 3339 time, or a duration before now.
 func untilOf(f filters) (time.Time, error) {
 	switch len(f["until"]) {
 	case 0:
@@ -24,7 +24,10 @@ func untilOf(f filters) (time.Time, error) {
 	default:
 		return time.Time{}, badRequest("more than one until filter specified")
 	}
-	text := f["until"][0]
+	return parseUntil(f["until"][0])
+}
+
+func parseUntil(text string) (time.Time, error) {
 	if t, err := parseTime(text); err == nil {
 		return t, nil
 	}

@@ -23,7 +23,7 @@ func (s *Spec) check() error {
 		}
 	}
 	switch {
-	case len(s.Args) == 0 || s.Args[0] == "":
+	case len(s.Args) == 0:
 		return refuse(ErrInvalid, "no command specified")
 	case s.Dir != "" && !path.IsAbs(s.Dir):
 		return refuse(ErrInvalid, "the working directory '%s' is invalid, it needs to be an absolute path", s.Dir)

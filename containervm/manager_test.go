@@ -457,7 +457,6 @@ func TestSpec(t *testing.T) {
 		text string
 	}{
 		{Spec{}, ErrInvalid, "no command"},
-		{Spec{Args: []string{""}}, ErrInvalid, "no command"},
 		{Spec{Name: "x"}, ErrInvalid, "container name (x)"},
 		{Spec{Name: "../x"}, ErrInvalid, "container name"},
 		{Spec{Dir: "x"}, ErrInvalid, "working directory 'x'"},

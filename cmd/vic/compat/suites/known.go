@@ -1,0 +1,3 @@
+package main
+
+func notRun(suite, test string) string { return "" }
