@@ -78,7 +78,8 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 		NGoroutines:        runtime.NumGoroutine(),
 		SystemTime:         time.Now().Format(time.RFC3339Nano),
 		LoggingDriver:      jsonFile,
-		CgroupDriver:       "none",
+		CgroupDriver:       "cgroupfs", // each container's, in its own guest
+		CgroupVersion:      "2",
 		KernelVersion:      s.host.Kernel,
 		OperatingSystem:    "VIC: containers as virtual machines",
 		OSType:             "linux",

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -167,7 +168,7 @@ func (c *Container) config(all []*connection, disks []volumeDisk) wire.Config {
 	conf := wire.Config{
 		ID: c.id, Token: c.token, Hostname: s.Hostname, Domain: s.Domain, Args: s.Args, Env: s.Env, Dir: s.Dir,
 		User: s.User, Groups: s.Groups, TTY: s.TTY, Size: s.Size, OpenStdin: s.OpenStdin, StopSignal: int(s.StopSignal),
-		Root: wire.Root{Serial: rootSerial, ReadOnly: s.ReadOnlyRoot}, ShmSize: s.ShmSize, Sysctls: s.Sysctls, Rlimits: s.Rlimits,
+		Root: wire.Root{Serial: rootSerial, ReadOnly: s.ReadOnlyRoot}, ShmSize: s.ShmSize, Sysctls: withDefaultSysctls(s.Sysctls), Rlimits: s.Rlimits,
 		Init: s.Init, Health: s.Health, Restart: s.Restart.wire(c.restarts), Privileges: s.Privileges, Limits: s.Limits, Umask: s.Umask, Masked: s.Masked, ReadOnly: s.ReadOnly,
 		Seed: make([]byte, 64), Time: time.Now().UnixNano(),
 	}
@@ -183,6 +184,13 @@ func (c *Container) config(all []*connection, disks []volumeDisk) wire.Config {
 	sortMounts(conf.Mounts)
 	conf.Network = c.guestNetwork(all)
 	return conf
+}
+
+// withDefaultSysctls adds what docker sets: whoever runs in a container may listen on any port, and ping.
+func withDefaultSysctls(own map[string]string) map[string]string {
+	all := map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+	maps.Copy(all, own)
+	return all
 }
 
 // awaitStart waits until the guest says that the process runs, or why not.

@@ -27,7 +27,7 @@ func (s *Spec) checkVolumes() error {
 		case path.Clean(v.Target) == "/":
 			return refuse(ErrInvalid, "invalid specification: destination can't be '/'")
 		case v.Subpath != "" && !filepath.IsLocal(v.Subpath):
-			return refuse(ErrInvalid, "volume subpath %q must be a relative path inside the volume", v.Subpath)
+			return refuse(ErrInvalid, `invalid mount config for type "volume": subpath must be a relative path within the volume`)
 		case v.Subpath != "" && v.Name == "":
 			return refuse(ErrInvalid, "must not set Subpath when using anonymous volumes")
 		}

@@ -1,6 +1,7 @@
 package tether
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -161,7 +162,12 @@ func attachPart(f *os.File, m wire.Mount) error {
 		return attach(f, m.Target)
 	}
 	part, err := subtree(f, m.Subpath)
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EXDEV): // in Docker's words
+		return fmt.Errorf("mount on %s: path concatenation escapes the base directory, subpath: %s", m.Target, m.Subpath)
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
+		return fmt.Errorf("mount on %s: cannot access path %s: %w", m.Target, m.Subpath, err)
+	case err != nil:
 		return fmt.Errorf("mount %s on %s: %w", m.Subpath, m.Target, err)
 	}
 	defer part.Close()
@@ -190,7 +196,7 @@ func subtree(f *os.File, sub string) (_ *os.File, err error) {
 			err = unmountErr
 		}
 	}()
-	at, err := unix.Openat2(int(f.Fd()), sub, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	at, err := unix.Openat2(int(f.Fd()), sub, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
 	if err != nil {
 		return nil, err
 	}

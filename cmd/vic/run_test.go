@@ -39,7 +39,8 @@ func testRun(t *testing.T, s *suite) {
 		{"entrypoint", []string{"--entrypoint", "echo", "bb", "a", "b"}, 0, "a b\n", ""},
 		{"read-only", []string{"--read-only", "--tmpfs", "/t:size=1m", "bb", "sh", "-c", "touch /t/x && ! touch /x"}, 0, "", "Read-only file system"},
 		{"memory", []string{"-m", "128m", "bb", "sh", "-c", `[ $(awk '/MemTotal/{print $2}' /proc/meminfo) -lt 131072 ]`}, 0, "", ""},
-		{"limits and sysctls", []string{"--ulimit", "nofile=77:88", "--sysctl", "net.ipv4.ip_forward=1", "bb", "sh", "-c", "ulimit -n; cat /proc/sys/net/ipv4/ip_forward"}, 0, "77\n1\n", ""},
+		{"limits and sysctls", []string{"--ulimit", "nofile=77:88", "--sysctl", "net.ipv4.ip_forward=1", "bb", "sh", "-c",
+			"ulimit -n; cd /proc/sys/net/ipv4; cat ip_forward ip_unprivileged_port_start ping_group_range"}, 0, "77\n1\n0\n0\t2147483647\n", ""},
 		{"hosts", []string{"--add-host", "friend:1.2.3.4", "--dns-search", "example.org", "bb", "sh", "-c", "grep -c friend /etc/hosts; grep -c example.org /etc/resolv.conf"}, 0, "1\n1\n", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

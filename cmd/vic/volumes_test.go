@@ -129,7 +129,7 @@ func testContainerVolumes(t *testing.T, s *suite) {
 		{[]string{"-v", "vol:/x", "--tmpfs", "/x"}, "Duplicate mount point: /x"},
 		{[]string{"--volumes-from", "nope"}, "No such container: nope"},
 		{[]string{"--volume-driver", "nope", "-v", "vol:/x"}, `plugin "nope" not found`},
-		{[]string{"--mount", "type=volume,src=vol,dst=/x,volume-subpath=../y"}, "must be a relative path"},
+		{[]string{"--mount", "type=volume,src=vol,dst=/x,volume-subpath=../y"}, "subpath must be a relative path within the volume"},
 	} {
 		s.docker(t, "", append(append([]string{"create"}, tt.args...), image)...).wantError(1, tt.want)
 	}
@@ -155,6 +155,7 @@ func testContainerVolumes(t *testing.T, s *suite) {
 	s.docker(t, "", "run", "--rm", "-v", "named:/x:ro", "bb").wantError(125, "volume named is in use by running container writer")
 	s.docker(t, "", "create", "--name", "reader", "--volumes-from", "writer:ro", "bb", "sleep", "1000").ok()
 	s.docker(t, "", "start", "reader").wantError(1, "is in use by running container writer")
+	sh("writer", "ln -s / /data/out").ok()
 	s.docker(t, "", "kill", "writer").ok()
 	s.docker(t, "", "start", "reader").ok() // replays the journals, which it may
 	sh("reader", "cat /data/mine /data/inner/tmp/x; ls /data/inner; echo no > /data/mine").wantError(1, "Read-only file system")
@@ -163,6 +164,7 @@ func testContainerVolumes(t *testing.T, s *suite) {
 	s.docker(t, "", "start", "reader").ok()
 	s.docker(t, "", "run", "--rm", "-v", "named:/a:ro", "-v", "named:/b:ro", "--mount", "type=volume,src=named,dst=/c,volume-subpath=sub,ro",
 		"--mount", "type=volume,src=named,dst=/d,volume-subpath=mine,ro", "bb", "cat", "/a/mine", "/b/mine", "/c/file", "/d").want(0, "mine\nmine\nsub\nmine\n")
+	s.docker(t, "", "run", "--rm", "--mount", "type=volume,src=named,dst=/c,volume-subpath=out/etc,ro", "bb").wantError(125, "path concatenation escapes the base directory")
 	sh("reader", "cat /data/mine").want(0, "mine\n")
 	s.docker(t, "", "run", "--rm", "-v", "named:/x", "bb").wantError(125, "which reads it")
 
