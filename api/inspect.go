@@ -66,6 +66,7 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		GraphDriver:  &storage.DriverData{Name: diskDriver, Data: map[string]string{"Disk": info.DiskPath}},
 		Mounts:       s.mountPoints(info.Spec),
 		Config:       made.Config,
+		ExecIDs:      c.Execs(),
 	}, NetworkSettings: s.networkSettings(info)}
 	reply.HostConfig.Links = s.shownLinks(info)
 	if args := info.Spec.Args; len(args) > 0 { // a damaged container has none

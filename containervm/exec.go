@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,6 +71,26 @@ func (c *Container) executable() (*run, error) {
 		return nil, refuse(ErrPaused, "container %s is paused, unpause the container before exec", c.id)
 	}
 	return r, err
+}
+
+// Execs are the IDs of the container's execs that have not ended.
+func (c *Container) Execs() []string {
+	c.m.mu.Lock()
+	var all []*Exec
+	for _, e := range c.m.execs {
+		if e.c == c {
+			all = append(all, e)
+		}
+	}
+	c.m.mu.Unlock()
+	var ids []string
+	for _, e := range all {
+		if e.Info().ExitCode == nil {
+			ids = append(ids, e.id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // execKept is how long an exec that has ended is known: clients ask for exit codes after the

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,6 +152,9 @@ func TestExec(t *testing.T) {
 	if i := e.Info(); i.Started || i.Running || i.ExitCode != nil || i.ContainerID != c.ID() {
 		t.Errorf("created: %+v", i)
 	}
+	if ids := c.Execs(); !slices.Equal(ids, []string{e.ID()}) {
+		t.Errorf("created: the container has execs %v", ids)
+	}
 	if found, err := s.Exec(e.ID()); err != nil || found != e {
 		t.Errorf("found %v, %v", found, err)
 	}
@@ -167,6 +171,9 @@ func TestExec(t *testing.T) {
 		t.Errorf("ended: %+v", i)
 	}
 	wantError(t, e.Resize(ctx, Size{Rows: 1, Cols: 1}), ErrConflict, "is not running")
+	if ids := c.Execs(); len(ids) > 0 {
+		t.Errorf("ended: the container has execs %v", ids)
+	}
 
 	text := randomText(300_000)
 	e = exec(ExecSpec{Args: []string{"cat"}, Stdin: true, Stdout: true})
