@@ -67,6 +67,7 @@ func (s *Server) routes() []route {
 		{anyMethod, "/containers/{id}/checkpoints/{checkpoint}", missing("checkpoints")},
 
 		{http.MethodGet, "/networks", s.listNetworks},
+		{http.MethodGet, "/networks/", s.listNetworks}, // as old clients have it
 		{http.MethodGet, "/networks/{name}", s.inspectNetwork},
 		{http.MethodDelete, "/networks/{name}", s.removeNetwork},
 		{http.MethodPost, "/networks/prune", s.pruneNetworks},
