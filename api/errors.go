@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -122,14 +123,16 @@ func writeError(w http.ResponseWriter, err error) {
 	writeJSON(w, status, common.ErrorResponse{Message: msg})
 }
 
-// writeJSON answers with v as JSON and a newline.
+// writeJSON answers with v as JSON and a newline. What HTML has to escape is left as it is: docker inspect prints it.
 func writeJSON(w http.ResponseWriter, status int, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("encode reply: %w", err)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	w.Write(append(body, '\n')) // the client left if this fails: there is nobody to tell
+	w.Write(body.Bytes()) // the client left if this fails: there is nobody to tell
 	return nil
 }

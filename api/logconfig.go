@@ -52,7 +52,7 @@ func setLog(s *containervm.Spec, body *createBody) error {
 	return err
 }
 
-// logRoom is max-size times max-file; 0 is no bound.
+// logRoom is max-size times max-file; 0 is no bound. Without a size, as in Docker, there is never a second file.
 func logRoom(l *container.LogConfig) (int64, error) {
 	size, files, parse := int64(0), int64(1), units.FromHumanSize
 	if l.Type == localFile {
@@ -68,9 +68,6 @@ func logRoom(l *container.LogConfig) (int64, error) {
 		var err error
 		if files, err = strconv.ParseInt(text, 10, 32); err != nil || files < 1 {
 			return 0, badRequest("invalid value for max-file: %q: it must be a number of at least 1", text)
-		}
-		if size == 0 && files > 1 {
-			return 0, badRequest("max-file needs max-size")
 		}
 	}
 	if size > math.MaxInt64/files {

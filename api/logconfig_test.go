@@ -21,7 +21,7 @@ func TestSetLog(t *testing.T) {
 		{"local, smaller", `{"Type":"local","Config":{"max-size":"1m"}}`, containervm.LogSpec{Room: 5 << 20}, "local", ""},
 		{"none", `{"Type":"none"}`, containervm.LogSpec{Room: unreadRoom, Unread: true}, "none", ""},
 		{"one file", `{"Config":{"max-file":"1"}}`, containervm.LogSpec{}, "json-file", ""},
-		{"files without a size", `{"Config":{"max-file":"3"}}`, containervm.LogSpec{}, "", "max-file needs max-size"},
+		{"files without a size", `{"Config":{"max-file":"3"}}`, containervm.LogSpec{}, "json-file", ""},
 		{"no files", `{"Config":{"max-size":"1m","max-file":"0"}}`, containervm.LogSpec{}, "", `invalid value for max-file: "0"`},
 		{"no size", `{"Config":{"max-size":"big"}}`, containervm.LogSpec{}, "", `invalid value for max-size: "big"`},
 		{"size below 0", `{"Config":{"max-size":"-1"}}`, containervm.LogSpec{}, "", `invalid value for max-size: "-1"`},

@@ -310,6 +310,7 @@ func TestWriteError(t *testing.T) {
 		{&containervm.StartError{ExitCode: 127, Message: "executable file not found"}, 400, "executable file not found"},
 		{containervm.ErrNotModified, 304, ""},
 		{errors.New(""), 500, "Internal Server Error"},
+		{badRequest("a & <b>"), 400, "a & <b>"},
 	} {
 		w := httptest.NewRecorder()
 		writeError(w, tt.err)
@@ -319,7 +320,7 @@ func TestWriteError(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if w.Code != tt.status || body.Message != tt.msg {
+		if w.Code != tt.status || body.Message != tt.msg || !strings.Contains(w.Body.String(), tt.msg) {
 			t.Errorf("got %d %q, want %d %q", w.Code, body.Message, tt.status, tt.msg)
 		}
 	}
