@@ -3,8 +3,9 @@
 // each test that fails has its reason beside it.
 //
 // The suites come as Go modules, are built in a folder of their own, and are run test by test, each with a time of its
-// own. Their images are made here, in the shape of those that they name (images.go). What they expect of dockerd's own
-// insides, a virtual machine has not: known.go says which tests ask for that.
+// own. Their images are made here, in the shape of those that they name (images.go). A test whose output is there is
+// not run again, so that what was interrupted goes on, unless -run names it. known.go says why tests fail, and which are
+// not run.
 package main
 
 import (
@@ -34,16 +35,13 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	flags.SetOutput(errOut)
 	bin := flags.String("bin", "bin", "folder of vic, tether and peers/")
 	work := flags.String("work", "bin/suites", "folder for the suites, their programs, the store and each test's output")
-	pattern := flags.String("run", "", "run only the tests whose suite and name, as SUITE/TEST, match this `regexp`")
-	document := flags.String("document", "", "`file` to write the results to; all tests have to be run")
+	pattern := flags.String("run", "", "run only the tests whose suite and name, as SUITE/TEST, match this `regexp`, again if they have been run")
+	document := flags.String("document", "", "`file` to write all results to, of earlier runs too")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	}
-	if *document != "" && *pattern != "" {
-		return errors.New("-document is for a run of all tests")
 	}
 	only, err := regexp.Compile(*pattern)
 	if err != nil {
@@ -59,6 +57,28 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	if err := w.prepare(ctx); err != nil {
 		return err
 	}
+	tests, err := w.list(only, *pattern != "")
+	if err != nil {
+		return err
+	}
+	if len(tests) > 0 {
+		if err := w.run(ctx, tests); err != nil {
+			return err
+		}
+	}
+	r, err := w.report()
+	if err != nil {
+		return err
+	}
+	r.table(out)
+	if *document != "" {
+		err = os.WriteFile(*document, r.document(), 0o644)
+	}
+	return errors.Join(err, r.unexplained())
+}
+
+// run starts a vic serve and runs tests against it.
+func (w workshop) run(ctx context.Context, tests []test) (err error) {
 	h, err := w.serve(ctx)
 	if err != nil {
 		return err
@@ -67,18 +87,10 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	if err := w.loadImages(ctx, h); err != nil {
 		return fmt.Errorf("load the suites' images: %w", err)
 	}
-	var all []outcome
-	for _, s := range suites {
-		found, err := w.run(ctx, h, s, only)
-		if err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+	for _, t := range tests {
+		if err := w.runTest(ctx, h, t); err != nil {
+			return fmt.Errorf("%s: %w", t, err)
 		}
-		all = append(all, found...)
 	}
-	report := newReport(all)
-	report.summary(out)
-	if *document == "" {
-		return nil
-	}
-	return os.WriteFile(*document, report.document(), 0o644)
+	return nil
 }
