@@ -33,17 +33,16 @@ var allowed = map[string][]string{
 	"cmd/vic":             {"api", "bench", "bench/corpus", "bench/layout", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "diskfs", "fetch", "fetch/archive", "layerstore", "layerstore/mount"},
 	"cmd/vic/acceptance":  {},
 	"cmd/vic/compat":      {},
+	"cmd/demo":            {"bench/testimage"},
+	"bench/testimage":     {"bench/layout"},
+	"bench/mount":         {},
+	"bench":               {"bench/chart", "bench/corpus", "bench/layout", "diskfs", "fetch", "layerstore/inflate", "vmdk"},
+	"bench/chart":         {},
+	"bench/corpus":        {"bench/layout"},
+	"bench/layout":        {},
+	"bench/figures":       {"bench/testimage"},
 
 	"cmd/vic/compat/suites": {"bench/testimage"},
-
-	"cmd/demo":        {"bench/testimage"},
-	"bench/testimage": {"bench/layout"},
-	"bench/mount":     {},
-	"bench":           {"bench/chart", "bench/corpus", "bench/layout", "diskfs", "fetch", "layerstore/inflate", "vmdk"},
-	"bench/chart":     {},
-	"bench/corpus":    {"bench/layout"},
-	"bench/layout":    {},
-	"bench/figures":   {"bench/testimage"},
 }
 
 // tetherModules are all modules that PID 1 may link.
