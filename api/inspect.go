@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -69,6 +70,13 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		ExecIDs:      c.Execs(),
 	}, NetworkSettings: s.networkSettings(info)}
 	reply.HostConfig.Links = s.shownLinks(info)
+	if versionOf(r).less(version{1, 45}) {
+		for name, e := range reply.NetworkSettings.Networks {
+			if container.NetworkMode(name).IsUserDefined() {
+				e.Aliases = withoutRepeats(e.Aliases, info.ID[:min(12, len(info.ID))], made.Config.Hostname)
+			}
+		}
+	}
 	if args := info.Spec.Args; len(args) > 0 { // a damaged container has none
 		reply.Path, reply.Args = args[0], args[1:]
 	}
@@ -77,6 +85,17 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		reply.SizeRw, reply.SizeRootFs = &rw, &root
 	}
 	return writeJSON(w, http.StatusOK, reply)
+}
+
+// withoutRepeats adds to names those that are not among them.
+func withoutRepeats(names []string, more ...string) []string {
+	names = slices.Clone(names)
+	for _, name := range more {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // createdOf is how a container was made. Clients count on neither part being absent.

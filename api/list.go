@@ -41,8 +41,7 @@ func (s *Server) listContainers(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// A limit, a state or a place in the order ask for containers that do not run, too.
-	everything := boolParam(r, "all") || limit > 0 || f.has("status") || f.has("exited") || f.has("before") || f.has("since")
+	everything := boolParam(r, "all") || limit > 0 || f.has("status") // a limit and a state ask for those that do not run, too
 	now, names := time.Now(), s.linkNames()
 	out := []containerSummary{}
 	for _, c := range s.containers.List() {

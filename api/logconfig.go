@@ -5,8 +5,11 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
@@ -39,9 +42,12 @@ func setLog(s *containervm.Spec, body *createBody) error {
 		l.Config = map[string]string{}
 	}
 	for _, opt := range slices.Sorted(maps.Keys(l.Config)) {
-		if l.Type == noLog || opt != "max-size" && opt != "max-file" {
+		if l.Type == noLog || opt != "max-size" && opt != "max-file" && !slices.Contains(attributeOptions, opt) {
 			return badRequest("unknown log opt '%s' for %s log driver", opt, l.Type)
 		}
+	}
+	if _, err := logAttributes(l.Config, body.Labels, body.Env); err != nil {
+		return err
 	}
 	if l.Type == noLog {
 		s.Log = containervm.LogSpec{Room: unreadRoom, Unread: true}
@@ -74,4 +80,47 @@ func logRoom(l *container.LogConfig) (int64, error) {
 		return 0, badRequest("max-size times max-file is too large")
 	}
 	return size * files, nil
+}
+
+// attributeOptions are the options that say which labels and variables go with a log.
+var attributeOptions = []string{"labels", "labels-regex", "env", "env-regex"}
+
+// logAttributes are what docker logs --details shows before each line: the labels and variables that a container's log
+// options name, NAME=VALUE with commas between them.
+func logAttributes(opts map[string]string, labels map[string]string, env []string) (string, error) {
+	attributes := map[string]string{}
+	take := func(have map[string]string, list, pattern string) error {
+		if names, ok := opts[list]; ok {
+			for name := range strings.SplitSeq(names, ",") {
+				if value, ok := have[name]; ok {
+					attributes[name] = value
+				}
+			}
+		}
+		if text, ok := opts[pattern]; ok {
+			re, err := regexp.Compile(text)
+			if err != nil {
+				return badRequest("invalid value for %s: %w", pattern, err)
+			}
+			for name, value := range have {
+				if re.MatchString(name) {
+					attributes[name] = value
+				}
+			}
+		}
+		return nil
+	}
+	variables := make(map[string]string, len(env))
+	for _, e := range env {
+		name, value, _ := strings.Cut(e, "=")
+		variables[name] = value
+	}
+	if err := errors.Join(take(labels, "labels", "labels-regex"), take(variables, "env", "env-regex")); err != nil {
+		return "", err
+	}
+	var shown []string
+	for _, name := range slices.Sorted(maps.Keys(attributes)) {
+		shown = append(shown, url.QueryEscape(name)+"="+url.QueryEscape(attributes[name]))
+	}
+	return strings.Join(shown, ","), nil
 }

@@ -27,6 +27,8 @@ func TestSetLog(t *testing.T) {
 		{"size below 0", `{"Config":{"max-size":"-1"}}`, containervm.LogSpec{}, "", `invalid value for max-size: "-1"`},
 		{"too large", `{"Config":{"max-size":"8000p","max-file":"2000000000"}}`, containervm.LogSpec{}, "", "too large"},
 		{"other option", `{"Type":"local","Config":{"compress":"true"}}`, containervm.LogSpec{}, "", "unknown log opt 'compress' for local log driver"},
+		{"labels", `{"Config":{"labels":"a,b","env-regex":"^(F|L)"}}`, containervm.LogSpec{}, "json-file", ""},
+		{"bad pattern", `{"Config":{"labels-regex":"("}}`, containervm.LogSpec{}, "", "invalid value for labels-regex"},
 		{"option of none", `{"Type":"none","Config":{"max-size":"1m"}}`, containervm.LogSpec{}, "", "unknown log opt 'max-size' for none log driver"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -44,5 +46,21 @@ func TestSetLog(t *testing.T) {
 				t.Errorf("got %+v, %q, want %+v, %q", s.Log, body.HostConfig.LogConfig.Type, tt.want, tt.shown)
 			}
 		})
+	}
+}
+
+func TestLogAttributes(t *testing.T) {
+	labels, env := map[string]string{"foo": "bar", "other": "x"}, []string{"baz=q ux", "OS_NAME=a,b", "no=1"}
+	for _, tt := range []struct {
+		opts map[string]string
+		want string
+	}{
+		{nil, ""},
+		{map[string]string{"labels": "foo,absent", "env": "baz"}, "baz=q+ux,foo=bar"},
+		{map[string]string{"labels-regex": "^o", "env-regex": "^OS_"}, "OS_NAME=a%2Cb,other=x"},
+	} {
+		if got, err := logAttributes(tt.opts, labels, env); err != nil || got != tt.want {
+			t.Errorf("%v: got %q, %v, want %q", tt.opts, got, err, tt.want)
+		}
 	}
 }

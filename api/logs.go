@@ -26,9 +26,14 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	spec := c.Info().Spec
+	info := c.Info()
+	spec, made := info.Spec, createdOf(info)
 	if spec.Log.Unread {
 		return errUnread
+	}
+	attributes, err := logAttributes(made.HostConfig.LogConfig.Config, made.Config.Labels, made.Config.Env)
+	if err != nil {
+		return err
 	}
 	tty := spec.TTY
 	w.Header().Set("Content-Type", streamType(r, tty))
@@ -39,7 +44,7 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 			return nil // the client left
 		}
 	}
-	p := logPrinter{timestamps: boolParam(r, "timestamps"), details: boolParam(r, "details")}
+	p := logPrinter{timestamps: boolParam(r, "timestamps"), details: boolParam(r, "details"), attributes: attributes}
 	if tty {
 		p.out, p.errOut = w, w
 	} else {
@@ -74,6 +79,7 @@ func tailParam(s string) *int {
 type logPrinter struct {
 	out, errOut         io.Writer
 	timestamps, details bool
+	attributes          string  // what details are
 	within              [2]bool // a line of stdout or stderr has begun and not ended
 	buf                 []byte
 }
@@ -93,7 +99,7 @@ func (p *logPrinter) print(e containervm.LogEntry) error {
 			b = append(b, ' ')
 		}
 		if p.details {
-			b = append(b, ' ') // no log driver adds any
+			b = append(append(b, p.attributes...), ' ')
 		}
 	}
 	*within = e.Partial

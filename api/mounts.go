@@ -100,7 +100,7 @@ func (s *Server) mountsFrom(t *mountTable, from string) error {
 	}
 	o, err := parseMode(mode)
 	if err != nil {
-		return badRequest("invalid mode for volumes-from: %s", mode)
+		return badRequest("invalid mode: %s", mode)
 	}
 	c, err := s.containers.Container(name)
 	if err != nil {
