@@ -189,7 +189,9 @@ func parseMode(mode string) (o mountMode, err error) {
 			o.noCopy = true
 		case "consistent", "cached", "delegated": // for other hosts than Linux
 			kind = "consistent"
-		case "shared", "rshared", "slave", "rslave", "private", "rprivate":
+		case "private", "rprivate": // as it is
+			kind = "propagation"
+		case "shared", "rshared", "slave", "rslave":
 			return o, badRequest("mount propagation %s is not supported: the container's mounts are those of a virtual machine", word)
 		default:
 			return o, badRequest("invalid mode: %s", mode)
@@ -246,7 +248,7 @@ func bindMount(m mount.Mount, target string) (*containervm.BindMount, error) {
 		return b, nil
 	}
 	switch o.Propagation {
-	case "", mount.PropagationRPrivate:
+	case "", mount.PropagationRPrivate, mount.PropagationPrivate:
 	default:
 		return nil, badRequest("mount propagation %s is not supported: the container's mounts are those of a virtual machine", o.Propagation)
 	}

@@ -19,6 +19,8 @@ func TestParseBind(t *testing.T) {
 		{text: "v1:/x:ro,nocopy,Z", volume: containervm.VolumeMount{Name: "v1", Target: "/x", Mode: "ro,nocopy,Z", ReadOnly: true, NoCopy: true}},
 		{text: "/a/./b:/x", bind: containervm.BindMount{Source: "/a/b", Target: "/x", Create: true}},
 		{text: "/a:/x:ro,cached", bind: containervm.BindMount{Source: "/a", Target: "/x", Create: true, ReadOnly: true, Mode: "ro,cached"}},
+		{text: "/a:/x:rprivate,ro", bind: containervm.BindMount{Source: "/a", Target: "/x", Create: true, ReadOnly: true, Mode: "rprivate,ro"}},
+		{text: "/a:/x:rprivate,private", err: "invalid volume specification: '/a:/x:rprivate,private': invalid mode: rprivate,private"},
 		{text: "", err: "invalid volume specification: ''"},
 		{text: ":/x", err: "invalid volume specification: ':/x'"},
 		{text: "v1:", err: "invalid volume specification: 'v1:'"},

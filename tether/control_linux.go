@@ -134,6 +134,9 @@ func (g *guest) signal(id string, sig syscall.Signal) error {
 	if err != nil {
 		return err
 	}
+	if id == "" && g.early(p, sig) {
+		return nil
+	}
 	return g.reaper.signal(p.pid, sig)
 }
 

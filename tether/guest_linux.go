@@ -250,7 +250,7 @@ func (g *guest) startMain(cmd *command, addresses [][]string) (*process, error) 
 		g.main = p
 		late := g.late
 		g.mu.Unlock()
-		if late != 0 {
+		if late != 0 && !g.early(p, late) {
 			_ = g.reaper.signal(p.pid, late) // it may have ended
 		}
 		if err := g.log.json(wire.RecStarted, wire.Started{PID: p.pid, Kernel: kernelRelease(), Addresses: addresses}); err != nil {

@@ -115,6 +115,7 @@ type streams struct {
 // A process is one that was started.
 type process struct {
 	pid      int
+	began    time.Time
 	terminal *os.File // its master, or nil
 	status   <-chan syscall.WaitStatus
 	outputs  []*os.File
@@ -169,6 +170,7 @@ func (r *reaper) start(cmd *command, s streams, size wire.Size) (_ *process, err
 	if p.pid, p.status, err = r.fork(cmd, fds); err != nil {
 		return nil, err
 	}
+	p.began = time.Now()
 	if s.started != nil {
 		s.started(p)
 	}
