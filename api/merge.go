@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -118,6 +119,9 @@ func mergeHealthcheck(user, image *container.HealthConfig) *container.HealthConf
 	return &h
 }
 
+// guestEnv are variables that the guest adds. One that is taken away stays in the list, for the guest.
+var guestEnv = []string{"PATH", "HOSTNAME", "TERM"}
+
 // mergeEnv puts the client's variables over the image's. NAME without a value takes the variable away.
 // The image's order stays, new variables follow in the client's.
 func mergeEnv(user, image []string) ([]string, error) {
@@ -143,12 +147,16 @@ func mergeEnv(user, image []string) ([]string, error) {
 		}
 	}
 	for _, v := range image {
-		name, _, _ := strings.Cut(v, "=")
-		add(name, v)
+		if name, _, set := strings.Cut(v, "="); set {
+			add(name, v)
+		}
 	}
 	for _, v := range user {
-		name, _, _ := strings.Cut(v, "=")
+		name, _, set := strings.Cut(v, "=")
 		add(name, "")
+		if !set && slices.Contains(guestEnv, name) && !slices.Contains(env, name) {
+			env = append(env, name)
+		}
 	}
 	return env, nil
 }

@@ -97,7 +97,7 @@ func lookUpUser(name string, groups []string) (*syscall.Credential, string, erro
 }
 
 // environment is lists put together, the later one winning, with what docker adds
-// where it is absent.
+// where it is absent. A name without a value takes away what is there.
 func environment(hostname, home string, tty bool, lists ...[]string) []string {
 	env := []string{"PATH=" + defaultPath, "HOSTNAME=" + hostname}
 	if tty {
@@ -105,16 +105,22 @@ func environment(hostname, home string, tty bool, lists ...[]string) []string {
 	}
 	for _, kv := range slices.Concat(lists...) {
 		k, _, ok := strings.Cut(kv, "=")
-		if !ok || k == "" {
+		if k == "" {
 			continue
 		}
-		if i := slices.IndexFunc(env, func(have string) bool { return strings.HasPrefix(have, k+"=") }); i >= 0 {
+		i := slices.IndexFunc(env, func(have string) bool { return strings.HasPrefix(have, k+"=") })
+		switch {
+		case !ok && i >= 0:
+			env = slices.Delete(env, i, i+1)
+		case !ok:
+		case i >= 0:
 			env[i] = kv
-		} else {
+		default:
 			env = append(env, kv)
 		}
 	}
 	if envValue(env, "HOME") == "" {
+		env = slices.DeleteFunc(env, func(kv string) bool { return kv == "HOME=" })
 		env = append(env, "HOME="+home)
 	}
 	return env

@@ -38,6 +38,7 @@ func TestEnvironment(t *testing.T) {
 		{"an exec's over the container's", false, [][]string{{"A=1", "AB=2"}, {"A=3"}},
 			[]string{"PATH=" + defaultPath, "HOSTNAME=h", "A=3", "AB=2", "HOME=/root"}},
 		{"no variables", false, [][]string{{"", "=x", "A"}}, []string{"PATH=" + defaultPath, "HOSTNAME=h", "HOME=/root"}},
+		{"taken away", true, [][]string{{"HOSTNAME", "A=1", "HOME=", "B=2"}, {"A", "TERM"}}, []string{"PATH=" + defaultPath, "B=2", "HOME=/root"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := environment("h", "/root", tt.tty, tt.lists...); !slices.Equal(got, tt.want) {

@@ -101,9 +101,9 @@ var accounts = testimage.Layer{CreatedBy: "COPY passwd group /etc/", Write: func
 		}
 		fmt.Fprintf(&passwd, "%s:x:%s:%s:%s:%s:%s\n", f[0], f[1], f[1], f[0], f[2], shell)
 	}
-	for _, line := range strings.Fields("root:0 daemon:1 bin:2 sys:3 adm:4 tty:5 disk:6 lp:7 mail:8 kmem:9 wheel:10 cdrom:11 dialout:18 floppy:19 video:28 audio:29 tape:32 www-data:33 operator:37 utmp:43 plugdev:46 staff:50 lock:54 netdev:82 users:100 nobody:65534") {
-		n, id, _ := strings.Cut(line, ":")
-		fmt.Fprintf(&group, "%s:x:%s:\n", n, id)
+	for _, line := range strings.Fields("root:0 daemon:1 bin:2 sys:3 adm:4 tty:5 disk:6 lp:7 mail:8 kmem:9 wheel:10:root cdrom:11 dialout:18 floppy:19 video:28 audio:29 tape:32 www-data:33 operator:37 utmp:43 plugdev:46 staff:50 lock:54 netdev:82 users:100 nobody:65534") {
+		f := strings.Split(line+":", ":")
+		fmt.Fprintf(&group, "%s:x:%s:%s\n", f[0], f[1], f[2])
 	}
 	for _, dir := range []string{"usr/sbin/", "usr/bin/", "var/spool/", "var/spool/mail/", "var/www/"} {
 		if err := testimage.Add(w, tar.Header{Name: dir}, ""); err != nil {
