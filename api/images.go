@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/platforms"
@@ -326,6 +327,9 @@ func (s *Server) imageEvent(action events.Action, id, name string, img *layersto
 func (s *Server) removeImage(w http.ResponseWriter, r *http.Request) error {
 	if r.URL.Query().Has("platforms") {
 		return notImplemented("removing an image for some platforms: this host keeps one platform of an image")
+	}
+	if strings.TrimSpace(param(r, "name")) == "" {
+		return badRequest("image name cannot be blank")
 	}
 	img, err := s.findImage(param(r, "name"))
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"embed"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,14 +29,8 @@ func (w workshop) loadImages(ctx context.Context, h *host) error {
 	if err != nil {
 		return err
 	}
-	r, pipe := io.Pipe()
-	go func() { pipe.CloseWithError(tarball.MultiRefWrite(images, pipe)) }()
-	cmd := h.docker(ctx, w.client(), "load", "-q")
-	cmd.Stdin = r
-	text, err := cmd.CombinedOutput()
-	r.Close()
-	if err != nil {
-		return fmt.Errorf("docker load: %w\n%s", err, text)
+	if err := tarball.MultiRefWriteToFile(w.archive(), images); err != nil {
+		return err
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -47,9 +40,20 @@ func (w workshop) loadImages(ctx context.Context, h *host) error {
 	if err != nil {
 		return err
 	}
-	cmd = h.docker(ctx, w.client(), "import", "-c", "ENV "+path, "-c", `CMD ["bash"]`, debian.File, "debian:bookworm-slim")
+	cmd := h.docker(ctx, w.client(), "import", "-c", "ENV "+path, "-c", `CMD ["bash"]`, debian.File, "debian:bookworm-slim")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("docker import: %w\n%s", err, text)
+	}
+	return w.reload(ctx, h)
+}
+
+// archive has the images that reload loads.
+func (w workshop) archive() string { return filepath.Join(w.dir, "images.tar") }
+
+// reload brings back what a test has removed of the images.
+func (w workshop) reload(ctx context.Context, h *host) error {
+	if text, err := h.docker(ctx, w.client(), "load", "-q", "-i", w.archive()).CombinedOutput(); err != nil {
+		return fmt.Errorf("docker load: %w\n%s", err, text)
 	}
 	return nil
 }
@@ -66,9 +70,11 @@ func (w workshop) images(ctx context.Context) (map[name.Reference]v1.Image, erro
 	if err != nil {
 		return nil, err
 	}
-	images := map[string]v1.Image{
-		"busybox:latest": busybox, "busybox:glibc": busybox, "alpine:frozen": busybox,
+	glibc, err := testimage.Build(v1.Config{Env: []string{path}, Cmd: []string{"sh"}, Labels: map[string]string{"libc": "glibc"}}, programs, accounts)
+	if err != nil {
+		return nil, err
 	}
+	images := map[string]v1.Image{"busybox:latest": busybox, "busybox:glibc": glibc} // two images: removing one name is to fail where the other would do
 	for _, arch := range []string{"amd64", "arm64", "arm"} {
 		img, err := w.hello(ctx, arch)
 		if err != nil {

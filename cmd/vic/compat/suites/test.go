@@ -113,7 +113,7 @@ func (w workshop) runTest(ctx context.Context, h *host, t test) error {
 	if !failed {
 		return nil
 	}
-	return h.clean(ctx)
+	return errors.Join(h.clean(ctx), w.reload(ctx, h))
 }
 
 // execute returns what a test writes.
