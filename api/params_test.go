@@ -349,3 +349,26 @@ func TestStatusOf(t *testing.T) {
 		t.Errorf("got %d", got)
 	}
 }
+
+func TestOwnOrigin(t *testing.T) {
+	for _, tt := range []struct {
+		origin, host string
+		want         bool
+	}{
+		{"http://localhost:2375", "localhost:2375", true},
+		{"http://127.0.0.1", "127.0.0.1", true},
+		{"http://localhost", "", true}, // on a Unix socket
+		{"http://localhost", "127.0.0.1", false},
+		{"http://example.org", "example.org", false},
+		{"http://example.org", "", false},
+		{"", "", false},
+	} {
+		r := httptest.NewRequest("GET", "/containers/c/attach/ws", nil)
+		r.Host = tt.host
+		r.Header.Set("Origin", tt.origin)
+		r.Header.Set("Upgrade", "websocket")
+		if got := ownOrigin(r); got != tt.want {
+			t.Errorf("%q to %q: %v", tt.origin, tt.host, got)
+		}
+	}
+}

@@ -92,10 +92,11 @@ func (m *messages) Write(p []byte) (int, error) {
 }
 
 // ownOrigin says whether a WebSocket's request comes from where it goes to. Libraries send such an
-// Origin; a page in a browser has another, unless its name was made to lead here: so a name does not do.
+// Origin; a page in a browser has another, unless its name was made to lead here: so a name does not do. On a socket
+// without a name of its own, libraries have no Host; browsers always do.
 func ownOrigin(r *http.Request) bool {
 	u, err := url.Parse(r.Header.Get("Origin"))
-	if err != nil || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") || u.Host == "" || u.Host != r.Host {
+	if err != nil || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") || u.Host == "" || r.Host != "" && u.Host != r.Host {
 		return false
 	}
 	return u.Hostname() == "localhost" || net.ParseIP(u.Hostname()) != nil

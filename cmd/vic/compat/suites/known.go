@@ -24,6 +24,43 @@ var leftOuts = []reason{
 // known are the reasons of failures. The first that fits counts.
 var known = []reason{
 	{output: `no dockerd here`, why: "it starts a dockerd of its own", skips: true},
+	{output: `lookup registry-1\.docker\.io`, why: "it needs Docker Hub", skips: true},
+	{output: `"registry": executable file not found`, why: "it needs a registry of its own", skips: true},
+
+	{output: `this host does not build|could not build|unable to prepare context`, why: "it builds an image first"},
+	{tests: `^moby/(build|session)/|/TestDockerCLIBuildSuite/|/TestDockerAPISuite/TestBuild`, why: "it builds an image"},
+	{output: `--network is not supported`, why: "it shares a network with the host or another container: each has that of its own virtual machine"},
+	{output: `--(pid|ipc|uts|userns|cgroupns) is not supported`, why: "it shares a namespace with the host or another container: each has a kernel of its own"},
+	{output: `--(device|device-cgroup-rule|gpus) is not supported`, why: "it passes a device of the host through"},
+	{output: `--(cpu-shares|blkio-weight|kernel-memory|cgroup-parent|memory-swappiness|oom-kill-disable|cpuset-mems|cpu-rt-\w+|device-(read|write)-\w+) is not supported`, why: "it sets limits that the control groups of one kernel have between containers"},
+	{output: `--storage-opt is not supported`, why: "a container's disk has the capacity of the store's"},
+	{output: `--security-opt is not supported`, why: "it has a seccomp, AppArmor or SELinux profile: those keep containers of one kernel apart"},
+	{output: `mount propagation \w+ is not supported|unexpected propagation mode`, why: "mounts do not propagate between two kernels"},
+	{output: `bind-recursive=\w+ is not supported|does not contain " /dev/shm ro,"`, why: "what is mounted in a shared folder is shared as the host has it"},
+	{output: `invalid mount config for type "image"|mounts of type volume, bind and tmpfs`, why: "images cannot be mounted"},
+	{output: `Minimum memory limit allowed is \d+MB: a container is a virtual machine`, why: "a virtual machine has a kernel of its own, which needs more memory"},
+	{output: `published ports are more than the 4096 allowed`, why: "it publishes 65535 ports: 4096 are the most"},
+	{output: `/store/(containers|volumes|image)/|/var/lib/docker/|docker0`, why: "it looks into dockerd's own folders or at the host's network"},
+	{output: `pulling all tags of|importing from a URL`, why: "it asks for what this host refuses by name: all tags of an image, or an import from a URL"},
+	{output: `searching a registry|inspecting images in a registry`, why: "this host does not search registries"},
+
+	{tests: `/TestIpcModePrivate$`, why: "it compares device numbers with the host's, which is another kernel"},
+	{tests: `/TestPIDModeHost$`, why: "it reads the host's process 1, or shares its namespace"},
+	{tests: `/TestNetwork(Nat|LocalhostTCPNat)$`, why: "it connects at once, and the port is the host's, which listens before an emulated guest does: the connection is reset, as dockerd's own proxy has it"},
+	{tests: `/TestCDI|/TestCreateWithCDIDevices`, why: "devices of the host"},
+	{tests: `/TestRunMountVolumeSubdir/subdir_with_copy_data$`, why: "a part of a volume does not get what the image has there"},
+	{tests: `/TestVolumesCreateAndList$`, why: "a volume is a disk, which its mount point names, and no folder"},
+	{tests: `/TestInfoFirewallBackend$`, why: "nothing is configured on the host"},
+	{tests: `/TestRenameContainerWithLinkedContainer$`, why: "a container cannot be asked for by the name that a link gives it"},
+	{tests: `/TestDockerCLILinksSuite/|/TestRunLinksContainerWithContainer(Name|ID)$|/TestExecEnvLinksHost$|/TestRenameContainerWithLinked|/TestLinksPingLinked`, why: "links are names in the network's DNS: they make no lines of /etc/hosts and no variables"},
+	{tests: `/TestRunDNS|/TestRunCreateVolumeEtc$|/TestRunMutableNetworkFiles$|/TestResolvConf|/TestInternalNetworkDNS`, why: "a container asks its network's DNS server, which asks those that --dns names: resolv.conf names the first only"},
+	{tests: `/TestRunNoDupVolumes$`, why: "it wants a volume to be left of a container that was refused: nothing is left here"},
+	{tests: `/TestPsListContainersSize$`, why: "a container's size is what its disk takes"},
+	{tests: `/TestCreateWithWorkdir$`, why: "a container's working directory is made when it is started"},
+	{tests: `/TestRunWithNetAliasOnDefaultNetworks$|/TestInspectTemplateError$`, why: "it looks for words of the docker client before 20.10"},
+	{tests: `/TestSaveCheckTimes$`, why: "files of a saved image have the time 0, as those of dockerd with containerd's image store"},
+	{tests: `/TestInfoLegacyFields$`, why: "fields of the host's bridge, which there is not"},
+	{tests: `/Test(ContainerRestartWithCancelledRequest|HealthCheckProcessKilled|RestartWithPolicyUserDefinedNetwork|RestartContainerwithRestartPolicy|AttachAfterDetach|ConnectWithPriority|CreateWithCustomMACs)$`, why: "it has less time than an emulated guest needs"},
 }
 
 // left says why a test is not run, or "".
