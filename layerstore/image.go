@@ -1,7 +1,6 @@
 package layerstore
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -44,6 +43,8 @@ type Image struct {
 	Pulled time.Time
 	// Names are the references to the image: tags, ascending, then digests.
 	Names []reference.Named
+	// Descent is what the image was made of.
+	Descent Descent
 }
 
 // An ImageLayer is one layer of an image.
@@ -113,6 +114,7 @@ type imageRecord struct {
 	Manifest ocispec.Descriptor `json:"manifest"`
 	Layers   []ImageLayer       `json:"layers"`
 	Pulled   time.Time          `json:"pulled"`
+	Descent
 }
 
 // Files of an image's folder.
@@ -132,15 +134,11 @@ const storedLimit = 64 << 20
 // is damaged.
 func (d Dir) readImage(id digest.Digest) (*Image, error) {
 	dir := d.image(id)
-	b, err := readBounded(dir+"/"+imageFile, storedLimit)
+	r, err := d.readImageRecord(id)
 	if err != nil {
-		return nil, damagedIfPartial(dir, err)
+		return nil, err
 	}
-	var r imageRecord
-	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, formatErrorf(dir, imageFile, "%v", err)
-	}
-	img := &Image{ID: id, Digest: r.Digest, Manifest: r.Manifest, Layers: r.Layers, Pulled: r.Pulled}
+	img := &Image{ID: id, Digest: r.Digest, Manifest: r.Manifest, Layers: r.Layers, Pulled: r.Pulled, Descent: r.Descent}
 	if img.RawConfig, err = readDigested(dir+"/"+configFile, id); err != nil {
 		return nil, damagedIfPartial(dir, err)
 	}
@@ -350,7 +348,7 @@ func (s *Store) commitImage(p *plan, names []reference.Named) (updated bool, err
 // writeImage writes an image's folder in tmp and then renames it into its place,
 // so that it appears whole, in place of a damaged one.
 func (d Dir) writeImage(p *plan) error {
-	r := imageRecord{Digest: p.digest, Manifest: p.desc, Layers: []ImageLayer{}, Pulled: time.Now().UTC().Truncate(time.Second)}
+	r := imageRecord{Digest: p.digest, Manifest: p.desc, Layers: []ImageLayer{}, Pulled: time.Now().UTC().Truncate(time.Second), Descent: p.descent}
 	for _, pl := range p.layers {
 		l, err := d.readLayer(pl.chain)
 		if err != nil {

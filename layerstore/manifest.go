@@ -39,6 +39,7 @@ type plan struct {
 	desc     ocispec.Descriptor // of the manifest
 	config   []byte
 	layers   []planLayer // bottom first
+	descent  Descent
 }
 
 // A planLayer is one layer of a plan.

@@ -17,6 +17,8 @@ type PullOptions struct {
 	Progress func(ProgressEvent)
 	// Tags are further names for the image, which appear with it. They have tags, or get latest.
 	Tags []reference.Named
+	// Descent is what the image was made of. It is kept if the image is new.
+	Descent Descent
 }
 
 // A pull is one call of Pull.
@@ -47,6 +49,7 @@ func (s *Store) Pull(ctx context.Context, src Source, name reference.Named, o Pu
 	if err != nil {
 		return nil, fmt.Errorf("pull image: %w", err)
 	}
+	plan.descent = o.Descent
 	names, err := plan.names(name)
 	if err != nil {
 		return nil, fmt.Errorf("pull image: %w", err)

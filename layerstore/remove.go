@@ -27,6 +27,11 @@ type RemoveOptions struct {
 	// Running tells whether a container runs: the image of one that does stays.
 	// nil means that none does.
 	Running func(container string) bool
+	// KeepParents leaves images without a name that nothing is left of which was made from them.
+	KeepParents bool
+	// Building tells whether something is being made from an image: it stays. nil means that
+	// nothing is.
+	Building func(image digest.Digest) bool
 }
 
 // An InUseError refuses to remove an image or a name of it.
@@ -35,11 +40,17 @@ type InUseError struct {
 	Image     digest.Digest // the image, or that of the name
 	Container string        // that uses the image; "" if its names are the reason
 	Running   bool          // the container runs: Force does not help
+	Child     bool          // another image was made from the image: Force does not help
+	Building  bool          // an image is being made from the image: Force does not help
 }
 
 // Error is worded as docker words it.
 func (e *InUseError) Error() string {
 	switch {
+	case e.Child:
+		return fmt.Sprintf("conflict: unable to delete %s (cannot be forced) - image has dependent child images", shortID(e.Image.Encoded()))
+	case e.Building:
+		return fmt.Sprintf("conflict: unable to delete %s (cannot be forced) - image is being used by a build", shortID(e.Image.Encoded()))
 	case e.Ref != "":
 		return fmt.Sprintf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
 			e.Ref, shortID(e.Container), shortID(e.Image.Encoded()))
@@ -58,14 +69,15 @@ func shortID(id string) string { return id[:min(12, len(id))] }
 
 // Remove removes what ref, as Image understands it, refers to, as docker does it.
 // A name goes, and with a repository's last tag its names by digest; the image
-// goes with its last name, and its layers if nothing else needs them. An ID
-// removes the image if its names are in one repository. The list says what went,
+// goes with its last name unless another was made from it, and with it the images that it was
+// made from, as far as they have no names, no users and no other children, and all layers
+// that nothing else needs. An ID removes the image if its names are in one repository. The list says what went,
 // in order, also when there is an error. That is ErrNotFound, ErrAmbiguous, an
 // *InUseError or the datastore's.
 func (s *Store) Remove(ref string, o RemoveOptions) ([]Deleted, error) {
 	r := removal{s: s, ref: ref, o: o}
 	doomed, err := r.unlink()
-	swept, removeErr := s.dir.bury(doomed, r.trash)
+	swept, removeErr := s.dir.bury(doomed, r.trash...)
 	for _, chain := range swept.Layers {
 		r.done = append(r.done, Deleted{Deleted: chain})
 	}
@@ -81,7 +93,12 @@ type removal struct {
 	refs []reference.Named // the names of the image that are left
 	done []Deleted
 
-	trash string // the image's folder, out of sight
+	pins     []*pin                // of all containers
+	children map[digest.Digest]int // how many images were made from each
+
+	trash  []string        // folders of images, out of sight
+	chains []digest.Digest // layers of these
+	broken bool            // of one of these they are not known
 }
 
 // unlink removes names and perhaps the image's record, and returns the layers
@@ -107,10 +124,13 @@ func (r *removal) unlink() ([]doomedLayer, error) {
 		return nil, err
 	}
 	r.refs = names[r.id]
-	users, err := r.users()
-	if err != nil {
+	if r.pins, err = d.pins(); err != nil {
 		return nil, err
 	}
+	if r.children, err = d.children(); err != nil {
+		return nil, err
+	}
+	users := r.users(r.id)
 	named, isName := parseName(r.ref)
 	isName = isName && slices.ContainsFunc(r.refs, func(x reference.Named) bool { return x.String() == named.String() })
 	if isName {
@@ -121,17 +141,24 @@ func (r *removal) unlink() ([]doomedLayer, error) {
 	} else if err := r.untagAll(users); err != nil {
 		return nil, err
 	}
-	return r.removeImage()
+	parent, err := r.removeImage(r.id)
+	for err == nil && !r.o.KeepParents && parent != "" && len(names[parent]) == 0 && r.children[parent] == 0 &&
+		len(r.users(parent)) == 0 && !r.building(parent) {
+		parent, err = r.removeImage(parent)
+	}
+	doomed, doomErr := d.doom(context.Background(), r.candidates)
+	return doomed, errors.Join(err, doomErr)
 }
 
-// users returns the containers that use the image, those that run first.
-func (r *removal) users() ([]*pin, error) {
-	pins, err := r.s.dir.pins()
-	if err != nil {
-		return nil, err
+// users returns the containers that use an image, those that run first.
+func (r *removal) users(id digest.Digest) []*pin {
+	var users []*pin
+	for _, p := range r.pins {
+		if p.Image == id {
+			users = append(users, p)
+		}
 	}
-	pins = slices.DeleteFunc(pins, func(p *pin) bool { return p.Image != r.id })
-	slices.SortStableFunc(pins, func(a, b *pin) int {
+	slices.SortStableFunc(users, func(a, b *pin) int {
 		switch x, y := r.runs(a), r.runs(b); {
 		case x == y:
 			return 0
@@ -140,8 +167,10 @@ func (r *removal) users() ([]*pin, error) {
 		}
 		return 1
 	})
-	return pins, nil
+	return users
 }
+
+func (r *removal) building(id digest.Digest) bool { return r.o.Building != nil && r.o.Building(id) }
 
 func (r *removal) runs(p *pin) bool { return r.o.Running != nil && r.o.Running(p.id) }
 
@@ -164,13 +193,17 @@ func (r *removal) untag(named reference.Named, users []*pin) (left bool, err err
 			}
 		}
 	}
-	// The name is gone in any case; the image of a running container stays.
-	return len(r.refs) > 0 || len(users) > 0 && (!r.o.Force || r.runs(users[0])), nil
+	// The name is gone in any case; the image of a running container stays, and one that another was made from.
+	return len(r.refs) > 0 || len(users) > 0 && (!r.o.Force || r.runs(users[0])) || r.children[r.id] > 0 || r.building(r.id), nil
 }
 
 // untagAll removes all names of the image, or refuses.
 func (r *removal) untagAll(users []*pin) error {
 	switch {
+	case r.children[r.id] > 0:
+		return &InUseError{Image: r.id, Child: true}
+	case r.building(r.id):
+		return &InUseError{Image: r.id, Building: true}
 	case len(users) > 0 && r.runs(users[0]):
 		return &InUseError{Image: r.id, Container: users[0].id, Running: true}
 	case r.o.Force:
@@ -196,20 +229,40 @@ func (r *removal) removeName(x reference.Named) error {
 	return nil
 }
 
-// removeImage removes the image's folder and dooms its layers; for an image so
-// damaged that they are not known, whatever layers nothing needs.
-func (r *removal) removeImage() ([]doomedLayer, error) {
+// removeImage removes an image's folder, and returns the image that it was made from, if that is known and there.
+func (r *removal) removeImage(id digest.Digest) (parent digest.Digest, err error) {
 	d := r.s.dir
-	candidates := d.chains
-	if img, err := d.readImage(r.id); err == nil {
-		candidates = func() ([]digest.Digest, error) { return img.chains(), nil }
+	img, damage := d.readImage(id)
+	trash, err := d.discard(d.image(id))
+	r.trash = append(r.trash, trash)
+	if err != nil {
+		return "", fmt.Errorf("remove image %s: %w", id, err)
 	}
-	var err error
-	if r.trash, err = d.discard(d.image(r.id)); err != nil {
-		return nil, fmt.Errorf("remove image %s: %w", r.id, err)
+	r.done = append(r.done, Deleted{Deleted: id})
+	if damage != nil {
+		r.broken = true
+		return "", nil
 	}
-	r.done = append(r.done, Deleted{Deleted: r.id})
-	return d.doom(context.Background(), candidates)
+	r.chains = append(r.chains, img.chains()...)
+	if parent = img.Descent.Parent; parent == "" {
+		return "", nil
+	}
+	r.children[parent]--
+	there, err := exists(d.image(parent))
+	if err != nil || !there {
+		return "", err
+	}
+	return parent, nil
+}
+
+// candidates are the layers that may not be needed any more: of the removed images, or, if one of these was
+// so damaged that they are not known, all.
+func (r *removal) candidates() ([]digest.Digest, error) {
+	if r.broken {
+		return r.s.dir.chains()
+	}
+	slices.Sort(r.chains)
+	return slices.Compact(r.chains), nil
 }
 
 // isSingleReference tells whether names are one tag, and nothing else than names

@@ -35,7 +35,7 @@ func (s *Store) Sweep(ctx context.Context) (Swept, error) {
 		doomed = append(doomed, orphans...)
 	}
 	lock.unlock()
-	swept, removeErr := s.dir.bury(doomed, "")
+	swept, removeErr := s.dir.bury(doomed)
 	if err = errors.Join(err, removeErr); err == nil {
 		var n int64
 		n, err = s.dir.sweepStrays(ctx)
@@ -186,12 +186,12 @@ func parseDiskName(name string) (digest.Digest, bool) {
 }
 
 // bury removes the files of doomed layers and gives their locks back, and removes
-// a folder that discard returned.
-func (d Dir) bury(doomed []doomedLayer, trash string) (Swept, error) {
+// folders that discard returned.
+func (d Dir) bury(doomed []doomedLayer, trash ...string) (Swept, error) {
 	var swept Swept
 	var errs []error
-	if trash != "" {
-		errs = append(errs, os.RemoveAll(trash))
+	for _, dir := range trash {
+		errs = append(errs, os.RemoveAll(dir))
 	}
 	for _, l := range doomed {
 		n := d.storedLayer(l.chain)
