@@ -135,10 +135,10 @@ func (s *stoppedStream) Close() error {
 	return err
 }
 
-// resolve finds a path of a container's file system as the kernel would, inside its root. The name it
+// Resolve finds a path of a container's file system as the kernel would, inside its root. The name it
 // returns has no symlinks in it but the last part, unless follow is set. If missing is set parts that are not there stand for
 // themselves, and info is nil.
-func resolve(f fileSystem, p string, follow, missing bool) (name string, info fs.FileInfo, err error) {
+func Resolve(f FileSystem, p string, follow, missing bool) (name string, info fs.FileInfo, err error) {
 	fail := func(err error) (string, fs.FileInfo, error) {
 		return "", nil, &fs.PathError{Op: "lstat", Path: p, Err: err}
 	}
@@ -203,8 +203,8 @@ func resolve(f fileSystem, p string, follow, missing bool) (name string, info fs
 	return done, info, nil
 }
 
-// fileSystem is what resolve needs of one.
-type fileSystem interface {
+// A FileSystem is what Resolve needs of one.
+type FileSystem interface {
 	Lstat(name string) (fs.FileInfo, error)
 	ReadLink(name string) (string, error)
 }
@@ -223,7 +223,7 @@ func (f *stoppedFS) stat(p string) (name string, st PathStat, err error) {
 	if !strings.HasPrefix(p, "/") {
 		p = "/" + p
 	}
-	name, info, err := resolve(f, p, false, false)
+	name, info, err := Resolve(f, p, false, false)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = refuse(ErrNotFound, "%v", err)
@@ -232,7 +232,7 @@ func (f *stoppedFS) stat(p string) (name string, st PathStat, err error) {
 	}
 	st = PathStat{Name: path.Base(p), Size: info.Size(), Mode: info.Mode(), Mtime: info.ModTime()}
 	if info.Mode()&fs.ModeSymlink != 0 {
-		target, _, err := resolve(f, p, true, true)
+		target, _, err := Resolve(f, p, true, true)
 		if err != nil {
 			return "", st, err
 		}

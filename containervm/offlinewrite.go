@@ -56,7 +56,7 @@ func (c *Container) checkDest(ctx context.Context, dest string) error {
 
 // destOf finds the folder to extract to.
 func (c *Container) destOf(f *layerstore.FS, dest string) (string, error) {
-	name, info, err := resolve(f, path.Join("/", dest), true, false)
+	name, info, err := Resolve(f, path.Join("/", dest), true, false)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", refuse(ErrNotFound, "%v", err)
@@ -125,7 +125,7 @@ const maxUsers = 4 << 20
 func (l *layerMaker) findOwner(name string) error {
 	var files [2]io.Reader
 	for i, file := range []string{"/etc/passwd", "/etc/group"} {
-		name, _, err := resolve(l.fs, file, true, false)
+		name, _, err := Resolve(l.fs, file, true, false)
 		if err != nil {
 			continue // numbers can do without
 		}
@@ -221,7 +221,7 @@ func (l *layerMaker) checkKind(h *tar.Header, name string) error {
 	if !l.o.KeepKinds {
 		return nil
 	}
-	_, info, err := resolve(l.fs, path.Join("/", name), false, true)
+	_, info, err := Resolve(l.fs, path.Join("/", name), false, true)
 	if err != nil || info == nil {
 		return nil // Apply says what is wrong
 	}

@@ -77,13 +77,26 @@ func FromTar(ctx context.Context, r io.Reader, temp func() (*os.File, error), be
 			return nil, err
 		}
 		layer := ocispec.Descriptor{MediaType: dockerLayer, Digest: hash.Digest(), Size: size}
-		types := dockerTypes
-		if slices.ContainsFunc(below, func(d ocispec.Descriptor) bool { return !strings.HasPrefix(d.MediaType, dockerPrefix) }) {
-			types, layer.MediaType = ociTypes, ocispec.MediaTypeImageLayer
+		types := typesAbove(below)
+		if types == ociTypes {
+			layer.MediaType = ocispec.MediaTypeImageLayer
 		}
 		return makeImage(fsys, types, cfg, append(slices.Clone(below), layer), map[digest.Digest]string{layer.Digest: name})
 	}}
 	return &Archive{fsys: fsys, closer: f, entries: []*Entry{e}}, nil
+}
+
+// FromLayers makes an image of a configuration and of layers whose blobs it does not have.
+func FromLayers(layers []ocispec.Descriptor, config []byte) (*Image, error) {
+	return makeImage(&tarFS{}, typesAbove(layers), config, layers, nil)
+}
+
+// typesAbove are the media types for an image upon layers: docker's if theirs are.
+func typesAbove(layers []ocispec.Descriptor) documentTypes {
+	if slices.ContainsFunc(layers, func(d ocispec.Descriptor) bool { return !strings.HasPrefix(d.MediaType, dockerPrefix) }) {
+		return ociTypes
+	}
+	return dockerTypes
 }
 
 // inPlace opens a tar where it lies; it is nil if the file is not regular, is compressed, or has
@@ -193,9 +206,17 @@ func decompress(in *countReader) (*decompressor, error) {
 		}
 		return &decompressor{&ratioReader{r: z, in: in}, z.Close}, nil
 	default:
-		return nil, formatErrorf("", "compressed with %s: gzip, zstd and no compression are supported", kind)
+		return nil, &compressionError{FormatError{Msg: fmt.Sprintf("compressed with %s: gzip, zstd and no compression are supported", kind)}}
 	}
 }
+
+// ErrCompression is the error for a stream that is compressed in a way that is not supported.
+var ErrCompression = errors.New("archive: unsupported compression")
+
+type compressionError struct{ FormatError }
+
+func (*compressionError) Is(target error) bool { return target == ErrCompression }
+func (e *compressionError) Unwrap() error      { return &e.FormatError }
 
 // spool copies a stream, decompressed, and returns its length.
 func spool(w io.Writer, r io.Reader) (int64, error) {
