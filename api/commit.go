@@ -140,7 +140,7 @@ func (s *Server) commit(ctx context.Context, c *containervm.Container, cfg docke
 	if err != nil {
 		return nil, err
 	}
-	return s.store.Pull(ctx, src, nil, layerstore.PullOptions{Tags: o.names})
+	return s.store.Pull(ctx, src, nil, layerstore.PullOptions{Tags: o.names, Descent: layerstore.Descent{Parent: base.ID}})
 }
 
 // commitDocument is the new image's configuration file: the base's with one step more.

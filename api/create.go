@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -43,28 +44,34 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := imageConfig(img.RawConfig)
-	if err != nil {
-		return err
-	}
-	warnings = append(warnings, swapWarning(&body.HostConfig.Resources)...)
-	if err := merge(body.Config, cfg); err != nil {
-		return err
-	}
-	spec, err := specOf(&body)
-	if err != nil {
-		return err
-	}
-	if err := s.setMounts(&spec, &body); err != nil {
-		return err
-	}
-	spec.Name = r.URL.Query().Get("name")
-	spec.ImageID = img.ID
-	c, err := s.containers.Create(r.Context(), spec)
+	c, more, err := s.newContainer(r.Context(), &body, img, r.URL.Query().Get("name"))
 	if err != nil {
 		return createError(err)
 	}
-	return writeJSON(w, http.StatusCreated, container.CreateResponse{ID: c.ID(), Warnings: warnings})
+	return writeJSON(w, http.StatusCreated, container.CreateResponse{ID: c.ID(), Warnings: append(warnings, more...)})
+}
+
+// newContainer makes a container of an image as the body says, whose options have been checked, and returns
+// what is to be warned of.
+func (s *Server) newContainer(ctx context.Context, body *createBody, img *layerstore.Image, name string) (*containervm.Container, []string, error) {
+	cfg, err := imageConfig(img.RawConfig)
+	if err != nil {
+		return nil, nil, err
+	}
+	warnings := swapWarning(&body.HostConfig.Resources)
+	if err := merge(body.Config, cfg); err != nil {
+		return nil, nil, err
+	}
+	spec, err := specOf(body)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.setMounts(&spec, body); err != nil {
+		return nil, nil, err
+	}
+	spec.Name, spec.ImageID = name, img.ID
+	c, err := s.containers.Create(ctx, spec)
+	return c, warnings, err
 }
 
 // createError keeps an image that was removed meanwhile and a volume driver the only reasons for a 404, as in Docker:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/common"
 
+	"vic/api/build"
 	"vic/containervm"
 	"vic/fetch"
 	"vic/fetch/archive"
@@ -60,6 +61,7 @@ var classes = []struct {
 	{containervm.ErrInvalid, http.StatusBadRequest},
 	{containervm.ErrNotImplemented, http.StatusNotImplemented},
 	{containervm.ErrClosed, http.StatusServiceUnavailable},
+	{build.ErrInvalid, http.StatusBadRequest},
 	{layerstore.ErrNotFound, http.StatusNotFound},
 	{layerstore.ErrAmbiguous, http.StatusBadRequest},
 	{layerstore.ErrNoDriver, http.StatusNotFound},

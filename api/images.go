@@ -89,6 +89,11 @@ func (s *Server) listImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if !boolParam(r, "all") || f.has("dangling") {
+		if images, err = s.heads(images); err != nil {
+			return err
+		}
+	}
 	out := []summaryReply{}
 	for _, img := range images {
 		tags, digests, ok, err := matchNames(img, f["reference"])
@@ -99,8 +104,8 @@ func (s *Server) listImages(w http.ResponseWriter, r *http.Request) error {
 			continue
 		}
 		sum := summaryReply{Summary: image.Summary{
-			ID: img.ID.String(), Created: unixOf(img.Created()), Labels: img.Config.Config.Labels, RepoTags: tags, RepoDigests: digests,
-			Size: img.Size(), SharedSize: -1, Containers: -1,
+			ID: img.ID.String(), ParentID: img.Descent.Parent.String(), Created: unixOf(img.Created()), Labels: img.Config.Config.Labels,
+			RepoTags: tags, RepoDigests: digests, Size: img.Size(), SharedSize: -1, Containers: -1,
 		}}
 		if v := versionOf(r); v.less(version{1, 44}) {
 			sum.VirtualSize = sum.Size
@@ -153,6 +158,19 @@ func (s *Server) filterImages(f filters) ([]*layerstore.Image, error) {
 		return cmp.Or(b.Created().Compare(a.Created()), cmp.Compare(a.ID, b.ID))
 	})
 	return images, nil
+}
+
+// heads leaves those images out that have no name and that others were made from.
+func (s *Server) heads(images []*layerstore.Image) ([]*layerstore.Image, error) {
+	all, err := s.store.Images()
+	if err != nil {
+		return nil, err
+	}
+	parents := make(map[digest.Digest]bool)
+	for _, img := range all {
+		parents[img.Descent.Parent] = true
+	}
+	return slices.DeleteFunc(images, func(img *layerstore.Image) bool { return len(img.Names) == 0 && parents[img.ID] }), nil
 }
 
 // matchNames returns the names of an image that match one of the patterns, or all if there are none,
@@ -225,7 +243,7 @@ func (s *Server) inspectImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	reply := imageReply{InspectResponse: image.InspectResponse{
+	reply := imageReply{Parent: img.Descent.Parent.String(), InspectResponse: image.InspectResponse{
 		ID:           img.ID.String(),
 		RepoTags:     orEmpty(img.RepoTags()),
 		RepoDigests:  orEmpty(img.RepoDigests()),
@@ -272,16 +290,32 @@ func (s *Server) imageHistory(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	out := []image.HistoryResponseItem{}
-	for i, h := range img.History() {
+	at := img // the image that the step came to, as far as that is known
+	for _, h := range img.History() {
 		item := image.HistoryResponseItem{
 			ID: "<missing>", Created: unixOf(h.Created), CreatedBy: h.CreatedBy, Comment: h.Comment, Size: h.Size,
 		}
-		if i == 0 {
-			item.ID, item.Tags = img.ID.String(), img.RepoTags()
+		if at != nil {
+			item.ID, item.Tags = at.ID.String(), at.RepoTags()
+			if at, err = s.parentOf(at); err != nil {
+				return err
+			}
 		}
 		out = append(out, item)
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// parentOf is the image that one was made from, nil if it is not known or not there.
+func (s *Server) parentOf(img *layerstore.Image) (*layerstore.Image, error) {
+	if img.Descent.Parent == "" {
+		return nil, nil
+	}
+	parent, err := s.store.Image(img.Descent.Parent.String())
+	if errors.Is(err, layerstore.ErrNotFound) {
+		return nil, nil
+	}
+	return parent, err
 }
 
 func (s *Server) tagImage(w http.ResponseWriter, r *http.Request) error {
@@ -335,7 +369,7 @@ func (s *Server) removeImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	deleted, err := s.deleteImage(param(r, "name"), img, boolParam(r, "force"))
+	deleted, err := s.deleteImage(param(r, "name"), img, boolParam(r, "force"), boolParam(r, "noprune"))
 	if err != nil && len(deleted) == 0 {
 		return err
 	}
@@ -346,8 +380,8 @@ func (s *Server) removeImage(w http.ResponseWriter, r *http.Request) error {
 }
 
 // deleteImage removes what ref, a name or ID of img, refers to, and tells of it.
-func (s *Server) deleteImage(ref string, img *layerstore.Image, force bool) ([]image.DeleteResponse, error) {
-	list, err := s.store.Remove(ref, layerstore.RemoveOptions{Force: force, Running: s.runs})
+func (s *Server) deleteImage(ref string, img *layerstore.Image, force, keepParents bool) ([]image.DeleteResponse, error) {
+	list, err := s.store.Remove(ref, layerstore.RemoveOptions{Force: force, KeepParents: keepParents, Running: s.runs, Building: s.builds.holds})
 	out := make([]image.DeleteResponse, 0, len(list))
 	for _, d := range list {
 		if d.Untagged != "" {

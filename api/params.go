@@ -17,7 +17,11 @@ const maxBody = 4 << 20
 // boolParam reads a query parameter as Docker does: absent, empty, 0, no, false and none are false in
 // any case of letters, everything else is true.
 func boolParam(r *http.Request, key string) bool {
-	switch strings.ToLower(strings.TrimSpace(r.URL.Query().Get(key))) {
+	return truth(r.URL.Query().Get(key))
+}
+
+func truth(text string) bool {
+	switch strings.ToLower(strings.TrimSpace(text)) {
 	case "", "0", "no", "false", "none":
 		return false
 	}

@@ -2,11 +2,14 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/jsonstream"
+
+	"vic/api/build"
 )
 
 // A progressMessage is a line of a progress stream. An error is sent in both fields: clients read
@@ -83,7 +86,11 @@ func (p *progressStream) fail(err error) error {
 	if !started {
 		return err
 	}
-	p.send(progressMessage{Error: err.Error(), Cause: &jsonstream.Error{Message: err.Error()}})
+	cause := &jsonstream.Error{Message: err.Error()}
+	if exit, ok := errors.AsType[*build.ExitError](err); ok {
+		cause.Code = exit.Code // which docker build exits with
+	}
+	p.send(progressMessage{Error: err.Error(), Cause: cause})
 	return nil
 }
 

@@ -92,6 +92,9 @@ func (s *Server) pruneImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if images, err = s.heads(images); err != nil {
+		return err
+	}
 	used := make(map[string]bool)
 	for _, c := range s.containers.List() {
 		used[c.Info().Spec.ImageID.String()] = true
@@ -108,7 +111,10 @@ func (s *Server) pruneImages(w http.ResponseWriter, r *http.Request) error {
 		if r.Context().Err() != nil {
 			return nil
 		}
-		list, err := s.deleteImage(img.ID.String(), img, true)
+		if s.builds.holds(img.ID) {
+			continue
+		}
+		list, err := s.deleteImage(img.ID.String(), img, true, false)
 		report.ImagesDeleted = append(report.ImagesDeleted, list...)
 		if err != nil && !errors.Is(err, layerstore.ErrNotFound) {
 			s.log.Warn("image not pruned", "image", img.ID, "error", err)
@@ -179,6 +185,9 @@ func (s *Server) diskUsage(w http.ResponseWriter, _ *http.Request) error {
 		users[sum.ImageID]++
 	}
 	images, err := s.filterImages(nil)
+	if err == nil {
+		images, err = s.heads(images)
+	}
 	if err != nil {
 		return err
 	}

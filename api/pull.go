@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"time"
@@ -41,7 +42,15 @@ func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 	out := newProgressStream(w)
 	// A download that several pulls share goes on, and tells of itself, when this request is over.
 	defer out.end()
-	src, err := s.registry.Resolve(r.Context(), ref, fetch.ResolveOptions{
+	if _, err := s.pull(r.Context(), ref, creds, want, out); err != nil {
+		return out.fail(err)
+	}
+	return nil
+}
+
+// pull brings an image, whose platform is the one wanted if that is not nil, and tells of it.
+func (s *Server) pull(ctx context.Context, ref reference.Named, creds fetch.Credentials, want *ocispec.Platform, out *progressStream) (*layerstore.Image, error) {
+	src, err := s.registry.Resolve(ctx, ref, fetch.ResolveOptions{
 		Platform: want, Credentials: creds,
 		Progress: func(e fetch.Event) {
 			if e.Retry > 0 && e.Digest != "" {
@@ -51,11 +60,11 @@ func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 	})
 	if err != nil {
 		s.metrics.pulled(err)
-		return err
+		return nil, err
 	}
 	out.say(tagOf(ref), "Pulling from "+reference.Path(ref))
 	updated := false
-	img, err := s.store.Pull(r.Context(), src, ref, layerstore.PullOptions{Progress: func(e layerstore.ProgressEvent) {
+	img, err := s.store.Pull(ctx, src, ref, layerstore.PullOptions{Progress: func(e layerstore.ProgressEvent) {
 		if e.Layer == "" {
 			updated = e.Updated
 			return
@@ -65,7 +74,7 @@ func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 	}})
 	s.metrics.pulled(err)
 	if err != nil {
-		return out.fail(err)
+		return nil, err
 	}
 	out.say("", "Digest: "+src.Digest().String())
 	if want != nil && !platforms.Only(*want).Match(imagePlatform(img)) {
@@ -78,7 +87,7 @@ func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 		out.say("", "Status: Image is up to date for "+reference.FamiliarString(ref))
 	}
 	s.imageEvent(events.ActionPull, reference.FamiliarString(ref), reference.FamiliarName(ref), img)
-	return nil
+	return img, nil
 }
 
 // pullReference joins the two parameters that say what to pull; the tag may be a digest.

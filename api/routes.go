@@ -28,11 +28,11 @@ func (s *Server) routes() []route {
 		{http.MethodGet, "/images/search", missing("searching a registry")},
 		{http.MethodGet, "/distribution/{name*}/json", missing("inspecting images in a registry")},
 		{http.MethodPost, "/commit", s.commitContainer},
-		{http.MethodPost, "/build", noBuild},
-		{http.MethodPost, "/build/cancel", noBuild},
+		{http.MethodPost, "/build", s.buildImage},
+		{http.MethodPost, "/build/cancel", s.cancelBuild},
 		{http.MethodPost, "/build/prune", s.pruneBuilds},
-		{http.MethodPost, "/session", noBuild},
-		{http.MethodPost, "/grpc", noBuild},
+		{http.MethodPost, "/session", noBuildKit},
+		{http.MethodPost, "/grpc", noBuildKit},
 
 		{http.MethodGet, "/containers/json", s.listContainers},
 		{http.MethodPost, "/containers/create", s.createContainer},
@@ -108,11 +108,8 @@ func (s *Server) routes() []route {
 	}
 }
 
-// noBuild answers a client that wants to build.
-func noBuild(http.ResponseWriter, *http.Request) error {
-	return notImplemented("building images: this host does not build. Build with another engine or a buildx builder of its own, " +
-		"and bring the image by docker push and pull, or docker save and load; docker commit makes an image of a container here")
-}
+// noBuildKit answers a client that wants to build with BuildKit.
+func noBuildKit(http.ResponseWriter, *http.Request) error { return notImplemented("%s", errBuildKit) }
 
 // missing answers for an endpoint that this host does not have.
 func missing(what string) handler {

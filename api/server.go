@@ -97,6 +97,7 @@ type Server struct {
 	metrics    *metrics
 	handler    http.Handler
 	events     eventLog
+	builds     builds
 	active     sync.WaitGroup // requests
 	cancel     func()         // ends the subscription to the containers' events
 }

@@ -40,6 +40,7 @@ func TestDocker(t *testing.T) {
 		{"stdin", testStdin},
 		{"door", testDoor}, // wants what was counted since the server began
 		{"templates", testTemplates},
+		{"build", testBuild},
 		{"terminal", testTerminal},
 		{"binary", testBinary},
 		{"logs", testLogs},
@@ -189,9 +190,6 @@ func testMissing(t *testing.T, s *suite) {
 	s.docker(t, "", "run", "--cap-add", "FLY", "bb").wantError(125, `invalid CapAdd: unknown capability: "CAP_FLY"`)
 	s.docker(t, "", "run", "--gpus", "all", "bb").wantError(125, "--gpus is not supported")
 	s.docker(t, "", "swarm", "init").wantError(1, "not a swarm manager")
-	if resp, body := s.request(t, http.MethodPost, "/build", "application/x-tar", ""); resp.StatusCode != http.StatusNotImplemented || !strings.Contains(fmt.Sprint(body["message"]), "bring the image by docker push and pull") {
-		t.Errorf("build: %s, %v", resp.Status, body)
-	}
 }
 
 // Containers that are made and not started need no virtual machine.

@@ -166,7 +166,7 @@ type result struct {
 // command is a docker command against the suite's host.
 func (s *suite) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "docker", args...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+s.socket, "DOCKER_CONFIG="+filepath.Join(s.dir, "docker"))
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+s.socket, "DOCKER_CONFIG="+filepath.Join(s.dir, "docker"), "DOCKER_BUILDKIT=0")
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
 }

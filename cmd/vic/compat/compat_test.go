@@ -81,7 +81,7 @@ type engine struct {
 // env is what clients of the engine are told.
 func (e engine) env() []string {
 	return append(os.Environ(), "DOCKER_HOST=unix://"+e.socket, "DOCKER_CONFIG="+filepath.Join(e.dir, "docker"), "T="+e.dir,
-		"DOCKER_CLI_HINTS=false", "LC_ALL=C.UTF-8")
+		"DOCKER_CLI_HINTS=false", "DOCKER_BUILDKIT=0", "LC_ALL=C.UTF-8")
 }
 
 // command is one of a client of the engine.

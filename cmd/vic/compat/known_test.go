@@ -22,6 +22,8 @@ var known = map[string]map[string]string{
 		"running, exec of nothing there": "the exit code is 127, as in later versions",
 		"running, exec of a folder":      noRuntime + ", but that it is a folder is said",
 		"running, exec in no folder":     "the exit code is 127, as for a command that is not there",
+		"build, an unknown instruction":  later,
+		"build, here-document":           later,
 		"network of a bad driver":        later,
 		"network of another's subnet":    later,
 	},

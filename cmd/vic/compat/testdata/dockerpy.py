@@ -5,7 +5,7 @@ import tarfile
 import threading
 
 import docker
-from docker.errors import APIError, ContainerError, ImageNotFound, NotFound
+from docker.errors import APIError, BuildError, ContainerError, ImageNotFound, NotFound
 
 client = docker.from_env(timeout=120)
 checks = []
@@ -253,6 +253,28 @@ def _():
     client.volumes.get("pyvol").remove()
     client.networks.get("pynet").remove()
     same(client.volumes.list(filters={"label": "l=py"}), [])
+
+
+@check("build")
+def _():
+    context = os.path.join(os.environ["T"], "pybuild")
+    os.makedirs(context, exist_ok=True)
+    with open(os.path.join(context, "Dockerfile"), "w") as f:
+        f.write("FROM bb\nARG WHO\nRUN echo for $WHO >/who\nCOPY data /data\n")
+    with open(os.path.join(context, "data"), "w") as f:
+        f.write("data")
+    image, lines = client.images.build(path=context, tag="pybuilt", rm=True, buildargs={"WHO": "py"}, labels={"l": "py"}, extra_hosts={"h": "10.1.1.1"},
+                                       container_limits={"memory": 256 << 20}, shmsize=64 << 20, network_mode="none", platform="linux/amd64", cache_from=[])
+    said = "".join(line.get("stream", "") for line in lines)
+    assert "Successfully built " + image.short_id.split(":")[1] in said, said
+    same(image.labels["l"], "py")
+    same(client.containers.run("pybuilt", "cat /who /data", remove=True), b"for py\ndata")
+    again, lines = client.images.build(path=context, tag="pybuilt", rm=True, buildargs={"WHO": "py"}, labels={"l": "py"})
+    same(again.id, image.id)
+    raises(BuildError, lambda: client.images.build(fileobj=io.BytesIO(b"FROM bb\nRUN exit 3\n"), rm=True, forcerm=True), "returned a non-zero code: 3")
+    raises(BuildError, lambda: client.images.build(fileobj=io.BytesIO(b"FROM bb\nCOPY nope /\n")), "stat nope")
+    raises(APIError, lambda: client.images.build(fileobj=io.BytesIO(b"FOO\n")), "unknown instruction: FOO")
+    client.images.remove("pybuilt")
 
 
 @check("prune")
