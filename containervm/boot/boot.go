@@ -13,7 +13,7 @@
 //
 //	/init            the tether
 //	/dev/console     so that init has its standard streams
-//	/modules/NAME.ko the modules, uncompressed
+//	/modules/NAME.ko the modules, uncompressed, without signatures where the kernel asks for none
 //	/modules/index   which to load for what hardware, a line each:
 //	                     NAME DEPENDENCIES ALIASES
 //	                 dependencies are names joined by commas in the order to load them, or
@@ -83,6 +83,11 @@ func Build(ctx context.Context, dir string, o Options) (*Medium, error) {
 	mods, err := collectModules(k.modules)
 	if err != nil {
 		return nil, fmt.Errorf("collect modules of kernel %s: %w", k.version, err)
+	}
+	if !k.needsSignatures() {
+		for i := range mods {
+			mods[i].code = unsigned(mods[i].code)
+		}
 	}
 	tether, err := readTether(o.Tether)
 	if err != nil {

@@ -3,6 +3,7 @@ package boot
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -231,6 +232,52 @@ func TestCompressedModules(t *testing.T) {
 		if packed[i].indexLine() != plain[i].indexLine() || !bytes.Equal(packed[i].code, plain[i].code) {
 			t.Errorf("module %s differs", plain[i].name)
 		}
+	}
+}
+
+// TestUnsigned takes signatures off modules, and nothing off what is no more than alike.
+func TestUnsigned(t *testing.T) {
+	info := func(n uint32) string { return string(binary.BigEndian.AppendUint32(make([]byte, 8), n)) }
+	for _, c := range []struct{ name, module, want string }{
+		{"signed", "code" + "sig" + info(3) + signatureMagic, "code"},
+		{"empty signature", "code" + info(0) + signatureMagic, "code"},
+		{"not signed", "code", "code"},
+		{"size beyond the module", "code" + info(5) + signatureMagic, "code" + info(5) + signatureMagic},
+		{"huge size", "code" + info(1<<32-1) + signatureMagic, "code" + info(1<<32-1) + signatureMagic},
+		{"nothing but the magic", signatureMagic, signatureMagic},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := unsigned([]byte(c.module)); string(got) != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestNeedsSignatures keeps signatures where a kernel may ask for them.
+func TestNeedsSignatures(t *testing.T) {
+	for _, c := range []struct {
+		name, file, config string
+		want               bool
+	}{
+		{"not forced", "config-6.1", "CONFIG_MODULE_SIG=y\n# CONFIG_MODULE_SIG_FORCE is not set\n", false},
+		{"not forced, beside the modules", "modules/config", "CONFIG_MODULE_SIG=y\n# CONFIG_MODULE_SIG_FORCE is not set\n", false},
+		{"forced", "config-6.1", "CONFIG_MODULE_SIG=y\nCONFIG_MODULE_SIG_FORCE=y\n", true},
+		{"another kernel's", "config-6.2", "\n# CONFIG_MODULE_SIG_FORCE is not set\n", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			k := kernel{path: filepath.Join(dir, "vmlinuz-6.1"), version: "6.1", modules: filepath.Join(dir, "modules")}
+			if err := os.Mkdir(k.modules, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, c.file), []byte(c.config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := k.needsSignatures(); got != c.want {
+				t.Errorf("got %v", got)
+			}
+		})
 	}
 }
 

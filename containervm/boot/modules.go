@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -106,6 +107,38 @@ func collectModules(dir string) ([]module, error) {
 	}
 	slices.SortFunc(list, func(a, b module) int { return strings.Compare(a.name, b.name) })
 	return list, nil
+}
+
+// needsSignatures says whether the kernel may refuse modules without a signature: it was built to, or nobody says
+// that it was not.
+func (k kernel) needsSignatures() bool {
+	for _, path := range []string{filepath.Join(filepath.Dir(k.path), "config-"+k.version), filepath.Join(k.modules, "config")} {
+		if text, err := os.ReadFile(path); err == nil {
+			return !bytes.Contains(text, []byte("\n# CONFIG_MODULE_SIG_FORCE is not set\n"))
+		}
+	}
+	return true
+}
+
+// signatureMagic ends a module with a signature. Before it are struct module_signature, of which the last 4 bytes are the
+// size of the signature, big-endian, and before that the signature (include/linux/module_signature.h).
+const (
+	signatureMagic = "~Module signature appended~\n"
+	signatureInfo  = 12 // size of struct module_signature
+)
+
+// unsigned returns a module without its signature, whose verification is a good part of loading it under emulation.
+// Who could change the initramfs could change the kernel, too.
+func unsigned(code []byte) []byte {
+	rest, ok := bytes.CutSuffix(code, []byte(signatureMagic))
+	n := len(rest) - signatureInfo
+	if !ok || n < 0 {
+		return code
+	}
+	if n -= int(binary.BigEndian.Uint32(rest[len(rest)-4:])); n < 0 {
+		return code
+	}
+	return rest[:n]
 }
 
 // moduleName is the name of a module by its file: dashes are underscores.
