@@ -244,7 +244,7 @@ func (e *buildEngine) NewContainer(ctx context.Context, img *layerstore.Image, c
 	body.Image = img.ID.String()
 	body.Entrypoint = []string{""} // none, whatever the image has
 	body.AttachStdout, body.AttachStderr = true, true
-	return e.s.newContainer(ctx, &body, img, "")
+	return e.s.newContainer(ctx, &body, img, containervm.Spec{Transient: true})
 }
 
 // Hold implements build.Engine.

@@ -44,16 +44,16 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	c, more, err := s.newContainer(r.Context(), &body, img, r.URL.Query().Get("name"))
+	c, more, err := s.newContainer(r.Context(), &body, img, containervm.Spec{Name: r.URL.Query().Get("name")})
 	if err != nil {
 		return createError(err)
 	}
 	return writeJSON(w, http.StatusCreated, container.CreateResponse{ID: c.ID(), Warnings: append(warnings, more...)})
 }
 
-// newContainer makes a container of an image as the body says, whose options have been checked, and returns
-// what is to be warned of.
-func (s *Server) newContainer(ctx context.Context, body *createBody, img *layerstore.Image, name string) (*containervm.Container, []string, error) {
+// newContainer makes a container of an image as the body says, whose options have been checked, with the name and
+// transience of own, and returns what is to be warned of.
+func (s *Server) newContainer(ctx context.Context, body *createBody, img *layerstore.Image, own containervm.Spec) (*containervm.Container, []string, error) {
 	cfg, err := imageConfig(img.RawConfig)
 	if err != nil {
 		return nil, nil, err
@@ -69,7 +69,7 @@ func (s *Server) newContainer(ctx context.Context, body *createBody, img *layers
 	if err := s.setMounts(&spec, body); err != nil {
 		return nil, nil, err
 	}
-	spec.Name, spec.ImageID = name, img.ID
+	spec.Name, spec.Transient, spec.ImageID = own.Name, own.Transient, img.ID
 	c, err := s.containers.Create(ctx, spec)
 	return c, warnings, err
 }

@@ -179,6 +179,9 @@ func (m *Manager) scan(ctx context.Context) error {
 			m.o.Log.Warn("settle disk", "container", c.id, "error", err)
 		}
 		c.reattach(ctx)
+		if c.spec.Transient {
+			m.wg.Go(c.abandon)
+		}
 	}
 	return nil
 }

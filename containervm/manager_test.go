@@ -311,6 +311,38 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+// What was made for somebody who is gone goes too, whatever it is doing; what was retained stays.
+func TestTransient(t *testing.T) {
+	s := newSite(t)
+	for _, name := range []string{"runs", "ended", "created", "retained"} {
+		spec := Spec{Name: name, Args: []string{"sleep"}, Transient: true}
+		switch name {
+		case "created":
+			s.create(spec)
+		case "ended":
+			spec.Args = []string{"exit", "0"}
+			s.wait(s.run(spec), NotRunning)
+		default:
+			s.run(spec)
+		}
+	}
+	if err := mustFind(t, s, "retained").Retain(); err != nil {
+		t.Fatal(err)
+	}
+	s.reopen()
+	for _, name := range []string{"runs", "ended", "created"} {
+		c, err := s.Container(name)
+		if err == nil { // it may be on its way
+			s.wait(c, Removed)
+			_, err = s.Container(name)
+		}
+		wantError(t, err, ErrNotFound, "No such container")
+	}
+	if status := mustFind(t, s, "retained").Info().State.Status; status != Running {
+		t.Errorf("the retained container is %s", status)
+	}
+}
+
 func mustFind(t *testing.T, s *site, ref string) *Container {
 	t.Helper()
 	c, err := s.Container(ref)

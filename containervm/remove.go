@@ -89,6 +89,25 @@ func (c *Container) autoRemove() {
 	}
 }
 
+// Retain makes a Transient container one as all others.
+func (c *Container) Retain() error {
+	c.mu.Lock()
+	c.spec.Transient = false
+	c.mu.Unlock()
+	if err := c.save(); err != nil {
+		return fmt.Errorf("retain container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// abandon removes a Transient container that nobody waits for any more.
+func (c *Container) abandon() {
+	err := c.Remove(context.Background(), RemoveOptions{Force: true, Volumes: true})
+	if err != nil && !errors.Is(err, ErrConflict) { // being removed already
+		c.m.o.Log.Warn("remove transient container", "container", c.id, "error", err)
+	}
+}
+
 // seal lets no state be written any more into a folder that is removed, or lets it again.
 func (c *Container) seal(sealed bool) {
 	c.saving.Lock()

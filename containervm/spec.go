@@ -52,6 +52,9 @@ type Spec struct {
 	// AutoRemove removes the container when it has ended, or could not be started.
 	// Its disk is then not synced to the host's.
 	AutoRemove bool `json:"autoRemove,omitempty"`
+	// Transient is a container that is worth nothing without who made it: opening its store again removes it, running
+	// or not, unless Retain was called.
+	Transient bool `json:"transient,omitempty"`
 	// Restart is of no use with AutoRemove, and then refused.
 	Restart RestartPolicy `json:"restart,omitzero"`
 

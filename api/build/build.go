@@ -18,7 +18,8 @@
 // done again; the first that is not ends that for its stage. So the cache is the images themselves: it
 // goes with them, and there is nothing to be written beside them.
 //
-// While a build runs, the images that it stands on are held: see Engine.
+// While a build runs, the images that it stands on are held: see Engine. A container whose build has not come to its
+// end is removed when the store is opened again.
 //
 // # Trust
 //
@@ -77,8 +78,8 @@ func (e *ExitError) Error() string {
 type Engine interface {
 	// BaseImage returns the image that a reference or ID stands for, pulling it if need be. platform may be nil.
 	BaseImage(ctx context.Context, ref string, platform *ocispec.Platform) (*layerstore.Image, error)
-	// NewContainer makes a container of an image with a configuration that is whole, and returns warnings
-	// for the user.
+	// NewContainer makes a transient container of an image with a configuration that is whole, and returns
+	// warnings for the user.
 	NewContainer(ctx context.Context, image *layerstore.Image, cfg dockerspec.DockerOCIImageConfig) (*containervm.Container, []string, error)
 	// Hold keeps an image, which need not be there yet, until release is called.
 	Hold(image digest.Digest) (release func())

@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -88,7 +89,7 @@ func (s *stage) await(c *containervm.Container, args []string) error {
 func (s *stage) dismiss(c *containervm.Container, err error) error {
 	cancelled := s.ctx.Err() != nil
 	if !cancelled && !s.b.ForceRemove && (!s.b.Remove || err != nil) {
-		return err
+		return errors.Join(err, c.Retain())
 	}
 	removeErr := c.Remove(context.WithoutCancel(s.ctx), containervm.RemoveOptions{Force: true, Volumes: true})
 	if removeErr != nil && err == nil {
