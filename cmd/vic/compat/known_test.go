@@ -23,7 +23,7 @@ var known = map[string]map[string]string{
 		"running, exec of a folder":      noRuntime + ", but that it is a folder is said",
 		"running, exec in no folder":     "the exit code is 127, as for a command that is not there",
 		"build, an unknown instruction":  later,
-		"build, here-document":           later,
+		"build, here-document":           "dockerd 20.10 does not know them, and takes their lines for instructions",
 		"network of a bad driver":        later,
 		"network of another's subnet":    later,
 	},
