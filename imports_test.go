@@ -37,6 +37,7 @@ var allowed = map[string][]string{
 	"cmd/demo":            {"bench/testimage"},
 	"bench/testimage":     {"bench/layout"},
 	"bench/mount":         {},
+	"bench/start":         {"bench/testimage"},
 	"bench":               {"bench/chart", "bench/corpus", "bench/layout", "diskfs", "fetch", "layerstore/inflate", "vmdk"},
 	"bench/chart":         {},
 	"bench/corpus":        {"bench/layout"},
