@@ -85,7 +85,7 @@ func (l *logLines) Write(p []byte) (int, error) {
 // await waits for a line that has all of the texts.
 func (l *logLines) await(t *testing.T, texts ...string) {
 	t.Helper()
-	for {
+	for over := time.After(time.Minute); ; {
 		l.mu.Lock()
 		all, more := l.text.String(), l.more
 		l.mu.Unlock()
@@ -100,7 +100,7 @@ func (l *logLines) await(t *testing.T, texts ...string) {
 		}
 		select {
 		case <-more:
-		case <-t.Context().Done():
+		case <-over:
 			t.Fatalf("no line with %q in\n%s", texts, all)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vic/tether/wire"
 )
@@ -12,7 +13,7 @@ import (
 // await waits until a container's state is as it should be.
 func (s *site) await(c *Container, what string, is func(Info) bool) Info {
 	s.t.Helper()
-	for {
+	for over := time.After(time.Minute); ; {
 		c.mu.Lock()
 		changed := c.changed
 		c.mu.Unlock()
@@ -22,7 +23,7 @@ func (s *site) await(c *Container, what string, is func(Info) bool) Info {
 		}
 		select {
 		case <-changed:
-		case <-s.t.Context().Done():
+		case <-over:
 			s.t.Fatalf("%s: %+v", what, i.State)
 		}
 	}

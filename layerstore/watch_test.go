@@ -3,6 +3,7 @@ package layerstore
 import (
 	"context"
 	"testing"
+	"time"
 )
 
 // TestWatch: pulls and removals of this Store and of another one on the same folder are told.
@@ -21,11 +22,13 @@ func TestWatch(t *testing.T) {
 	}()
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		for !ok() {
+		for over := time.After(time.Minute); !ok(); {
 			select {
 			case <-changed:
 			case err := <-ended:
 				t.Fatalf("%s: watch ended: %v", what, err)
+			case <-over:
+				t.Fatalf("%s: watch does not tell", what)
 			}
 		}
 	}
@@ -46,7 +49,11 @@ func TestWatch(t *testing.T) {
 			return len(names) == n && len(ids) == n && len(chains) == n
 		}
 	}
-	<-changed // it looks once when it begins
+	select {
+	case <-changed: // it looks once when it begins
+	case <-time.After(time.Minute):
+		t.Fatal("watch does not begin")
+	}
 	img := pullImage(t, other, makeImage(t, memLayer{tar: makeTar(t, file("a", "a"))}), "one")
 	until("pull", has(1))
 	if got, err := s.ImageByID(img.ID); err != nil || got.ID != img.ID {

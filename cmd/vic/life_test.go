@@ -75,12 +75,7 @@ func testRestartPolicies(t *testing.T, s *suite) {
 	}
 	until := func(format, want string) {
 		t.Helper()
-		for inspect(format) != want {
-			if t.Context().Err() != nil {
-				t.Fatalf("%s does not become %s", format, want)
-			}
-			time.Sleep(100 * time.Millisecond) // the state of a container has no event for its waiters
-		}
+		await(t, want, func() string { return inspect(format) })
 	}
 	defer s.docker(t, "", "rm", "-f", "re")
 	s.docker(t, "", "run", "-d", "--name", "re", "--restart", "on-failure:2", "--tmpfs", "/t", "bb", "sh", "-c",
@@ -105,12 +100,7 @@ func testRestartPolicies(t *testing.T, s *suite) {
 	}
 	s.serve(t)
 	until("{{.State.Status}} {{.RestartCount}}", "running 3")
-	for s.docker(t, "", "logs", "re").out != "up\nup\nup\nup\n" {
-		if t.Context().Err() != nil {
-			t.Fatal("the log does not have the output of four runs")
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+	await(t, "up\nup\nup\nup\n", func() string { return s.docker(t, "", "logs", "re").out })
 	s.docker(t, "", "stop", "-t", "1", "re").ok()
 	s.end(t)
 	s.serve(t)
@@ -128,12 +118,7 @@ func testRestartPolicies(t *testing.T, s *suite) {
 func testHealth(t *testing.T, s *suite) {
 	status := func(want string) {
 		t.Helper()
-		for s.docker(t, "", "inspect", "he", "--format", "{{.State.Health.Status}}").ok() != want {
-			if t.Context().Err() != nil {
-				t.Fatalf("health does not become %s", want)
-			}
-			time.Sleep(100 * time.Millisecond) // docker has no command that waits for it
-		}
+		await(t, want, func() string { return s.docker(t, "", "inspect", "he", "--format", "{{.State.Health.Status}}").ok() })
 	}
 	since := time.Now().Format(time.RFC3339Nano)
 	s.docker(t, "", "run", "-d", "--name", "he", "--health-cmd", "echo probed; test -e /well", "--health-interval", "300ms", "--health-retries", "2",

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // hostAddr is an IPv4 address of this machine that is not a loopback's.
@@ -164,6 +165,9 @@ func testNetworks(t *testing.T, s *suite) {
 		}
 		defer silent.Close()
 		ok("exec", "-d", "ncli", "sh", "-c", "wget -q -O - http://"+silent.Addr().String()+" 2>/tmp/why; echo ended >>/tmp/why")
+		if err := silent.(*net.TCPListener).SetDeadline(time.Now().Add(commandTimeout)); err != nil {
+			t.Fatal(err)
+		}
 		waiting, err := silent.Accept()
 		if err != nil {
 			t.Fatal(err)

@@ -75,6 +75,11 @@ func newSuite(t *testing.T, flags ...string) *suite {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	release, err := testimage.Guard(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { release() })
 	s := &suite{dir: dir, socket: filepath.Join(dir, "vic.sock"), tether: filepath.Join(dir, "tether")}
 	build := exec.Command("go", "build", "-o", s.tether, "vic/cmd/tether")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -129,7 +134,7 @@ func (s *suite) serve(t *testing.T, flags ...string) {
 		"--metrics-addr", "127.0.0.1:0"}
 	args = append(args, flags...)
 	go func() { s.ended <- run(ctx, args, strings.NewReader(""), &s.log, &s.log) }()
-	for {
+	for over := time.After(commandTimeout); ; {
 		c, err := net.Dial("unix", s.socket)
 		if err == nil {
 			c.Close()
@@ -138,6 +143,8 @@ func (s *suite) serve(t *testing.T, flags ...string) {
 		select {
 		case err := <-s.ended:
 			t.Fatalf("vic serve ended: %v\n%s", err, s.log.String())
+		case <-over:
+			t.Fatalf("vic serve does not listen: %v\n%s", err, s.log.String())
 		case <-time.After(20 * time.Millisecond): // a socket appears without telling anybody
 		}
 	}
@@ -147,8 +154,13 @@ func (s *suite) serve(t *testing.T, flags ...string) {
 func (s *suite) end(t *testing.T) {
 	t.Helper()
 	s.stop()
-	if err := <-s.ended; err != nil {
-		t.Errorf("vic serve: %v", err)
+	select {
+	case err := <-s.ended:
+		if err != nil {
+			t.Errorf("vic serve: %v", err)
+		}
+	case <-time.After(commandTimeout):
+		t.Fatalf("vic serve does not end:\n%s", s.log.String())
 	}
 	if _, err := os.Lstat(s.socket); !os.IsNotExist(err) {
 		t.Errorf("vic serve left its socket: %v", err)
@@ -189,6 +201,20 @@ func (s *suite) run(t *testing.T, in io.Reader, args ...string) result {
 		t.Fatalf("docker %s: %v, %v\n%s%s", strings.Join(args, " "), err, ctx.Err(), out.String(), errOut.String())
 	}
 	return result{t, args, out.String(), errOut.String(), cmd.ProcessState.ExitCode()}
+}
+
+// await asks until the answer is what is wanted: what it is about has no event for docker's clients.
+func await(t *testing.T, want string, ask func() string) {
+	t.Helper()
+	for over := time.Now().Add(commandTimeout); ; time.Sleep(50 * time.Millisecond) {
+		got := ask()
+		if got == want {
+			return
+		}
+		if time.Now().After(over) {
+			t.Fatalf("it is %q and does not become %q", got, want)
+		}
+	}
 }
 
 // want compares standard output and exit code.

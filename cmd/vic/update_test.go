@@ -1,9 +1,6 @@
 package main
 
-import (
-	"testing"
-	"time"
-)
+import "testing"
 
 // The guest of a container that runs keeps other limits and another restart policy, also when the server is away.
 func testUpdate(t *testing.T, s *suite) {
@@ -27,12 +24,7 @@ func testUpdate(t *testing.T, s *suite) {
 	s.serve(t)
 	s.docker(t, "", "exec", "up", "cat", "/sys/fs/cgroup/pids.max").want(0, "max\n")
 	s.docker(t, "", "exec", "up", "touch", "/go").ok()
-	for inspect("{{.State.Status}} {{.RestartCount}}") != "running 1" {
-		if t.Context().Err() != nil {
-			t.Fatal("the process is not started again")
-		}
-		time.Sleep(100 * time.Millisecond) // the state of a container has no event for its waiters
-	}
+	await(t, "running 1", func() string { return inspect("{{.State.Status}} {{.RestartCount}}") })
 	s.docker(t, "", "update", "--restart", "no", "up").ok()
 	s.docker(t, "", "exec", "up", "touch", "/go").ok()
 	s.docker(t, "", "wait", "up").want(0, "4\n")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -46,6 +47,9 @@ func busyboxRoot(t *testing.T) string {
 	}
 	return filepath.Join(dir, "disk.raw")
 }
+
+// patience is how long a guest is waited for. It is no measure of anything: what hangs shall fail.
+const patience = 3 * time.Minute
 
 // A vm is a booted guest.
 type vm struct {
@@ -87,19 +91,26 @@ func bootGuest(t *testing.T, m *Medium, iso, disk string, conf wire.Config, extr
 		args = append(args, "-smbios", "type=11,path="+p)
 	}
 	v.cmd = exec.Command("qemu-system-x86_64", append(args, extra...)...)
+	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test program that is killed leaves none
 	var said bytes.Buffer
 	v.cmd.Stderr = &said
-	if err := v.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	started := make(chan error)
 	go func() {
-		err := v.cmd.Wait()
+		runtime.LockOSThread() // whose end would be taken for the program's
+		err := v.cmd.Start()
+		started <- err
 		if err != nil {
+			return
+		}
+		if err = v.cmd.Wait(); err != nil {
 			err = fmt.Errorf("%w: %s", err, said.Bytes())
 		}
 		v.done <- err
 		close(v.done)
 	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		v.cmd.Process.Kill()
 		<-v.done
@@ -121,7 +132,7 @@ func (v *vm) end() (stdout, stderr []byte, exit wire.Exit) {
 		if err != nil {
 			v.t.Fatal(err)
 		}
-	case <-time.After(3 * time.Minute):
+	case <-time.After(patience):
 		v.t.Fatal("VM does not end")
 	}
 	f, err := os.Open(v.path("log"))
@@ -162,7 +173,7 @@ func (v *vm) end() (stdout, stderr []byte, exit wire.Exit) {
 // connect opens a control session, as soon as the guest answers.
 func (v *vm) connect() *wire.Conn {
 	v.t.Helper()
-	ctx, cancel := context.WithTimeout(v.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(v.t.Context(), patience)
 	defer cancel()
 	for {
 		var d net.Dialer
@@ -197,11 +208,10 @@ func TestGuest(t *testing.T) {
 		"not executable":  {wire.Config{Args: []string{"/etc/plain"}}, "", wire.Exit{Code: 126, Error: `exec: "/etc/plain": permission denied`}},
 		"directory":       {wire.Config{Args: []string{"/etc"}}, "", wire.Exit{Code: 126, Error: `exec: "/etc": is a directory`}},
 		"no such user":    {wire.Config{Args: sh("id"), User: "nobody-knows"}, "", wire.Exit{Code: 126, Error: "unable to find user nobody-knows: no matching entries in passwd file"}},
-		"user and groups": {wire.Config{Args: sh("id -u; id -G; pwd; echo $HOME"), User: "app", Dir: "/home/app"}, "1000\n1000 1001\n/home/app\n/home/app\n", wire.Exit{}},
-		"names":           {wire.Config{Args: sh("hostname; cat /etc/hostname; grep -c localhost /etc/hosts"), Hostname: "box"}, "box\nbox\n2\n", wire.Exit{}},
+		"user, names, environment": {wire.Config{Args: sh("id -u; id -G; pwd; echo $HOME; hostname; cat /etc/hostname; grep -c localhost /etc/hosts; echo $A $PATH"),
+			User: "app", Dir: "/home/app", Hostname: "box", Env: []string{"A=b", "PATH=/bin"}}, "1000\n1000 1001\n/home/app\n/home/app\nbox\nbox\n2\nb /bin\n", wire.Exit{}},
 		"terminal":        {wire.Config{Args: sh("tty; stty size"), TTY: true, Size: wire.Size{Rows: 33, Cols: 77}}, "/dev/pts/0\r\n33 77\r\n", wire.Exit{}},
 		"orphans":         {wire.Config{Args: sh("(sleep 1000 &) ; sleep 1000 & exit 5")}, "", wire.Exit{Code: 5}},
-		"environment":     {wire.Config{Args: sh("echo $A $PATH"), Env: []string{"A=b", "PATH=/bin"}}, "b /bin\n", wire.Exit{}},
 		"new working dir": {wire.Config{Args: sh("pwd"), Dir: "/not/there/yet"}, "/not/there/yet\n", wire.Exit{}},
 		"read-only":       {wire.Config{Args: sh("touch /x 2>/dev/null || echo refused"), Root: wire.Root{Serial: "root", ReadOnly: true}}, "refused\n", wire.Exit{}},
 		"namespaces": {wire.Config{Args: sh("echo $$; ls -d /proc/[0-9]*; cat /proc/self/cgroup; cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max; umask"),
@@ -355,7 +365,7 @@ func TestShutdown(t *testing.T) {
 // await waits until the log holds some output.
 func (v *vm) await(text string) {
 	v.t.Helper()
-	for {
+	for over := time.After(patience); ; {
 		p, err := os.ReadFile(v.path("log"))
 		if err == nil && bytes.Contains(p, []byte(text)) {
 			return
@@ -363,6 +373,8 @@ func (v *vm) await(text string) {
 		select {
 		case err := <-v.done:
 			v.t.Fatalf("VM ended: %v", err)
+		case <-over:
+			v.t.Fatalf("the guest does not print %q but %q", text, p)
 		case <-time.After(10 * time.Millisecond): // a file that QEMU writes
 		}
 	}
@@ -375,6 +387,7 @@ func TestStarvedTimer(t *testing.T) {
 	m := build(t, t.TempDir(), realTether(t))
 	m.Cmdline = strings.Replace(m.Cmdline, " quiet", "", 1)
 	v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/true"}})
+	over := time.Now().Add(patience)
 	for past := false; !past; { // the calibration comes after the timer's setup
 		for _, s := range []struct {
 			signal syscall.Signal
@@ -393,5 +406,8 @@ func TestStarvedTimer(t *testing.T) {
 			t.Fatal("the kernel believes that its timer does not work")
 		}
 		past = bytes.Contains(console, []byte("Calibrating delay loop"))
+		if time.Now().After(over) {
+			t.Fatalf("the kernel does not come to its calibration:\n%s", console)
+		}
 	}
 }

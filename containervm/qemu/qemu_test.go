@@ -15,6 +15,7 @@ import (
 
 	"github.com/cavaliergopher/cpio"
 
+	"vic/bench/testimage"
 	"vic/containervm"
 )
 
@@ -89,17 +90,28 @@ func initrd(t *testing.T, script string) string {
 	return path
 }
 
+// runtimeDir makes a folder for sockets. What is started in it ends with the test program.
+func runtimeDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vic") // t.TempDir's path is too long for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	release, err := testimage.Guard(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { release() })
+	return dir
+}
+
 // vm describes a VM that runs the script.
 func vm(t *testing.T, script string) containervm.VM {
 	t.Helper()
 	needTool(t, "qemu-system-x86_64")
 	kernel := needKernel(t)
-	dir := t.TempDir()
-	run, err := os.MkdirTemp("", "vic") // t.TempDir's path is too long for sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(run) })
+	dir, run := t.TempDir(), runtimeDir(t)
 	disk := filepath.Join(dir, "disk,with comma.vmdk")
 	if out, err := exec.Command(needTool(t, "qemu-img"), "create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", disk, "64M").CombinedOutput(); err != nil {
 		t.Fatalf("qemu-img: %v: %s", err, out)

@@ -46,12 +46,7 @@ func guestVM(t *testing.T) containervm.VM {
 // another is a VM like v, with a disk, folders and a configuration of its own, which runs a script.
 func another(t *testing.T, v containervm.VM, i int, script string) containervm.VM {
 	t.Helper()
-	run, err := os.MkdirTemp("", "vic")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(run) })
-	dir := t.TempDir()
+	dir, run := t.TempDir(), runtimeDir(t)
 	disk := filepath.Join(dir, "disk.vmdk")
 	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "vmdk", "-b", v.Disk, "-F", "vmdk", disk).CombinedOutput(); err != nil {
 		t.Fatalf("qemu-img: %v: %s", err, out)
@@ -64,6 +59,7 @@ func another(t *testing.T, v containervm.VM, i int, script string) containervm.V
 	v.NICs = []containervm.NIC{{End: "net0", MAC: fmt.Sprintf("02:42:ac:11:00:%02x", i+2)}}
 	conf := wire.Config{ID: v.ID, Token: "secret", Hostname: "box" + strconv.Itoa(i), Args: []string{"/bin/sh", "-c", script},
 		Root: wire.Root{Serial: v.DiskSerial}, Network: wire.Network{NICs: []wire.NIC{{MAC: v.NICs[0].MAC}}}, Seed: bytes.Repeat([]byte{byte(i)}, 64), Time: time.Now().UnixNano()}
+	var err error
 	if v.Config, err = conf.Strings(); err != nil {
 		t.Fatal(err)
 	}

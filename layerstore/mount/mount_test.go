@@ -407,8 +407,7 @@ func TestRemovedUnused(t *testing.T) {
 	eventually(t, func() bool { return len(v.server.forest.keys()) == 0 })
 }
 
-// eventually waits for what the kernel and the store tell of without saying when: the test's
-// own end is the only limit.
+// eventually waits for what the kernel and the store tell of without saying when.
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
 	never := time.After(time.Minute)
@@ -509,5 +508,9 @@ func TestRefused(t *testing.T) {
 	default:
 	}
 	wd.Close()
-	<-v.Done()
+	select {
+	case <-v.Done():
+	case <-time.After(time.Minute):
+		t.Error("not done when nobody is there")
+	}
 }

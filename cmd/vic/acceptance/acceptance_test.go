@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vic/bench/testimage"
 )
 
 // vic is the program under test, and tether lies beside it.
@@ -100,6 +102,11 @@ func (b *lockedBuffer) String() string {
 // serve starts a host that ends with the test, and its containers with it.
 func serve(t testing.TB, store string) *host {
 	t.Helper()
+	release, err := testimage.Guard(store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { release() })
 	h := &host{t: t, store: store, socket: filepath.Join(t.TempDir(), "s")}
 	h.start()
 	t.Cleanup(func() {

@@ -150,6 +150,11 @@ func newEngine(t *testing.T) engine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	release, err := testimage.Guard(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { release() })
 	return engine{dir, filepath.Join(dir, "s")}
 }
 
