@@ -38,8 +38,9 @@ test:
 	@$(MAKE) --no-print-directory all
 	go vet ./...
 	ORACLES=1 go test -timeout 40m ./...
-	ORACLES=1 go test -race -short ./vmdk ./diskfs ./fetch/... ./layerstore ./tether/wire ./containervm ./api
-	$(call fuzz_all,$(fuzz_runs))
+	ORACLES=1 go test -race -short ./fetch ./layerstore ./tether/wire ./containervm ./api
+	ORACLES=1 go test -race -run Concurrent ./vmdk ./layerstore/mount
+	$(call fuzz_all,-test.fuzztime $(fuzz_runs) -test.fuzzminimizetime 0x -test.fuzzcachedir $$dir/$$pkg)
 
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'make check: run gofmt -w on these'; exit 1; }
@@ -47,7 +48,7 @@ check:
 	go test -race -short ./...
 
 fuzz:
-	$(call fuzz_all,2m)
+	$(call fuzz_all,-test.fuzztime 2m -test.fuzzcachedir $$(go env GOCACHE)/fuzz/vic/$${pkg#./})
 
 bench:
 	@$(call install,$(bench_packages))
@@ -94,11 +95,14 @@ define npm_judges
 	test -d bin/peers/node_modules/testcontainers || { mkdir -p bin/peers && npm install --silent --no-audit --no-fund --prefix bin/peers dockerode@5 testcontainers@10 >/dev/null; }
 endef
 
-# Runs each fuzz target for a time, or as often as a number with an x says.
+# Runs each fuzz target with these flags: one program a package, for each is linked in seconds.
 define fuzz_all
-	@for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
-		for f in $$(grep -rhoE '^func Fuzz[A-Za-z0-9_]+' $$dir/*_test.go | cut -d' ' -f2); do \
-			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(1) $$dir || exit 1; \
+	@dir=$$(mktemp -d) && trap 'rm -rf $$dir' EXIT && \
+	for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		go test -c -fuzz . -o $$dir/fuzz $$pkg || exit 1; \
+		for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$pkg/*_test.go | cut -d' ' -f2); do \
+			echo "$$pkg $$f"; \
+			( cd $$pkg && $$dir/fuzz -test.run '^$$' -test.fuzz "^$$f\$$" $(1) >$$dir/out ) || { cat $$dir/out; exit 1; }; \
 		done; \
 	done
 endef

@@ -211,7 +211,7 @@ func TestGoDiskfs(t *testing.T) {
 		folder("d").mode(0700), file("d/small", "small").owner(70000, 5).mode(0640), file("d/large", strings.Repeat("0123456789", 100_000)),
 		file("empty", ""), symlink("fast", "d/small"), symlink("slow", strings.Repeat("s/", 100)), link("hard", "d/small"),
 		file("attr", "a").xattr("user.in", "inode"), file("attrs", "b").xattr("user.block", strings.Repeat("b", 900)),
-	}, append(many("many", 300), many("indexed", 3000)...)...).tar(t)))
+	}, append(many("many", 300), many("indexed", 800)...)...).tar(t)))
 	c.apply(bytes.NewReader(layer{whiteout("many/f3"), file("indexed/f7", "changed"), folder("d/sub")}.tar(t)))
 	c.check()
 	want := c.checkReader()

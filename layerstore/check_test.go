@@ -103,6 +103,9 @@ func damages() []damage {
 
 // Everything that may be damaged is found, the advice says what helps, and it does.
 func TestCheckFinds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: one thing after the other, which says nothing to the race detector")
+	}
 	for _, test := range damages() {
 		t.Run(test.name, func(t *testing.T) {
 			s := openStore(t, Options{})

@@ -17,10 +17,7 @@ func TestExtentSum(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := make([]byte, 2<<20)
-		for k := range p {
-			p[k] = byte(rng.Uint32())
-		}
+		p := randomBytes(uint64(i), 2<<20)
 		at := int64(64 << 10)
 		write := func(off, n int64) {
 			if _, err := f.WriteAt(p[:n], off); err != nil {

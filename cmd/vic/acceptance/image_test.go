@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -253,8 +254,11 @@ func TestSave(t *testing.T) {
 	}
 }
 
-// TestKill kills vic serve at random moments of a pull, 50 times. Each time the store
-// must open and check clean; at the end the pull must complete.
+// kills is how often TestKill kills; layerstore's tests do it at each step.
+var kills = flag.Int("kills", 20, "how often TestKill kills vic serve")
+
+// TestKill kills vic serve at random moments of a pull. Each time the store must open and check clean; at the end the
+// pull must complete.
 func TestKill(t *testing.T) {
 	need(t, "qemu-img", "e2fsck")
 	ref := debian(t, registry(t))
@@ -269,7 +273,7 @@ func TestKill(t *testing.T) {
 	t.Logf("a pull takes %v; seed %d", whole, seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	h := serve(t, store)
-	for i := range 50 {
+	for i := range *kills {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rng.Int64N(int64(whole+whole/4))))
 		pull := h.client("pull", "-q", ref)
 		if err := pull.Start(); err != nil {
