@@ -87,6 +87,12 @@ func commitConfig(changed *container.Config, changes []string, info containervm.
 	if err := merge(changed, &own); err != nil {
 		return cfg, err
 	}
+	changed.Env = own.Env // in its order
+	for _, v := range cfg.Env {
+		if name, value, ok := strings.Cut(v, "="); ok {
+			changed.Env = setEnv(changed.Env, name, value)
+		}
+	}
 	onBuild, shell := cfg.OnBuild, cfg.Shell
 	cfg = dockerspec.DockerOCIImageConfig{}
 	err := convert(changed, &cfg)

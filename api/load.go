@@ -19,16 +19,23 @@ func (s *Server) loadImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	out := newProgressStream(w)
+	defer out.end()
+	if err := s.loadArchive(r, out, want); err != nil {
+		out.abort(err) // Docker begins to answer before it reads
+	}
+	return nil
+}
+
+func (s *Server) loadArchive(r *http.Request, out *progressStream, want *ocispec.Platform) error {
 	a, err := archive.Read(r.Context(), r.Body, s.store.TempFile)
 	if err != nil {
 		return err
 	}
 	defer a.Close()
-	out := newProgressStream(w)
-	defer out.end()
 	for _, e := range a.Entries() {
 		if err := s.loadImage(r, out, e, want); err != nil {
-			return out.fail(err)
+			return err
 		}
 	}
 	return nil

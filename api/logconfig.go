@@ -27,6 +27,9 @@ const (
 
 var logDrivers = []string{jsonFile, localFile, noLog}
 
+// foreignDrivers are Docker's others.
+var foreignDrivers = []string{"awslogs", "etwlogs", "fluentd", "gcplogs", "gelf", "journald", "logentries", "splunk", "syslog"}
+
 // errUnread is Docker's, of a container with the log driver none.
 var errUnread = &statusError{http.StatusNotImplemented, errors.New("configured logging driver does not support reading")}
 
@@ -37,6 +40,9 @@ func setLog(s *containervm.Spec, body *createBody) error {
 	l := &body.HostConfig.LogConfig
 	if l.Type == "" {
 		l.Type = jsonFile
+	}
+	if !slices.Contains(logDrivers, l.Type) {
+		return badRequest("logger: no log driver named '%s' is registered", l.Type)
 	}
 	if l.Config == nil {
 		l.Config = map[string]string{}

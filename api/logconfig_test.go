@@ -22,6 +22,7 @@ func TestSetLog(t *testing.T) {
 		{"none", `{"Type":"none"}`, containervm.LogSpec{Room: unreadRoom, Unread: true}, "none", ""},
 		{"one file", `{"Config":{"max-file":"1"}}`, containervm.LogSpec{}, "json-file", ""},
 		{"files without a size", `{"Config":{"max-file":"3"}}`, containervm.LogSpec{}, "json-file", ""},
+		{"driver of nobody's", `{"Type":"nope"}`, containervm.LogSpec{}, "", "logger: no log driver named 'nope' is registered"},
 		{"no files", `{"Config":{"max-size":"1m","max-file":"0"}}`, containervm.LogSpec{}, "", `invalid value for max-file: "0"`},
 		{"no size", `{"Config":{"max-size":"big"}}`, containervm.LogSpec{}, "", `invalid value for max-size: "big"`},
 		{"size below 0", `{"Config":{"max-size":"-1"}}`, containervm.LogSpec{}, "", `invalid value for max-size: "-1"`},

@@ -119,44 +119,27 @@ func mergeHealthcheck(user, image *container.HealthConfig) *container.HealthConf
 	return &h
 }
 
-// guestEnv are variables that the guest adds. One that is taken away stays in the list, for the guest.
-var guestEnv = []string{"PATH", "HOSTNAME", "TERM"}
-
-// mergeEnv puts the client's variables over the image's. NAME without a value takes the variable away.
-// The image's order stays, new variables follow in the client's.
+// mergeEnv puts the image's variables behind the client's, as Docker does, but for those that the client names. Of
+// the same name the client's last counts. NAME without a value takes the image's away.
 func mergeEnv(user, image []string) ([]string, error) {
-	value := make(map[string]string) // of the client's variables: the whole text, "" takes it away
-	for _, v := range user {
-		name, _, set := strings.Cut(v, "=")
+	env, named := []string{}, map[string]bool{}
+	for _, v := range slices.Backward(user) {
+		name, _, _ := strings.Cut(v, "=")
 		if name == "" || strings.ContainsRune(v, 0) {
 			return nil, badRequest("invalid environment variable: %s", v)
 		}
-		value[name] = ""
-		if set {
-			value[name] = v
+		if !named[name] {
+			env = append(env, v)
 		}
+		named[name] = true
 	}
-	env := []string{}
-	add := func(name, text string) {
-		if v, ok := value[name]; ok {
-			text = v
-			value[name] = "" // once
-		}
-		if text != "" {
-			env = append(env, text)
-		}
-	}
+	slices.Reverse(env)
 	for _, v := range image {
-		if name, _, set := strings.Cut(v, "="); set {
-			add(name, v)
+		name, _, _ := strings.Cut(v, "=")
+		if !named[name] {
+			env = append(env, v)
 		}
-	}
-	for _, v := range user {
-		name, _, set := strings.Cut(v, "=")
-		add(name, "")
-		if !set && slices.Contains(guestEnv, name) && !slices.Contains(env, name) {
-			env = append(env, name)
-		}
+		named[name] = true
 	}
 	return env, nil
 }

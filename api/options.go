@@ -176,11 +176,8 @@ func only(values ...string) func(any) bool {
 	return func(v any) bool { return slices.Contains(values, fmt.Sprint(v)) }
 }
 
-// knownLog are the log drivers that there are; setLog looks at their options.
-func knownLog(v any) bool {
-	l := v.(container.LogConfig)
-	return l.Type == "" || slices.Contains(logDrivers, l.Type)
-}
+// knownLog takes what is no log driver that Docker has and this host has not; setLog looks at the rest.
+func knownLog(v any) bool { return !slices.Contains(foreignDrivers, v.(container.LogConfig).Type) }
 
 // knownMounts are the types of mounts that there are; setMounts looks at each.
 func knownMounts(v any) bool {

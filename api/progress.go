@@ -86,12 +86,17 @@ func (p *progressStream) fail(err error) error {
 	if !started {
 		return err
 	}
+	p.abort(err)
+	return nil
+}
+
+// abort ends the stream with an error, be it all that there is.
+func (p *progressStream) abort(err error) {
 	cause := &jsonstream.Error{Message: err.Error()}
 	if exit, ok := errors.AsType[*build.ExitError](err); ok {
 		cause.Code = exit.Code // which docker build exits with
 	}
 	p.send(progressMessage{Error: err.Error(), Cause: cause})
-	return nil
 }
 
 // end makes what is told from now on go nowhere: the reply is complete.

@@ -1,6 +1,7 @@
 package containervm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -259,6 +260,17 @@ func (c *Container) noVolume(name string) error {
 	return nil
 }
 
+// found looks at how a path was resolved: to a name, or not. A volume's target need not be in the root file system.
+func (c *Container) found(p, name string, err error) error {
+	switch {
+	case err == nil:
+		return c.noVolume(name)
+	case errors.Is(err, ErrNotFound):
+		return cmp.Or(c.noVolume(p), err)
+	}
+	return err
+}
+
 func (c *Container) statStopped(ctx context.Context, p string) (PathStat, error) {
 	f, err := c.openStopped(ctx)
 	if err != nil {
@@ -266,10 +278,7 @@ func (c *Container) statStopped(ctx context.Context, p string) (PathStat, error)
 	}
 	defer f.Close()
 	name, st, err := f.stat(p)
-	if err == nil {
-		err = c.noVolume(name)
-	}
-	return st, err
+	return st, c.found(p, name, err)
 }
 
 func (c *Container) readStopped(ctx context.Context, p string) (PathStat, io.ReadCloser, error) {
@@ -278,10 +287,7 @@ func (c *Container) readStopped(ctx context.Context, p string) (PathStat, io.Rea
 		return PathStat{}, nil, err
 	}
 	name, st, err := f.stat(p)
-	if err == nil {
-		err = c.noVolume(name)
-	}
-	if err != nil {
+	if err = c.found(p, name, err); err != nil {
 		f.Close() // read only
 		return st, nil, err
 	}

@@ -59,7 +59,7 @@ func (c *Container) destOf(f *layerstore.FS, dest string) (string, error) {
 	name, info, err := Resolve(f, path.Join("/", dest), true, false)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", refuse(ErrNotFound, "%v", err)
+		return "", c.found(dest, "", refuse(ErrNotFound, "%v", err))
 	case err != nil:
 		return "", err
 	case !info.IsDir():

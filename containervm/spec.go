@@ -25,7 +25,7 @@ type Spec struct {
 	// inside the container if it has no slash.
 	Args []string `json:"args"`
 	// Env is KEY=VALUE, the image's included. PATH, HOME, HOSTNAME and, with TTY, TERM
-	// are added where absent.
+	// are added where absent. KEY alone is not to be there.
 	Env []string `json:"env,omitempty"`
 	// Dir is the working directory, absolute, made if it is not there. "" means "/".
 	Dir string `json:"dir,omitempty"`

@@ -204,7 +204,7 @@ func testCreate(t *testing.T, s *suite) {
 	s.docker(t, "", "create", "-m", "1m", "bb").wantError(1, "memory")
 	s.docker(t, "", "inspect", "c1", "--format",
 		"{{.Name}} {{.State.Status}} {{.Path}} {{.Args}} {{.Config.Env}} {{.Config.Labels}} {{.Config.Hostname}} {{.HostConfig.NetworkMode}} {{.Config.Image}}").
-		want(0, "/c1 created echo [hi there] [PATH=/bin A=1] map[kind:test x:y] host1 bridge bb\n")
+		want(0, "/c1 created echo [hi there] [A=1 FROM PATH=/bin] map[kind:test x:y] host1 bridge bb\n")
 	s.docker(t, "", "inspect", id[:6], "--format", "{{.Id}}").want(0, id+"\n")
 	s.docker(t, "", "ps", "-q").want(0, "")
 	s.docker(t, "", "ps", "-a", "--no-trunc", "--format", "{{.Names}}|{{.Image}}|{{.Command}}|{{.Status}}|{{.State}}").want(0, `c1|bb|"echo 'hi there'"|Created|created`+"\n")
@@ -283,6 +283,11 @@ func testTransport(t *testing.T, s *suite) {
 	}
 	s.docker(t, string(archive[:len(archive)/2]), "load").wantError(1, "unexpected EOF")
 	s.docker(t, "no tar", "load").wantError(1, "image archive: ")
+	resp := s.fetch(t, http.MethodPost, "/images/load", strings.NewReader("no tar"))
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK { // clients look for the error in the stream
+		t.Errorf("what cannot be loaded: status %d", resp.StatusCode)
+	}
 	s.docker(t, string(archive), "load", "--platform", "linux/s390x").wantError(1, "not linux/s390x")
 
 	// What is brought beside the daemon is there at once.
