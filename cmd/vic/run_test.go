@@ -19,6 +19,7 @@ import (
 )
 
 func testRun(t *testing.T, s *suite) {
+	before := s.fromTemplate()
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -58,6 +59,9 @@ func testRun(t *testing.T, s *suite) {
 		})
 	}
 	s.docker(t, "", "ps", "-aq").want(0, "") // --rm, also of those that did not start
+	if log := s.log.String(); s.fromTemplate() < before+10 || strings.Contains(log, "does not work") {
+		t.Errorf("these did not begin from a template:\n%s", log)
+	}
 
 	// As clients of earlier versions ask.
 	for _, version := range []string{"1.24", "1.41"} {

@@ -27,7 +27,7 @@ var scenarios = []scenario{
 	{7, "MITM'd layer", []string{"fetch TestBlobFaults", "cmd/vic TestHostile", "layerstore TestPullFaults"}, ""},
 	{8, "pull interrupted by restart", []string{"layerstore TestKilledAtEachStep", "layerstore TestKilledAtRandom"}, ""},
 	{9, "archive compare", []string{"cmd/vic/acceptance TestForeignBuilders", "cmd/vic/acceptance TestDebianImage"}, ""},
-	{10, "images", []string{"cmd/vic TestDocker/images", "dockerd 20.10: images"}, "before and since filters"},
+	{10, "images", []string{"cmd/vic TestDocker/images", "dockerd 20.10: images", "dockerd 20.10: images by age"}, ""},
 	{11, "rmi", []string{"cmd/vic TestDocker/remove images", "layerstore TestRemoveFreesSpace"}, ""},
 	{12, "run exit codes", []string{"dockerd 20.10: a command's exit code", "dockerd 20.10: a command that is not there", "cmd/vic TestDocker/run"}, ""},
 	{13, "run --rm concurrent", []string{"cmd/vic/compat TestScenarios/13 run --rm concurrent"}, ""},
