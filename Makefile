@@ -102,7 +102,7 @@ define fuzz_all
 		go test -c -fuzz . -o $$dir/fuzz $$pkg || exit 1; \
 		for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$pkg/*_test.go | cut -d' ' -f2); do \
 			echo "$$pkg $$f"; \
-			( cd $$pkg && $$dir/fuzz -test.run '^$$' -test.fuzz "^$$f\$$" $(1) >$$dir/out ) || { cat $$dir/out; exit 1; }; \
+			( cd $$pkg && $$dir/fuzz -test.run '^$$' -test.fuzz "^$$f\$$" $(1) >$$dir/out 2>&1 ) || { cat $$dir/out; exit 1; }; \
 		done; \
 	done
 endef

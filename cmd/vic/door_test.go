@@ -72,7 +72,7 @@ func testDoor(t *testing.T, s *suite) {
 
 // Clients that ask and do not read hold up neither the container nor others.
 func testSlowReaders(t *testing.T, s *suite) {
-	const size = 24 << 20 // more than sockets and pipes take
+	const size = 8 << 20 // many times what sockets and pipes take
 	s.docker(t, "", "create", "--name", "loud", "-i", "bb", "sh", "-c", fmt.Sprintf("read x; yes | head -c %d", size)).ok()
 	for _, path := range []string{
 		"POST /containers/loud/attach?stream=1&stdout=1&stderr=1", "GET /events", "GET /containers/loud/logs?stdout=1&follow=1",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -157,7 +158,9 @@ func testContainerVolumes(t *testing.T, s *suite) {
 	s.docker(t, "", "start", "reader").wantError(1, "is in use by running container writer")
 	sh("writer", "ln -s / /data/out").ok()
 	s.docker(t, "", "cp", "reader:/data/mine", "-").wantError(1, "/data/mine is in a volume, whose files can be copied while the container runs") // bb has no /data
-	s.docker(t, "x", "cp", "-", "reader:/data").wantError(1, "/data is in a volume")
+	if status, text := s.put(t, "reader", "path=/data", tar.Header{Name: "x"}); status != http.StatusNotImplemented || !strings.Contains(text, "/data is in a volume") {
+		t.Errorf("copy into a volume of what does not run: status %d, %s", status, text)
+	}
 	s.docker(t, "", "kill", "writer").ok()
 	s.docker(t, "", "start", "reader").ok() // replays the journals, which it may
 	sh("reader", "cat /data/mine /data/inner/tmp/x; ls /data/inner; echo no > /data/mine").wantError(1, "Read-only file system")

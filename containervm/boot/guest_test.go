@@ -208,7 +208,7 @@ func TestGuest(t *testing.T) {
 		"not executable":  {wire.Config{Args: []string{"/etc/plain"}}, "", wire.Exit{Code: 126, Error: `exec: "/etc/plain": permission denied`}},
 		"directory":       {wire.Config{Args: []string{"/etc"}}, "", wire.Exit{Code: 126, Error: `exec: "/etc": is a directory`}},
 		"no such user":    {wire.Config{Args: sh("id"), User: "nobody-knows"}, "", wire.Exit{Code: 126, Error: "unable to find user nobody-knows: no matching entries in passwd file"}},
-		"user, names, environment": {wire.Config{Args: sh("id -u; id -G; pwd; echo $HOME; hostname; cat /etc/hostname; grep -c localhost /etc/hosts; echo $A $PATH"),
+		"user and names and environment": {wire.Config{Args: sh("id -u; id -G; pwd; echo $HOME; hostname; cat /etc/hostname; grep -c localhost /etc/hosts; echo $A $PATH"),
 			User: "app", Dir: "/home/app", Hostname: "box", Env: []string{"A=b", "PATH=/bin"}}, "1000\n1000 1001\n/home/app\n/home/app\nbox\nbox\n2\nb /bin\n", wire.Exit{}},
 		"terminal":        {wire.Config{Args: sh("tty; stty size"), TTY: true, Size: wire.Size{Rows: 33, Cols: 77}}, "/dev/pts/0\r\n33 77\r\n", wire.Exit{}},
 		"orphans":         {wire.Config{Args: sh("(sleep 1000 &) ; sleep 1000 & exit 5")}, "", wire.Exit{Code: 5}},
