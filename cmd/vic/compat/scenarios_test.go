@@ -71,7 +71,7 @@ var scenarios = []scenario{
 	{55, "TLS", []string{"cmd/vic TestMutualTLS", "cmd/vic TestCerts", "cmd/vic TestDocker/door"}, ""},
 	{58, "admin", []string{"api TestObserve"}, "this host has no pages for administrators; what it logs and measures has no secrets"},
 	{59, "guest", []string{"containervm/boot TestGuest", "containervm/boot TestShutdown"}, ""},
-	{60, "stress", []string{"cmd/vic TestDocker/leaks", "containervm TestNothingLeaks", "cmd/vic TestDocker/slow readers"}, "1,000 runs are a flag (-leaks 1000)"},
+	{60, "stress (1,000 runs with -leaks 1000)", []string{"cmd/vic TestDocker/leaks", "containervm TestNothingLeaks", "cmd/vic TestDocker/slow readers"}, ""},
 }
 
 // A list is a numbered one of what is to hold, as a section of the document.
