@@ -232,6 +232,10 @@ func inputPipe(from io.Reader, uid uint32) (theirs, ours *os.File, err error) {
 	return theirs, ours, err
 }
 
+// pipeSize is what an output pipe holds, in bytes: the process and the tether take turns on a CPU, each time that
+// one has filled it or emptied it.
+const pipeSize = 1 << 20
+
 // outputPipe is stdout or stderr: the end to read from, and the process's.
 func outputPipe(to io.Writer, uid uint32) (ours, theirs *os.File, err error) {
 	if to == nil {
@@ -241,6 +245,9 @@ func outputPipe(to io.Writer, uid uint32) (ours, theirs *os.File, err error) {
 	ours, theirs, err = os.Pipe()
 	if err == nil {
 		err = theirs.Chown(int(uid), -1) // so that it can open /dev/stdout
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(theirs.Fd(), unix.F_SETPIPE_SZ, pipeSize)
 	}
 	return ours, theirs, err
 }
@@ -294,7 +301,6 @@ func copyOutput(to io.Writer, from *os.File) {
 
 // drain passes on what is in the pipe now, at most what a pipe holds.
 func drain(from *os.File, buf []byte, pass func([]byte)) {
-	const pipeSize = 64 << 10
 	if from.SetReadDeadline(time.Time{}) != nil {
 		return
 	}

@@ -24,11 +24,11 @@
 //
 //	 0  4  magic F5 56 49 43
 //	 4  1  type
-//	 5  1  zero
+//	 5  1  checksum of the payload: 0 CRC32C, 1 the low half of XXH64 with seed 0 (log)
 //	 6  2  channel (control; 0 in the log)
 //	 8  8  stamp: log: time, ns since 1970; control: session << 32 | sequence number
 //	16  4  length of the payload as it follows
-//	20  4  CRC32C of the payload as it follows
+//	20  4  checksum of the payload as it follows
 //	24  4  CRC32C of bytes 0..23
 //	28  …  payload, at most 16 KiB before stuffing
 //

@@ -93,7 +93,7 @@ func (e Exit) check() error {
 // AppendRecord appends a record as it is written to the log. It panics if data
 // is longer than MaxPayload.
 func AppendRecord(b []byte, t RecordType, at time.Time, data []byte) []byte {
-	return appendFrame(b, frame{typ: byte(t), stamp: uint64(at.UnixNano()), payload: data})
+	return appendFrame(b, frame{typ: byte(t), sum: sumXXH64, stamp: uint64(at.UnixNano()), payload: data})
 }
 
 // LogReader reads the records of a log in order. It holds one record at most,

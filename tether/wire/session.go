@@ -82,7 +82,7 @@ func (s *session) send(typ byte, channel uint16, payload []byte) error {
 	default:
 	}
 	s.sent++
-	s.wbuf = appendFrame(s.wbuf[:0], frame{typ, channel, uint64(s.id)<<32 | uint64(s.sent), payload})
+	s.wbuf = appendFrame(s.wbuf[:0], frame{typ: typ, channel: channel, stamp: uint64(s.id)<<32 | uint64(s.sent), payload: payload})
 	if _, err := s.w.Write(s.wbuf); err != nil {
 		return s.fail(fmt.Errorf("%w: write: %w", ErrLost, err))
 	}

@@ -106,7 +106,7 @@ func SendConfig(ctx context.Context, conn net.Conn, config []string) error {
 		if len(s) > MaxPayload {
 			return fmt.Errorf("wire: configuration string of %d bytes", len(s))
 		}
-		b = appendFrame(b, frame{frameConfig, uint16(len(config) - 1 - i), uint64(time.Now().UnixNano()), []byte(s)})
+		b = appendFrame(b, frame{typ: frameConfig, channel: uint16(len(config) - 1 - i), stamp: uint64(time.Now().UnixNano()), payload: []byte(s)})
 	}
 	if _, err := conn.Write(b); err != nil {
 		return fmt.Errorf("send configuration: %w", err)

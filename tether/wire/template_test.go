@@ -146,11 +146,11 @@ func FuzzAwaitConfig(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	whole := appendFrame(nil, frame{frameConfig, 0, 1, []byte(parts[0])})
+	whole := appendFrame(nil, frame{typ: frameConfig, stamp: 1, payload: []byte(parts[0])})
 	f.Add(whole)
 	f.Add(whole[:len(whole)-3])
 	f.Add(slices.Concat(appendFrame(nil, frame{typ: framePrepare}), appendFrame(nil, frame{typ: framePrepare}), whole))
-	f.Add(append(appendFrame(nil, frame{frameConfig, 1, 1, []byte("vic1:0/2:")}), whole...))
+	f.Add(append(appendFrame(nil, frame{typ: frameConfig, channel: 1, stamp: 1, payload: []byte("vic1:0/2:")}), whole...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var said bytes.Buffer
 		prepared := 0
