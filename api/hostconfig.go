@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 )
 
 // checkValues refuses what is no value of its field, whether this host honours the field or not.
@@ -19,6 +20,13 @@ func checkValues(h *hostConfig) error {
 		return badRequest("invalid UTS mode: %s", h.UTSMode)
 	case h.CPUShares < 0:
 		return badRequest("invalid CPU shares (%d): value must be a positive integer", h.CPUShares)
+	}
+	for _, m := range h.Mounts {
+		switch m.Type {
+		case mount.TypeBind, mount.TypeVolume, mount.TypeTmpfs, mount.TypeNamedPipe, mount.TypeCluster, mount.TypeImage:
+		default:
+			return badRequest("invalid mount config for type %q: mount type unknown", string(m.Type))
+		}
 	}
 	if _, ok := h.Annotations[""]; ok {
 		return badRequest("invalid Annotations: the empty string is not permitted as an annotation key")

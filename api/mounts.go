@@ -204,6 +204,26 @@ func parseMode(mode string) (o mountMode, err error) {
 	return o, nil
 }
 
+// foreignOptions is an error for options of another type than the mount's.
+func foreignOptions(m mount.Mount) error {
+	for _, o := range []struct {
+		field string
+		of    mount.Type
+		has   bool
+	}{
+		{"BindOptions", mount.TypeBind, m.BindOptions != nil},
+		{"VolumeOptions", mount.TypeVolume, m.VolumeOptions != nil},
+		{"TmpfsOptions", mount.TypeTmpfs, m.TmpfsOptions != nil},
+		{"ImageOptions", mount.TypeImage, m.ImageOptions != nil},
+		{"ClusterOptions", mount.TypeCluster, m.ClusterOptions != nil},
+	} {
+		if o.has && o.of != m.Type {
+			return badRequest("field %s must not be specified", o.field)
+		}
+	}
+	return nil
+}
+
 // parseMount reads a --mount of type volume or bind.
 func (t *mountTable) parseMount(m mount.Mount) (mountPoint, error) {
 	bad := func(format string, args ...any) (mountPoint, error) {
@@ -220,9 +240,8 @@ func (t *mountTable) parseMount(m mount.Mount) (mountPoint, error) {
 	if !slices.Contains([]mount.Consistency{"", mount.ConsistencyDefault, mount.ConsistencyFull, mount.ConsistencyCached, mount.ConsistencyDelegated}, m.Consistency) {
 		return bad("unknown consistency %q", m.Consistency)
 	}
-	if m.TmpfsOptions != nil || m.ImageOptions != nil || m.ClusterOptions != nil ||
-		m.BindOptions != nil && m.Type != mount.TypeBind || m.VolumeOptions != nil && m.Type != mount.TypeVolume {
-		return bad("it has options of another type")
+	if err := foreignOptions(m); err != nil {
+		return bad("%w", err)
 	}
 	if m.Type == mount.TypeBind {
 		p.bind, err = bindMount(m, p.target)

@@ -142,11 +142,11 @@ func setTmpfs(s *containervm.Spec, body *createBody) error {
 // tmpfsOf reads a --mount of type tmpfs.
 func tmpfsOf(m mount.Mount) (containervm.Tmpfs, error) {
 	t := containervm.Tmpfs{Target: m.Target, Options: slices.Clone(tmpfsDefaults)}
-	switch {
-	case m.Source != "":
+	if m.Source != "" {
 		return t, badRequest(`invalid mount config for type "tmpfs": field Source must not be specified`)
-	case m.BindOptions != nil, m.VolumeOptions != nil, m.ImageOptions != nil, m.ClusterOptions != nil:
-		return t, badRequest(`invalid mount config for type "tmpfs": it has options of another type`)
+	}
+	if err := foreignOptions(m); err != nil {
+		return t, badRequest(`invalid mount config for type "tmpfs": %w`, err)
 	}
 	if m.ReadOnly {
 		t.Options = append(t.Options, "ro")

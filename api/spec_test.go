@@ -181,6 +181,7 @@ func TestSpecRefused(t *testing.T) {
 		{"tmpfs path", `{"HostConfig":{"Tmpfs":{"run":""}}}`, "mount path must be absolute"},
 		{"tmpfs at the root", `{"HostConfig":{"Tmpfs":{"//":""}}}`, "destination can't be '/'"},
 		{"tmpfs source", `{"HostConfig":{"Mounts":[{"Type":"tmpfs","Source":"x","Target":"/x"}]}}`, "Source must not be specified"},
+		{"tmpfs options of another type", `{"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/x","BindOptions":{}}]}}`, "field BindOptions must not be specified"},
 		{"ulimit", `{"HostConfig":{"Ulimits":[{"Name":"nope"}]}}`, "invalid ulimit"},
 		{"null ulimit", `{"HostConfig":{"Ulimits":[null]}}`, "null"},
 		{"none and others", `{"HostConfig":{"NetworkMode":"none"},"NetworkingConfig":{"EndpointsConfig":{"front":{}}}}`, "(none) mode"},
@@ -192,6 +193,7 @@ func TestSpecRefused(t *testing.T) {
 		{"PID mode", `{"HostConfig":{"PidMode":"container"}}`, "invalid PID mode: container"},
 		{"UTS mode", `{"HostConfig":{"UTSMode":"x"}}`, "invalid UTS mode: x"},
 		{"CPU shares", `{"HostConfig":{"CpuShares":-1}}`, "invalid CPU shares (-1): value must be a positive integer"},
+		{"mount type", `{"HostConfig":{"Mounts":[{"Type":"x","Target":"/x"}]}}`, `invalid mount config for type "x": mount type unknown`},
 		{"annotation", `{"HostConfig":{"Annotations":{"":"a"}}}`, "the empty string is not permitted as an annotation key"},
 		{"terminal", `{"HostConfig":{"ConsoleSize":[70000,1]}}`, "too large"},
 	} {

@@ -125,7 +125,7 @@ const shmFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
 // mountShm mounts shared memory of so many bytes; 0 is the default.
 func mountShm(size int64) error {
-	return mount("tmpfs", "/dev/shm", "tmpfs", shmFlags, fmt.Sprintf("mode=1777,size=%d", cmp.Or(size, defaultShmSize)))
+	return mount("shm", "/dev/shm", "tmpfs", shmFlags, fmt.Sprintf("mode=1777,size=%d", cmp.Or(size, defaultShmSize)))
 }
 
 // resizeShm gives shared memory of the default size another one, unless that is 0.
