@@ -3,6 +3,7 @@
 # make test     install what is missing, then run everything that is tested
 # make check    gofmt, go vet and the race detector
 # make fuzz     fuzz every parser for a while
+# make suites   run the test suites of moby and docker/cli, which takes hours, and write docs/suites.md
 # make bench    measure each package, each stage of a pull, and pulls beside other engines
 # make clean    remove what make made
 
@@ -21,7 +22,7 @@ bench_hcsshim := v0.13.0
 # "context deadline exceeded", which is the go command's own end of fuzzing and no finding.
 fuzz_runs := 10000x
 
-.PHONY: all demo test check fuzz bench clean
+.PHONY: all demo test check fuzz suites bench clean
 all:
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/tether ./cmd/tether
 	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)' -o bin/vic ./cmd/vic
@@ -49,6 +50,12 @@ check:
 
 fuzz:
 	$(call fuzz_all,-test.fuzztime 2m -test.fuzzcachedir $$(go env GOCACHE)/fuzz/vic/$${pkg#./})
+
+suites:
+	@$(call install,$(demo_packages) busybox-static); $(docker_client)
+	@$(dockerd)
+	@$(MAKE) --no-print-directory all
+	go run ./cmd/vic/compat/suites -document docs/suites.md
 
 bench:
 	@$(call install,$(bench_packages))
@@ -83,10 +90,10 @@ define docker_client
 	command -v docker >/dev/null || { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends docker.io >/dev/null; }
 endef
 
-# The engine to compare with, taken out of its package, which would start it.
+# The engine to compare with and its client, taken out of their package, which would start it.
 define dockerd
-	test -x bin/peers/dockerd/dockerd || { dir=$$(mktemp -d) && ( cd $$dir && apt-get download -qq docker.io 2>/dev/null && dpkg-deb -x docker.io*.deb . ) && \
-		mkdir -p bin/peers/dockerd && cp $$dir/usr/sbin/dockerd $$dir/usr/sbin/docker-proxy bin/peers/dockerd/; status=$$?; rm -rf $$dir; exit $$status; }
+	test -x bin/peers/dockerd/docker -a -x bin/peers/dockerd/dockerd || { dir=$$(mktemp -d) && ( cd $$dir && apt-get download -qq docker.io 2>/dev/null && dpkg-deb -x docker.io*.deb . ) && \
+		mkdir -p bin/peers/dockerd && cp $$dir/usr/sbin/dockerd $$dir/usr/sbin/docker-proxy $$dir/usr/bin/docker bin/peers/dockerd/; status=$$?; rm -rf $$dir; exit $$status; }
 endef
 
 # Clients of npm's that judge. Other Node.js packages than Debian's bring npm along.
