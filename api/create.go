@@ -36,6 +36,9 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err := fillIn(&body, versionOf(r)); err != nil {
 		return err
 	}
+	if body.Image == "" && len(body.Entrypoint)+len(body.Cmd) == 0 {
+		return badRequest("no command specified")
+	}
 	img, err := s.findImage(body.Image)
 	if err != nil {
 		return err

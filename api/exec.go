@@ -27,7 +27,7 @@ func (s *Server) createExec(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(body.Cmd) == 0 {
-		return badRequest("no exec command specified")
+		return badRequest("No exec command specified")
 	}
 	keys, err := detachKeys(body.DetachKeys, body.Tty)
 	if err != nil {
@@ -47,7 +47,7 @@ func (s *Server) createExec(w http.ResponseWriter, r *http.Request) error {
 	}
 	e, err := c.CreateExec(spec)
 	if errors.Is(err, containervm.ErrPaused) {
-		return conflict("container %s is paused, unpause the container before exec", param(r, "id"))
+		return conflict("Container %s is paused, unpause the container before exec", param(r, "id"))
 	}
 	if err != nil {
 		return err
@@ -90,7 +90,7 @@ func (s *Server) startExec(w http.ResponseWriter, r *http.Request) error {
 	case info.Started:
 		return conflict("exec command %s has already run", info.ID)
 	case e.Container().Info().State.Status == containervm.Paused:
-		return conflict("container %s is paused, unpause the container before exec", info.ContainerID)
+		return conflict("Container %s is paused, unpause the container before exec", info.ContainerID)
 	case !e.Container().Info().State.Status.Alive():
 		return conflict("container %s is not running", info.ContainerID)
 	}

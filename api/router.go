@@ -108,6 +108,9 @@ func (s *Server) prepare(next http.Handler) http.Handler {
 			writeError(w, &statusError{http.StatusForbidden, errBrowser})
 			return
 		}
+		if r.Method == http.MethodOptions {
+			return // of no route in particular, as in Docker
+		}
 		path := r.URL.Path // unescaped: an image name may come with %2F
 		v := maxVersion
 		if rest, ok := strings.CutPrefix(path, "/v"); ok && rest != "" && '0' <= rest[0] && rest[0] <= '9' {

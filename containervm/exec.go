@@ -75,16 +75,8 @@ func (c *Container) executable() (*run, error) {
 
 // Execs are the IDs of the container's execs that have not ended.
 func (c *Container) Execs() []string {
-	c.m.mu.Lock()
-	var all []*Exec
-	for _, e := range c.m.execs {
-		if e.c == c {
-			all = append(all, e)
-		}
-	}
-	c.m.mu.Unlock()
 	var ids []string
-	for _, e := range all {
+	for _, e := range c.m.execsOf(c) {
 		if e.Info().ExitCode == nil {
 			ids = append(ids, e.id)
 		}
@@ -97,15 +89,29 @@ func (c *Container) Execs() []string {
 // streams have closed.
 const execKept = time.Minute
 
-// forgetExecs drops the execs of a run that has ended, a while later.
+// forgetExecs drops the execs of a run that has ended, a while later; those that were never started at once.
 func (m *Manager) forgetExecs(c *Container) {
+	for _, e := range m.execsOf(c) {
+		if e.Info().Started {
+			e.forget()
+			continue
+		}
+		m.mu.Lock()
+		delete(m.execs, e.id)
+		m.mu.Unlock()
+	}
+}
+
+func (m *Manager) execsOf(c *Container) []*Exec {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	var all []*Exec
 	for _, e := range m.execs {
 		if e.c == c {
-			e.forget()
+			all = append(all, e)
 		}
 	}
+	return all
 }
 
 // forget drops an exec a while later.

@@ -48,6 +48,9 @@ func (v *volume) fill(target string) error {
 	if !fi.IsDir() {
 		return nil // nothing will be mounted there either
 	}
+	if image, err := os.Lstat("/"); err != nil || deviceOf(image) != deviceOf(fi) {
+		return err // /proc, /sys or /dev: nothing of the image's
+	}
 	f, err := v.open(false)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -30,9 +31,9 @@ func (f *netFiles) write(conf *wire.Config, n *network) error {
 }
 
 // writeFiles writes the files that say who and where the container is into the
-// directory in memory, and mounts them over the image's.
+// directory in memory, and mounts them over the image's, but not over what somebody mounted there.
 func writeFiles(memory *os.File, conf *wire.Config, n *network) (*netFiles, error) {
-	name, err := memoryFile(memory, "hostname")
+	name, err := memoryFile(memory, conf, "hostname")
 	if err != nil {
 		return nil, err
 	}
@@ -43,10 +44,10 @@ func writeFiles(memory *os.File, conf *wire.Config, n *network) (*netFiles, erro
 		return nil, err
 	}
 	f := new(netFiles)
-	if f.hosts, err = memoryFile(memory, "hosts"); err != nil {
+	if f.hosts, err = memoryFile(memory, conf, "hosts"); err != nil {
 		return nil, err
 	}
-	if f.resolvConf, err = memoryFile(memory, "resolv.conf"); err != nil {
+	if f.resolvConf, err = memoryFile(memory, conf, "resolv.conf"); err != nil {
 		return nil, err
 	}
 	if err := f.write(conf, n); err != nil {
@@ -58,14 +59,17 @@ func writeFiles(memory *os.File, conf *wire.Config, n *network) (*netFiles, erro
 	return f, nil
 }
 
-// memoryFile makes a file in the directory in memory and mounts it over the one in /etc.
-func memoryFile(memory *os.File, name string) (*os.File, error) {
+// memoryFile makes a file in the directory in memory and mounts it over the one in /etc, unless that is a mount.
+func memoryFile(memory *os.File, conf *wire.Config, name string) (*os.File, error) {
 	fd, err := unix.Openat(int(memory.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0644)
 	if err != nil {
 		return nil, fmt.Errorf("write %s: %w", name, err)
 	}
-	f := os.NewFile(uintptr(fd), name)
-	if err := bind(f, "/etc/"+name); err != nil {
+	f, target := os.NewFile(uintptr(fd), name), "/etc/"+name
+	if slices.ContainsFunc(conf.Mounts, func(m wire.Mount) bool { return path.Clean(m.Target) == target }) {
+		return f, nil
+	}
+	if err := bind(f, target); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil

@@ -286,9 +286,9 @@ func testBinds(t *testing.T, s *suite) {
 		s.docker(t, "", append(append([]string{"create"}, tt.args...), "bb")...).wantError(1, tt.want)
 	}
 	s.docker(t, "", "run", "-d", "--privileged", "--name", "binds", "-v", dir+"/rw:/rw", "-v", dir+"/new/folder:/rw/new", "--mount", "type=bind,src="+dir+"/ro,dst=/ro,readonly",
-		"-v", dir+"/file:/etc/alone", "bb", "sleep", "1000").ok()
+		"-v", dir+"/file:/etc/alone", "-v", dir+"/file:/etc/hosts", "bb", "sleep", "1000").ok()
 	sh := func(script string) result { return s.docker(t, "", "exec", "binds", "sh", "-c", script) }
-	sh("cat /rw/host /ro/host /etc/alone; ls /rw").want(0, "of the hostread-onlyalonehost\nnew\n")
+	sh("cat /rw/host /ro/host /etc/alone /etc/hosts; ls /rw").want(0, "of the hostread-onlyalonealonehost\nnew\n")
 	sh("echo guest > /rw/guest; chown 5:6 /rw/guest; chmod 640 /rw/guest; mkdir /rw/new/sub; echo more >> /etc/alone; echo no > /ro/host").wantError(1, "Read-only file system")
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, "rw/guest"), &st); err != nil || st.Uid != 5 || st.Gid != 6 || st.Mode != unix.S_IFREG|0o640 {
