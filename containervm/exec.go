@@ -172,6 +172,11 @@ func (e *Exec) Start(ctx context.Context, o ExecStartOptions) error {
 		if errors.As(err, &start) {
 			e.ended(start.ExitCode)
 		}
+		if errors.Is(err, ErrPaused) { // it can be started later
+			e.mu.Lock()
+			e.begun = false
+			e.mu.Unlock()
+		}
 		return err
 	}
 	return nil

@@ -74,8 +74,11 @@ func (w workshop) images(ctx context.Context) (map[name.Reference]v1.Image, erro
 	if err != nil {
 		return nil, err
 	}
-	images := map[string]v1.Image{"registry:5000/alpine:frozen": busybox, "registry:5000/busybox:frozen": busybox} // docker/cli's
-	images["busybox:latest"], images["busybox:glibc"] = busybox, glibc                                             // two images: removing one name is to fail where the other would do
+	// Two images: removing the name busybox is to fail where the image has no other.
+	images := map[string]v1.Image{
+		"busybox:latest": busybox, "busybox:glibc": glibc,
+		"registry:5000/alpine:frozen": glibc, "registry:5000/busybox:frozen": glibc, // docker/cli's
+	}
 	for _, arch := range []string{"amd64", "arm64", "arm"} {
 		img, err := w.hello(ctx, arch)
 		if err != nil {
