@@ -27,6 +27,7 @@ var known = []reason{
 	{output: `lookup (registry-1|hub)\.docker\.(io|com)`, why: "it needs Docker Hub", skips: true},
 	{output: `"registry": executable file not found`, why: "it needs a registry of its own", skips: true},
 
+	{output: `user unprivilegeduser does not exist`, why: "it needs a user on this machine", skips: true},
 	{output: `notary|evil-notary|[Cc]ontent[ -]?[Tt]rust|lookup registry`, why: "it needs a registry with a notary", skips: true},
 	{output: `executable file not found in \$PATH`, tests: `/TestAPIStatsNetworkStats$`, why: "it needs a ping on this machine", skips: true},
 	{tests: `/TestPromptExitCode/plugin_|/TestPromptExitCode/revoke`, why: "there are no plugins, and no notary"},
@@ -68,6 +69,17 @@ var known = []reason{
 	{tests: `/TestGetContainerStatsNoStream$`, why: "it counts the word read, which the statistics of disks have, too"},
 	{tests: `/TestContainerAPITop$|/TestTop`, output: `of ps is not supported`, why: "the columns of docker top are made here, and not by the host's ps"},
 	{tests: `/TestPostContainersAttachContainerNotFound$`, why: "an error is JSON here as for every other request"},
+	{tests: `/TestInfoLegacyFields`, why: "fields of the host's bridge, which there is not"},
+	{tests: `/TestPortBindingOnSandbox$`, why: "it looks for the port from the host's network namespace"},
+	{tests: `/TestCpToSymlink(ToDirectory|Destination)$|/TestCpToContainer|/TestCpCheckDestOwnership$`, why: "a copy into a container that does not run goes to its disk, not through its binds"},
+	{output: `is in a volume, whose files can be copied while the container runs`, why: "a volume's files are copied while the container runs"},
+	{output: `neither a folder nor a regular file`, why: "it mounts a device or a socket of the host"},
+	{output: `/sys/fs/cgroup/(devices|memory|cpu|cpuset|blkio|pids)/`, why: "it looks for control groups of version 1"},
+	{tests: `/TestRunStoppedLoggingDriverNoLeak$`, why: "a log driver that is not there is refused when the container is made"},
+	{tests: `/TestRunDuplicateMount$`, why: "an image's empty list of volumes is shown as {} and not as null"},
+	{tests: `/TestRun(RedirectStdout|AttachDetach\w*)$`, why: "it has less time than an emulated guest needs"},
+	{tests: `^cli/global/TestPromptExitCode/`, why: "a test within it waits for plugins, which there are not, and takes the time of all"},
+
 	{tests: `/TestPutContainerArchiveErrSymlinkInVolumeToReadOnlyRootfs$`, why: "a copy into a container that does not run goes to its disk, not through its binds"},
 	{tests: `/TestExecStateCleanup$`, why: "it looks into containerd's folders"},
 	{tests: `/TestPostContainersCreateWithWrongCpusetValues$`, why: "there are no memory nodes to choose"},
@@ -89,7 +101,6 @@ var known = []reason{
 	{tests: `/TestCreateWithWorkdir$`, why: "a container's working directory is made when it is started"},
 	{tests: `/TestRunWithNetAliasOnDefaultNetworks$|/TestInspectTemplateError$`, why: "it looks for words of the docker client before 20.10"},
 	{tests: `/TestSaveCheckTimes$`, why: "files of a saved image have the time 0, as those of dockerd with containerd's image store"},
-	{tests: `/TestInfoLegacyFields$`, why: "fields of the host's bridge, which there is not"},
 	{tests: `/Test(ContainerRestartWithCancelledRequest|HealthCheckProcessKilled|RestartWithPolicyUserDefinedNetwork|RestartContainerwithRestartPolicy|AttachAfterDetach|ConnectWithPriority|CreateWithCustomMACs)$`, why: "it has less time than an emulated guest needs"},
 }
 
