@@ -33,7 +33,7 @@ func (s *Server) followEvents(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	pos := s.events.end()
-	if !since.IsZero() {
+	if !since.IsZero() || !until.IsZero() { // an end without a beginning asks for what there was, too
 		pos = 0
 	}
 	var over <-chan time.Time
