@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"vic/api/build"
 	"vic/containervm"
 	"vic/fetch/archive"
 	"vic/layerstore"
@@ -77,7 +78,7 @@ func commitConfig(changed *container.Config, changes []string, info containervm.
 	if err := convert(createdOf(info).Config, &own); err != nil {
 		return cfg, err
 	}
-	if err := applyChanges(&cfg, own.Env, changes); err != nil {
+	if err := build.Change(&cfg, own.Env, changes); err != nil {
 		return cfg, err
 	}
 	changed = new(container.Config)
@@ -90,7 +91,7 @@ func commitConfig(changed *container.Config, changes []string, info containervm.
 	changed.Env = own.Env // in its order
 	for _, v := range cfg.Env {
 		if name, value, ok := strings.Cut(v, "="); ok {
-			changed.Env = setEnv(changed.Env, name, value)
+			changed.Env = build.SetEnv(changed.Env, name, value)
 		}
 	}
 	onBuild, shell := cfg.OnBuild, cfg.Shell

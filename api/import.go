@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"vic/api/build"
 	"vic/fetch/archive"
 	"vic/layerstore"
 )
@@ -59,7 +60,7 @@ func (s *Server) importImage(w http.ResponseWriter, r *http.Request) error {
 		platform = p
 	}
 	var cfg dockerspec.DockerOCIImageConfig
-	if err := applyChanges(&cfg, nil, q["changes"]); err != nil {
+	if err := build.Change(&cfg, nil, q["changes"]); err != nil {
 		return err
 	}
 	a, err := archive.FromTar(r.Context(), r.Body, s.store.TempFile, nil, func(diffID digest.Digest) ([]byte, error) {

@@ -69,11 +69,18 @@ func (a *buildArgs) values(declared map[string]*string) []string {
 }
 
 // beside are the allowed variables that env does not have.
-func (a *buildArgs) beside(env []string) []string {
-	return slices.DeleteFunc(a.allowed(), func(v string) bool {
+func (a *buildArgs) beside(env []string) []string { return beside(a.allowed(), env) }
+
+// beside are the variables that env does not have.
+func beside(vars, env []string) []string {
+	var out []string
+	for _, v := range vars {
 		key, _, _ := strings.Cut(v, "=")
-		return slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, key+"=") })
-	})
+		if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, key+"=") }) {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // recorded leaves those out that are not to be kept in an image.

@@ -188,7 +188,7 @@ func (b *builder) hold(id digest.Digest) { b.release = append(b.release, b.Engin
 
 // metaArg is an ARG before the first FROM.
 func (b *builder) metaArg(c *instructions.ArgCommand) error {
-	if err := c.Expand(b.expander(b.args.allowed())); err != nil {
+	if err := c.Expand(expander(b.lex, b.args.allowed())); err != nil {
 		return invalidError{err}
 	}
 	for _, a := range c.Args {
@@ -199,10 +199,10 @@ func (b *builder) metaArg(c *instructions.ArgCommand) error {
 }
 
 // expander puts variables in.
-func (b *builder) expander(env []string) instructions.SingleWordExpander {
+func expander(lex *shell.Lex, env []string) instructions.SingleWordExpander {
 	vars := shell.EnvsFromSlice(env)
 	return func(word string) (string, error) {
-		out, _, err := b.lex.ProcessWord(word, vars)
+		out, _, err := lex.ProcessWord(word, vars)
 		return out, err
 	}
 }

@@ -65,13 +65,22 @@ func (b *builder) parse() (*dockerfile, error) {
 	return b.readDockerfile(text)
 }
 
-func (b *builder) readDockerfile(text []byte) (*dockerfile, error) {
+// parseFile parses what is one.
+func parseFile(text []byte) (*parser.Result, error) {
 	if n := bytes.Count(bytes.ToUpper(text), []byte("ONBUILD")); n > maxOnBuild {
 		return nil, invalid("%d times ONBUILD, %d are allowed", n, maxOnBuild)
 	}
 	tree, err := parser.Parse(bytes.NewReader(text))
 	if err != nil {
 		return nil, invalid("failed to parse Dockerfile: %w", err)
+	}
+	return tree, nil
+}
+
+func (b *builder) readDockerfile(text []byte) (*dockerfile, error) {
+	tree, err := parseFile(text)
+	if err != nil {
+		return nil, err
 	}
 	d := &dockerfile{escape: tree.EscapeToken}
 	if d.stages, d.args, err = instructions.Parse(tree.AST, nil); err != nil {

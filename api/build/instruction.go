@@ -26,7 +26,7 @@ func (s *stage) variables() []string {
 func (s *stage) do(ctx context.Context, c instructions.Command) error {
 	s.ctx = ctx
 	if ex, ok := c.(instructions.SupportsSingleWordExpansion); ok {
-		if err := ex.Expand(s.b.expander(s.variables())); err != nil {
+		if err := ex.Expand(expander(s.b.lex, s.variables())); err != nil {
 			return invalidError{err}
 		}
 	}
@@ -119,7 +119,7 @@ func (e editor) edit(c instructions.Command) (string, error) {
 		said.WriteString("ENV")
 		for _, kv := range c.Env {
 			said.WriteString(" " + kv.String())
-			e.cfg.Env = setEnv(e.cfg.Env, kv.Key, kv.Value)
+			e.cfg.Env = SetEnv(e.cfg.Env, kv.Key, kv.Value)
 		}
 		return said.String(), nil
 	case *instructions.LabelCommand:
@@ -234,9 +234,9 @@ func exposePorts(ports map[string]struct{}, word string) error {
 	last, err2 := strconv.ParseUint(to, 10, 16)
 	switch {
 	case err1 != nil || err2 != nil || first == 0 || last < first:
-		return invalid("Invalid containerPort: %s", word)
+		return invalid("invalid containerPort: %s", word)
 	case protocol != "tcp" && protocol != "udp" && protocol != "sctp":
-		return invalid("Invalid proto: %s", protocol)
+		return invalid("invalid proto: %s", protocol)
 	}
 	for port := first; port <= last; port++ {
 		ports[strconv.FormatUint(port, 10)+"/"+protocol] = struct{}{}
@@ -244,8 +244,8 @@ func exposePorts(ports map[string]struct{}, word string) error {
 	return nil
 }
 
-// setEnv sets a variable, in its place if it is there.
-func setEnv(env []string, key, value string) []string {
+// SetEnv returns env with a variable set, in its place if it is there.
+func SetEnv(env []string, key, value string) []string {
 	env = slices.Clone(env)
 	for i, e := range env {
 		if strings.HasPrefix(e, key+"=") {

@@ -58,7 +58,7 @@ func (s *stage) report() { s.b.say(" ---> %s\n", shortID(s.imageID().String())) 
 // from begins a stage.
 func (b *builder) from(ctx context.Context, st *instructions.Stage) (*stage, error) {
 	s := &stage{b: b, ctx: ctx, name: st.Name, args: b.args.forStage()}
-	expand := b.expander(b.args.forFrom())
+	expand := expander(b.lex, b.args.forFrom())
 	name, err := expand(st.BaseName)
 	if err != nil {
 		return nil, invalidError{err}
