@@ -49,7 +49,7 @@ var allowed = map[string][]string{
 
 // tetherModules are all modules that PID 1 may link.
 var tetherModules = []string{"golang.org/x/sys", "github.com/insomniacslk/dhcp", "github.com/vishvananda/netlink", "github.com/creack/pty", "github.com/moby/sys", "github.com/moby/sys/user",
-	"github.com/mdlayher/packet", "github.com/mdlayher/socket", "github.com/u-root/uio", "golang.org/x/net", "golang.org/x/sync", "github.com/vishvananda/netns", "github.com/josharian/native", "github.com/pierrec/lz4/v4"}
+	"github.com/mdlayher/packet", "github.com/mdlayher/socket", "github.com/u-root/uio", "golang.org/x/net", "golang.org/x/sync", "github.com/vishvananda/netns", "github.com/josharian/native", "github.com/pierrec/lz4/v4", "github.com/cespare/xxhash/v2"}
 
 type pkg struct {
 	ImportPath string
