@@ -566,6 +566,22 @@ func (s *site) happened() string {
 	return text
 }
 
+// tells waits for these events, which come after the state that they are about.
+func (s *site) tells(want string) {
+	s.t.Helper()
+	for over := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		got := strings.Join(s.events, ", ")
+		s.mu.Unlock()
+		if got == want || time.Now().After(over) {
+			if got = s.happened(); got != want {
+				s.t.Errorf("events %s, want %s", got, want)
+			}
+			return
+		}
+	}
+}
+
 // create makes a container without a network.
 func (s *site) create(spec Spec) *Container {
 	s.t.Helper()
