@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types"
+	"golang.org/x/sys/unix"
 )
 
 // A session is an HTTP connection that became a plain two-way byte stream: the client's bytes are the
@@ -51,6 +52,7 @@ func hijack(w http.ResponseWriter, r *http.Request, mediaType string) (*session,
 		conn.Close()
 		return nil, fmt.Errorf("answer on the taken over connection: %w", err)
 	}
+	awaitRead(conn)
 	// The server's own reader would cancel the request's context when the client ends its input: output
 	// is still to come then.
 	ahead, err := rw.Reader.Peek(rw.Reader.Buffered())
@@ -59,6 +61,28 @@ func hijack(w http.ResponseWriter, r *http.Request, mediaType string) (*session,
 		return nil, fmt.Errorf("take over the connection: %w", err)
 	}
 	return &session{conn: conn, in: io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)}, nil
+}
+
+// headPatience is how long a client may take to read the head of a reply before the stream begins nonetheless.
+const headPatience = 500 * time.Millisecond
+
+// awaitRead waits until the client at the other end of a UNIX socket has read all. docker-py loses what it gets in
+// one read with a reply's head, as it does when it is slow and an exec fast. Nobody tells that it has read.
+func awaitRead(conn net.Conn) {
+	unread, ok := conn.(*net.UnixConn)
+	if !ok {
+		return
+	}
+	raw, err := unread.SyscallConn()
+	if err != nil {
+		return
+	}
+	for end := time.Now().Add(headPatience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		size := 0
+		if e := raw.Control(func(fd uintptr) { size, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); e != nil || err != nil || size == 0 {
+			return
+		}
+	}
 }
 
 // streamType is the media type of a stream of output. Clients before 1.42 know only one.

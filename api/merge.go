@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"path"
-	"slices"
 	"strings"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -120,26 +119,27 @@ func mergeHealthcheck(user, image *container.HealthConfig) *container.HealthConf
 }
 
 // mergeEnv puts the image's variables behind the client's, as Docker does, but for those that the client names. Of
-// the same name the client's last counts. NAME without a value takes the image's away.
+// the same name the client's last counts, in the place of its first. NAME without a value takes the image's away.
 func mergeEnv(user, image []string) ([]string, error) {
-	env, named := []string{}, map[string]bool{}
-	for _, v := range slices.Backward(user) {
+	env, place := []string{}, map[string]int{}
+	for _, v := range user {
 		name, _, _ := strings.Cut(v, "=")
 		if name == "" || strings.ContainsRune(v, 0) {
 			return nil, badRequest("invalid environment variable: %s", v)
 		}
-		if !named[name] {
-			env = append(env, v)
+		if at, ok := place[name]; ok {
+			env[at] = v
+			continue
 		}
-		named[name] = true
+		place[name] = len(env)
+		env = append(env, v)
 	}
-	slices.Reverse(env)
 	for _, v := range image {
 		name, _, _ := strings.Cut(v, "=")
-		if !named[name] {
+		if _, ok := place[name]; !ok {
+			place[name] = len(env)
 			env = append(env, v)
 		}
-		named[name] = true
 	}
 	return env, nil
 }

@@ -91,7 +91,7 @@ func TestMergeEnv(t *testing.T) {
 		{"guest's own taken away", []string{"HOSTNAME", "PATH", "X"}, []string{"PATH=/x", "TERM", "B=1"}, []string{"HOSTNAME", "PATH", "X", "TERM", "B=1"}, true},
 		{"taken away after all", []string{"A=1", "A"}, []string{"A=1"}, []string{"A"}, true},
 		{"image's first counts", nil, []string{"A=1", "A=2"}, []string{"A=1"}, true},
-		{"last counts", []string{"A=1", "B=1", "A=2"}, nil, []string{"B=1", "A=2"}, true},
+		{"last counts", []string{"A=1", "B=1", "A=2"}, nil, []string{"A=2", "B=1"}, true},
 		{"set empty", []string{"A="}, []string{"A=1"}, []string{"A="}, true},
 		{"equals sign in value", []string{"A=b=c"}, nil, []string{"A=b=c"}, true},
 		{"no name", []string{"=x"}, nil, nil, false},

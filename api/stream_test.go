@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -120,6 +121,46 @@ func TestHijack(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestHeadAlone has a slow client on a UNIX socket get the head of a reply without what follows.
+func TestHeadAlone(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := hijack(w, r, "a/b")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		io.WriteString(conn, "stream")
+		conn.close()
+	})}
+	go srv.Serve(l)
+	defer srv.Close()
+	c, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	begin := time.Now()
+	io.WriteString(c, "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+	time.Sleep(50 * time.Millisecond) // slow, not waiting for anything
+	const head = "HTTP/1.1 200 OK\r\nContent-Type: a/b\r\n\r\n"
+	buf := make([]byte, 1<<10)
+	n, err := c.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if time.Since(begin) < headPatience && string(buf[:n]) != head {
+		t.Errorf("first read %q, want %q", buf[:n], head)
+	}
+	rest, err := io.ReadAll(c)
+	if got := string(buf[:n]) + string(rest); err != nil || got != head+"stream" {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 
