@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -202,8 +203,12 @@ func testCreate(t *testing.T, s *suite) {
 	s.docker(t, "", "create", "-w", "rel", "bb").wantError(1, "the working directory 'rel' is invalid, it needs to be an absolute path")
 	s.docker(t, "", "create", "-m", "1m", "bb").wantError(1, "memory")
 	s.docker(t, "", "inspect", "c1", "--format",
-		"{{.Name}} {{.State.Status}} {{.Path}} {{.Args}} {{.Config.Env}} {{.Config.Labels}} {{.Config.Hostname}} {{.HostConfig.NetworkMode}} {{.Config.Image}}").
-		want(0, "/c1 created echo [hi there] [A=1 FROM PATH=/bin] map[kind:test x:y] host1 bridge bb\n")
+		"{{.Name}} {{.State.Status}} {{.Path}} {{.Args}} {{.Config.Labels}} {{.Config.Hostname}} {{.HostConfig.NetworkMode}} {{.Config.Image}}").
+		want(0, "/c1 created echo [hi there] map[kind:test x:y] host1 bridge bb\n")
+	env := strings.Fields(s.docker(t, "", "inspect", "c1", "--format", "{{range .Config.Env}}{{.}} {{end}}").ok())
+	if slices.Sort(env); !slices.Equal(env, []string{"A=1", "FROM", "PATH=/bin"}) { // the client sends them in any order
+		t.Errorf("environment %q", env)
+	}
 	s.docker(t, "", "inspect", id[:6], "--format", "{{.Id}}").want(0, id+"\n")
 	s.docker(t, "", "ps", "-q").want(0, "")
 	s.docker(t, "", "ps", "-a", "--no-trunc", "--format", "{{.Names}}|{{.Image}}|{{.Command}}|{{.Status}}|{{.State}}").want(0, `c1|bb|"echo 'hi there'"|Created|created`+"\n")
