@@ -24,6 +24,9 @@ const (
 // early takes over a signal for the container's process if it would be thrown away now, and delivers it when it is not
 // or the process is not young any more.
 func (g *guest) early(p *process, sig syscall.Signal) bool {
+	if g.conf.Init {
+		return false // it is no such first process
+	}
 	switch sig {
 	case unix.SIGKILL, unix.SIGSTOP, unix.SIGCONT, unix.SIGCHLD, unix.SIGURG, unix.SIGWINCH:
 		return false // nobody needs a handler for these
