@@ -16,9 +16,10 @@ import (
 // A logPort is where the log goes. Its methods may be called from several
 // goroutines; they wait for a host that takes the log slowly.
 type logPort struct {
-	mu  sync.Mutex
-	f   *os.File
-	buf []byte
+	mu   sync.Mutex
+	f    *os.File
+	buf  []byte
+	pipe *portPipe // nil until there was much to write at once
 }
 
 func openLog(d *devices) (*logPort, error) {
@@ -47,10 +48,30 @@ func (l *logPort) write(t wire.RecordType, data []byte) error {
 			break
 		}
 	}
-	if _, err := l.f.Write(l.buf); err != nil {
+	if err := l.send(); err != nil {
 		return fmt.Errorf("write log: %w", err)
 	}
 	return nil
+}
+
+// portWrite is what the kernel sends to a host for one write to a port, at most
+// (drivers/char/virtio_console.c). Each leaves the guest and comes back by an interrupt.
+const portWrite = 32 << 10
+
+// send writes l.buf to the port. What takes several writes goes by a pipe, of which the port takes all at once.
+func (l *logPort) send() error {
+	if len(l.buf) <= portWrite {
+		_, err := l.f.Write(l.buf)
+		return err
+	}
+	if l.pipe == nil {
+		p, err := newPortPipe()
+		if err != nil {
+			return err
+		}
+		l.pipe = p
+	}
+	return l.pipe.send(l.f, l.buf)
 }
 
 func (l *logPort) json(t wire.RecordType, v any) error {
@@ -62,6 +83,61 @@ func (l *logPort) json(t wire.RecordType, v any) error {
 		return fmt.Errorf("wire: record of %d bytes", len(b))
 	}
 	return l.write(t, b)
+}
+
+// A portPipe moves what is written to it to a port, page by page and without another copy.
+type portPipe struct {
+	r, w int
+	size int // what it holds
+}
+
+func newPortPipe() (*portPipe, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("make pipe: %w", err)
+	}
+	size, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, muchOutputSize+muchOutputSize/2)
+	if err != nil {
+		return nil, fmt.Errorf("make pipe larger: %w", err)
+	}
+	return &portPipe{fds[0], fds[1], size}, nil
+}
+
+// send writes b to the port. The pipe is empty before and after, unless there is an error.
+func (p *portPipe) send(port *os.File, b []byte) error {
+	conn, err := port.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for len(b) > 0 {
+		n, err := unix.Write(p.w, b[:min(len(b), p.size)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+		for n > 0 {
+			var moved int64
+			connErr := conn.Write(func(fd uintptr) bool {
+				moved, err = unix.Splice(p.r, nil, int(fd), nil, n, 0)
+				return err != unix.EAGAIN
+			})
+			switch {
+			case connErr != nil:
+				return connErr
+			case err == unix.EINTR:
+				continue
+			case err != nil:
+				return err
+			case moved == 0:
+				return io.ErrShortWrite
+			}
+			n -= int(moved)
+		}
+	}
+	return nil
 }
 
 // stream is a writer of records of one type.

@@ -269,9 +269,12 @@ func copyInput(to *os.File, from io.Reader, tty bool) {
 	}
 }
 
-// outputSize is how much output is read at once: two records of the log that make up the 32 KiB that the
-// kernel sends to a host in one go (drivers/char/virtio_console.c).
-const outputSize = 2 * (wire.MaxPayload - wire.Overhead)
+// How much output is read at once: some records of the log, which go to the host together, and of what writes more
+// than that, as many as make the way to the host cheap.
+const (
+	outputSize     = 2 * (wire.MaxPayload - wire.Overhead) // which the port takes in one write
+	muchOutputSize = 16 * wire.MaxPayload
+)
 
 // copyOutput passes output on until its end. If it cannot be passed on it is thrown
 // away, for the process must not wait for what does not come.
@@ -289,6 +292,9 @@ func copyOutput(to io.Writer, from *os.File) {
 	for {
 		n, err := from.Read(buf)
 		pass(buf[:n])
+		if n == len(buf) && n == outputSize {
+			buf = make([]byte, muchOutputSize)
+		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			drain(from, buf, pass)
 			return
