@@ -284,6 +284,7 @@ func testNginx(a *app) {
 	for i := range requests {
 		a.get(fmt.Sprintf("%s/1k?number=%d", url, i), strings.Repeat("k", 1<<10))
 	}
+	a.said(1, fmt.Sprintf(`GET /1k\?number=%d `, requests-1)) // it is logged after it was answered
 	next := 0
 	for _, line := range a.logs() {
 		if strings.Contains(line, fmt.Sprintf("GET /1k?number=%d ", next)) {
