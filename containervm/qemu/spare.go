@@ -62,6 +62,9 @@ func (d *Driver) takeSpare(ctx context.Context, t template, vm containervm.VM) *
 	was := s.m.vm
 	if err := s.become(ctx, vm); err != nil {
 		d.log().Warn("a spare VM is of no use", "container", vm.ID, "error", err)
+		ts.mu.Lock()
+		ts.failed[spareName+t.key]++
+		ts.mu.Unlock()
 		s.m.vm = was
 		d.drop(s)
 		if err := os.MkdirAll(vm.RuntimeDir, 0o700); err != nil {
@@ -69,6 +72,9 @@ func (d *Driver) takeSpare(ctx context.Context, t template, vm containervm.VM) *
 		}
 		return nil
 	}
+	ts.mu.Lock()
+	delete(ts.failed, spareName+t.key)
+	ts.mu.Unlock()
 	if err := errors.Join(s.conn.Close(), os.RemoveAll(was.Dir)); err != nil {
 		d.log().Warn("remove what a spare VM has left", "error", err)
 	}
