@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -83,17 +82,9 @@ func (s *Server) nameBuilt(img *layerstore.Image, names []reference.Named, o *bu
 // registryConfig reads the credentials for registries that come with a build.
 func registryConfig(r *http.Request) (*fetch.Config, error) {
 	const header = "X-Registry-Config"
-	text := strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(r.Header.Get(header)), "=")
-	if text == "" {
-		return new(fetch.Config), nil
-	}
-	auths, err := base64.RawURLEncoding.DecodeString(text)
+	c, err := fetch.ParseRegistryConfig(r.Header.Get(header))
 	if err != nil {
-		return nil, badRequest("invalid %s header: not base64", header)
-	}
-	c, err := fetch.ParseConfig([]byte(`{"auths":` + string(auths) + `}`))
-	if err != nil {
-		return nil, badRequest("invalid %s header: not the JSON of credentials", header) // which may be in the error
+		return nil, badRequest("invalid %s header: %w", header, err)
 	}
 	return c, nil
 }

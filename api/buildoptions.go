@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/container"
 
@@ -164,11 +163,7 @@ func setNames(b *buildRequest, list []string) error {
 	return nil
 }
 
-func setPlatform(b *buildRequest, v []string) error {
-	p, err := platforms.Parse(v[0])
-	if err != nil {
-		return badRequest("%w", err)
-	}
-	b.build.Platform = &p
-	return nil
+func setPlatform(b *buildRequest, v []string) (err error) {
+	b.build.Platform, err = parsePlatform(v[0])
+	return err
 }

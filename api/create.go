@@ -99,11 +99,23 @@ func (s *Server) checkImage(r *http.Request, body *createBody, img *layerstore.I
 		}
 		return warnings, nil
 	}
-	want, err := platforms.Parse(text)
+	want, err := parsePlatform(text)
+	if err != nil {
+		return nil, err
+	}
+	return warnings, checkPlatform(img, body.Image, want)
+}
+
+// parsePlatform reads OS[/ARCHITECTURE[/VARIANT]]; "" is nil, none in particular.
+func parsePlatform(text string) (*ocispec.Platform, error) {
+	if text == "" {
+		return nil, nil
+	}
+	p, err := platforms.Parse(text)
 	if err != nil {
 		return nil, badRequest("%w", err)
 	}
-	return warnings, checkPlatform(img, body.Image, &want)
+	return &p, nil
 }
 
 func (s *Server) container(r *http.Request) (*containervm.Container, error) {

@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/events"
@@ -49,15 +48,15 @@ func (s *Server) importImage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	platform := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
-	if text := q.Get("platform"); text != "" {
-		p, err := platforms.Parse(text)
-		if err != nil {
-			return badRequest("%w", err)
-		}
-		if p.OS != "linux" {
+	want, err := parsePlatform(q.Get("platform"))
+	if err != nil {
+		return err
+	}
+	if want != nil {
+		if want.OS != "linux" {
 			return badRequest("operating system is not supported")
 		}
-		platform = p
+		platform = *want
 	}
 	var cfg dockerspec.DockerOCIImageConfig
 	if err := build.Change(&cfg, nil, q["changes"]); err != nil {

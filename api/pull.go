@@ -31,13 +31,9 @@ func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var want *ocispec.Platform
-	if text := q.Get("platform"); text != "" {
-		p, err := platforms.Parse(text)
-		if err != nil {
-			return badRequest("%w", err)
-		}
-		want = &p
+	want, err := parsePlatform(q.Get("platform"))
+	if err != nil {
+		return err
 	}
 	out := newProgressStream(w)
 	// A download that several pulls share goes on, and tells of itself, when this request is over.

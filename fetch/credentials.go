@@ -58,6 +58,23 @@ func ParseRegistryAuth(header string) (Credentials, error) {
 	return e.credentials()
 }
 
+// ParseRegistryConfig reads what docker build sends in the header X-Registry-Config: the entries
+// of a configuration file, in base64. "" is an empty configuration.
+func ParseRegistryConfig(header string) (*Config, error) {
+	if header == "" {
+		return new(Config), nil
+	}
+	auths, err := decodeBase64(header)
+	if err != nil {
+		return nil, errors.New("not base64")
+	}
+	c, err := ParseConfig([]byte(`{"auths":` + string(auths) + `}`))
+	if err != nil {
+		return nil, errors.New("not the JSON of credentials") // which may be in the error
+	}
+	return c, nil
+}
+
 // credentials decodes the auth field if there is no username.
 func (e authEntry) credentials() (Credentials, error) {
 	c := Credentials{
