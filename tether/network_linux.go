@@ -81,14 +81,21 @@ func (n *network) keep(diagnose func(error)) {
 // setUpNetwork brings the interfaces up as the configuration says.
 func setUpNetwork(ctx context.Context, d *devices, conf *wire.Config) (*network, error) {
 	n := &network{devices: d, hostname: conf.Hostname}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return nil, fmt.Errorf("find loopback interface: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return nil, fmt.Errorf("bring loopback interface up: %w", err)
+	if err := loopbackUp(); err != nil {
+		return nil, err
 	}
 	return n, n.set(ctx, conf.NICs)
+}
+
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback interface: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring loopback interface up: %w", err)
+	}
+	return nil
 }
 
 // set makes the interfaces those of nics: others are taken down, new ones set up, and of all the default routes

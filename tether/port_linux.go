@@ -71,7 +71,12 @@ func (l *logPort) send() error {
 		}
 		l.pipe = p
 	}
-	return l.pipe.send(l.f, l.buf)
+	err := l.pipe.send(l.f, l.buf)
+	if err != nil { // what is left in it is nobody's
+		l.pipe.close()
+		l.pipe = nil
+	}
+	return err
 }
 
 func (l *logPort) json(t wire.RecordType, v any) error {
@@ -96,11 +101,18 @@ func newPortPipe() (*portPipe, error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("make pipe: %w", err)
 	}
-	size, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, muchOutputSize+muchOutputSize/2)
-	if err != nil {
+	p := &portPipe{r: fds[0], w: fds[1]}
+	var err error
+	if p.size, err = unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, muchOutputSize+muchOutputSize/2); err != nil {
+		p.close()
 		return nil, fmt.Errorf("make pipe larger: %w", err)
 	}
-	return &portPipe{fds[0], fds[1], size}, nil
+	return p, nil
+}
+
+func (p *portPipe) close() {
+	_ = unix.Close(p.r) // nothing is lost by it
+	_ = unix.Close(p.w)
 }
 
 // send writes b to the port. The pipe is empty before and after, unless there is an error.

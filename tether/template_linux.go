@@ -75,13 +75,10 @@ func (g *guest) prepare(h held) error {
 	if _, err := g.devices.disk(""); err != nil {
 		return err
 	}
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
+	if err := loopbackUp(); err != nil {
+		return err
 	}
-	if err == nil {
-		_, err = hardwareLinks()
-	}
+	_, err := hardwareLinks()
 	return err
 }
 
