@@ -25,6 +25,7 @@ import (
 //   - its configuration by the connection that the spare has been on from the beginning. If that ends before,
 //     because this process did, the guest powers itself off.
 type spare struct {
+	key  string // of its template
 	m    *machine
 	conn net.Conn // to its control port
 }
@@ -51,7 +52,7 @@ func (d *Driver) takeSpare(ctx context.Context, t template, vm containervm.VM) *
 	}
 	ts.mu.Lock()
 	s := ts.spare
-	if s == nil || ts.spareOf != t.key {
+	if s == nil || s.key != t.key {
 		ts.mu.Unlock()
 		return nil
 	}
@@ -137,7 +138,7 @@ func (d *Driver) makeSpare(ctx context.Context, t template, vm containervm.VM, p
 	if err := wire.SendPrepare(ctx, conn); err != nil {
 		return nil, &brokenError{errors.Join(err, conn.Close(), m.destroy(), said(s))}
 	}
-	return &spare{m, conn}, nil
+	return &spare{t.key, m, conn}, nil
 }
 
 // Spares is how many VMs are kept ready.
@@ -162,10 +163,11 @@ func (d *Driver) spareLater(t template, vm containervm.VM, p Platform) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	ts.init()
-	if !d.Spare || !canBeSpare(vm) || ts.closed || ts.spare != nil && ts.spareOf == t.key || ts.busy[spareName+t.key] || ts.failed[spareName+t.key] >= maxFailures {
+	key := spareName + t.key
+	if !d.Spare || !canBeSpare(vm) || ts.closed || ts.spare != nil && ts.spare.key == t.key || ts.busy[key] || ts.failed[key] >= maxFailures {
 		return
 	}
-	ts.busy[spareName+t.key] = true
+	ts.busy[key] = true
 	ts.wg.Go(func() {
 		ts.turn.Lock()
 		defer ts.turn.Unlock()
@@ -174,11 +176,11 @@ func (d *Driver) spareLater(t template, vm containervm.VM, p Platform) {
 		s, err := d.makeSpare(ts.ctx, t, vm, p)
 		ts.mu.Lock()
 		old := ts.spare
-		delete(ts.busy, spareName+t.key)
+		delete(ts.busy, key)
 		if err == nil {
-			ts.spare, ts.spareOf = s, t.key
+			ts.spare = s
 		} else if ts.ctx.Err() == nil {
-			ts.failed[spareName+t.key]++
+			ts.failed[key]++
 			d.log().Warn("keep a VM ready to start", "template", t.key, "error", err)
 		}
 		ts.mu.Unlock()

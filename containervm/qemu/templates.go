@@ -28,15 +28,14 @@ type templates struct {
 	wg   sync.WaitGroup
 	turn sync.Mutex // held to make one; before mu
 
-	mu      sync.Mutex
-	busy    map[string]bool // by key: is being made, or will be
-	failed  map[string]int  // by key: how often
-	spare   *spare          // nil if there is none now
-	spareOf string          // key of its template
-	swept   bool            // guarded by turn: what was left of spares is removed
-	ctx     context.Context // of the making; ends with the Driver
-	cancel  context.CancelFunc
-	closed  bool
+	mu     sync.Mutex
+	busy   map[string]bool // by key: is being made, or will be
+	failed map[string]int  // by key: how often
+	spare  *spare          // nil if there is none now
+	swept  bool            // guarded by turn: what was left of spares is removed
+	ctx    context.Context // of the making; ends with the Driver
+	cancel context.CancelFunc
+	closed bool
 }
 
 // init makes the zero value usable. Call it with mu held.
