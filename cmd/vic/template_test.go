@@ -11,23 +11,27 @@ import (
 // awaitTemplate waits until containers of the default size begin from a template.
 func (s *suite) awaitTemplate(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(commandTimeout); !strings.Contains(s.docker(t, "", "info").ok(), "Start Templates: 1\n"); {
-		if time.Now().After(end) {
-			t.Fatalf("no template was made:\n%s", s.log.String())
-		}
-		time.Sleep(50 * time.Millisecond) // it is made when there is nothing better to do, and nobody is told
-	}
+	s.awaitInfo(t, func(info string) bool { return strings.Contains(info, "Start Templates: 1\n") })
 }
 
 // awaitSpare waits until a VM is kept ready for the next container, unless all are booted.
 func (s *suite) awaitSpare(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(commandTimeout); ; time.Sleep(50 * time.Millisecond) { // likewise
-		if info := s.docker(t, "", "info").ok(); !strings.Contains(info, "Start Templates: ") || strings.Contains(info, "Start Spares: 1\n") {
+	s.awaitInfo(t, func(info string) bool {
+		return !strings.Contains(info, "Start Templates: ") || strings.Contains(info, "Start Spares: 1\n")
+	})
+}
+
+// awaitInfo waits until docker info is as wanted: what it is about is done when there is nothing better to do, and nobody is told.
+func (s *suite) awaitInfo(t *testing.T, ok func(info string) bool) {
+	t.Helper()
+	for end := time.Now().Add(commandTimeout); ; time.Sleep(50 * time.Millisecond) {
+		info := s.docker(t, "", "info").ok()
+		if ok(info) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("no VM is kept ready:\n%s", s.log.String())
+			t.Fatalf("it did not come to what was waited for:\n%s\n%s", info, s.log.String())
 		}
 	}
 }
