@@ -65,12 +65,27 @@ func (c *Container) dropReaders() {
 	}
 }
 
-// setStarting says that the disk is about to be used by a VM, or that it is not after all.
-func (c *Container) setStarting(starting bool) {
+// setStarting says that the disk is about to be used by a VM, and returns what was before. The Manager
+// waits for setStarted before it closes, and lets nothing start from then on.
+func (c *Container) setStarting() (State, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.starting = starting
+	select {
+	case <-c.m.closed:
+		return State{}, ErrClosed
+	default:
+	}
+	c.starting = true
 	c.dropReaders()
+	return c.state, nil
+}
+
+// setStarted says that c.run tells from now on whether a VM uses the disk.
+func (c *Container) setStarted() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.starting = false
+	c.notifyLocked()
 }
 
 // setBusy says that the disk is written to, without a VM: who wants to read it waits, who reads it has lost.

@@ -313,8 +313,14 @@ func (goneMachine) Close() error      { return nil }
 // letGo ends what serves the container, without ending its VM.
 func (c *Container) letGo() error {
 	c.mu.Lock()
-	r := c.run
 	c.notifyLocked()
+	for c.starting { // in begin, which waits for no guest
+		changed := c.changed
+		c.mu.Unlock()
+		<-changed
+		c.mu.Lock()
+	}
+	r := c.run
 	c.mu.Unlock()
 	if r == nil {
 		return nil

@@ -44,12 +44,12 @@ func (c *Container) Start(ctx context.Context) error {
 
 // launch boots the VM and returns when the process runs. Call it with op held.
 func (c *Container) launch(ctx context.Context) error {
-	c.setStarting(true)
-	c.mu.Lock()
-	before := c.state
-	c.mu.Unlock()
+	before, err := c.setStarting()
+	if err != nil {
+		return err
+	}
 	r, err := c.begin(ctx)
-	c.setStarting(false) // c.run says it now
+	c.setStarted()
 	if err == nil {
 		err = c.awaitStart(r)
 	}
@@ -74,6 +74,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	}
 	disks, err := c.takeVolumes()
 	var vm VM
+	var begun time.Time // not later than what the guest writes, however soon it does
 	if err == nil {
 		err = c.makeBinds()
 	}
@@ -84,6 +85,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 		if err = os.MkdirAll(vm.RuntimeDir, 0700); err == nil {
 			if err = touch(vm.Log); err == nil {
 				r.like = c.m.like(vm)
+				begun = time.Now()
 				r.machine, err = c.m.o.Hypervisor.Start(ctx, vm)
 			}
 		}
@@ -101,7 +103,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	if c.state.Status == Restarting { // until its process runs
 		status = Restarting
 	}
-	c.state = State{Status: status, PID: r.machine.Info().PID, Started: time.Now(), Health: c.freshHealth()}
+	c.state = State{Status: status, PID: r.machine.Info().PID, Started: begun, Health: c.freshHealth()}
 	c.endpoints = infos(r.connections)
 	c.notifyLocked()
 	c.mu.Unlock()
@@ -207,7 +209,11 @@ func (c *Container) awaitStart(r *run) error {
 			if err := r.machine.Kill(); err != nil {
 				return err
 			}
-			<-r.ended
+			select {
+			case <-r.ended:
+			case <-c.m.closed:
+				return ErrClosed
+			}
 		}
 	case <-r.ended:
 	case <-timeout.C:
@@ -248,7 +254,11 @@ func (c *Container) failStart(r *run, before State, err error) {
 				c.m.o.Log.Warn("kill VM", "container", c.id, "error", killErr)
 			}
 		}
-		<-r.ended
+		select {
+		case <-r.ended:
+		case <-c.m.closed: // the next Manager learns of it
+			return
+		}
 	}
 	code := 128
 	var start *StartError

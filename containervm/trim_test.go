@@ -14,14 +14,21 @@ import (
 	"vic/tether/wire"
 )
 
-// stored is how many bytes the container's log takes of the file system.
-func (s *site) stored(c *Container) int64 {
+// takes waits until the container's log takes no more than so many bytes of the file system: the head moves
+// before what is ahead of it is given back.
+func (s *site) takes(c *Container, most int64) {
 	s.t.Helper()
-	st, err := os.Stat(filepath.Join(c.dir, logFile))
-	if err != nil {
-		s.t.Fatal(err)
+	var got int64
+	for over := time.Now().Add(time.Minute); time.Now().Before(over); time.Sleep(time.Millisecond) {
+		st, err := os.Stat(filepath.Join(c.dir, logFile))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if got = st.Sys().(*syscall.Stat_t).Blocks * 512; got <= most {
+			return
+		}
 	}
-	return st.Sys().(*syscall.Stat_t).Blocks * 512
+	s.t.Errorf("the log takes %d bytes, not %d", got, most)
 }
 
 // trimmed waits until the log's head is behind off.
@@ -72,9 +79,7 @@ func TestBoundedLog(t *testing.T) {
 		if got, want := s.logs(c, LogOptions{Stdout: true, Tail: &tail}), "o:"+line(next-3)+"o:"+line(next-2)+"o:"+line(next-1); got != want {
 			t.Errorf("%s: the last lines are %.40q", what, got)
 		}
-		if got := s.stored(c); got > room+128<<10 {
-			t.Errorf("%s: the log takes %d bytes", what, got)
-		}
+		s.takes(c, room+128<<10)
 	}
 
 	// What is attached misses nothing, and holds the log until it has read.
@@ -151,9 +156,7 @@ func TestBoundedRubbish(t *testing.T) {
 		v.raw(strings.Repeat("rubbish ", 8<<10))
 	}
 	s.trimmed(c, c.logSize()-room-1)
-	if got := s.stored(c); got > room+128<<10 {
-		t.Errorf("the log takes %d bytes", got)
-	}
+	s.takes(c, room+128<<10)
 	v.record(wire.Stdout, "sorry\n")
 	v.exit(3)
 	if code := s.wait(c, NotRunning); code != 3 {
