@@ -121,13 +121,13 @@ func testHealth(t *testing.T, s *suite) {
 		await(t, want, func() string { return s.docker(t, "", "inspect", "he", "--format", "{{.State.Health.Status}}").ok() })
 	}
 	since := time.Now().Format(time.RFC3339Nano)
-	s.docker(t, "", "run", "-d", "--name", "he", "--health-cmd", "echo probed; test -e /well", "--health-interval", "300ms", "--health-retries", "2",
-		"bb", "sh", "-c", "touch /well; exec sleep 1000").ok()
+	s.docker(t, "", "run", "-d", "--name", "he", "--health-cmd", "echo probed; test ! -e /ill", "--health-interval", "300ms", "--health-retries", "2",
+		"bb", "sleep", "1000").ok()
 	defer s.docker(t, "", "rm", "-f", "he")
 	status("healthy")
 	s.docker(t, "", "ps", "--filter", "health=healthy", "--format", "{{.Names}} {{.Status}}").has("he Up ", " (healthy)")
 	s.docker(t, "", "inspect", "he", "--format", "{{.State.Health.FailingStreak}} {{(index .State.Health.Log 0).ExitCode}} {{(index .State.Health.Log 0).Output}}").has("0 0 probed\n")
-	s.docker(t, "", "exec", "he", "rm", "/well").ok()
+	s.docker(t, "", "exec", "he", "touch", "/ill").ok()
 	s.end(t)
 	s.serve(t)
 	status("unhealthy")
