@@ -24,6 +24,7 @@ var allowed = map[string][]string{
 	"layerstore":          {"diskfs", "layerstore/inflate", "vmdk"},
 	"layerstore/inflate":  {},
 	"layerstore/mount":    {"diskfs", "layerstore"},
+	"layerstore/vsphere":  {},
 	"containervm":         {"diskfs", "layerstore", "tether/wire"},
 	"containervm/boot":    {},
 	"containervm/network": {"containervm"},

@@ -1,0 +1,443 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/find"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// A Datastore is a folder on a datastore. Names of files are paths below it, with slashes.
+type Datastore struct {
+	s    *Session
+	ds   *object.Datastore
+	dc   *object.Datacenter
+	root string
+}
+
+// OpenDatastore finds a datastore by its name or inventory path, in a datacenter or, if that is "", in the only
+// one there is. Root is the folder, which need not be there. The error of a wrong name says which there are.
+func (s *Session) OpenDatastore(ctx context.Context, datacenter, name, root string) (*Datastore, error) {
+	if root != "" && !fs.ValidPath(root) {
+		return nil, fmt.Errorf("%q is no folder of a datastore: want NAME/NAME", root)
+	}
+	f := find.NewFinder(s.client, false)
+	dc, err := f.DatacenterOrDefault(ctx, datacenter)
+	if err != nil {
+		return nil, fmt.Errorf("find datacenter: %w", suggest(ctx, err, func(ctx context.Context) ([]string, error) {
+			all, err := f.DatacenterList(ctx, "*")
+			return names(all), err
+		}))
+	}
+	f.SetDatacenter(dc)
+	ds, err := f.DatastoreOrDefault(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("find datastore: %w", suggest(ctx, err, func(ctx context.Context) ([]string, error) {
+			all, err := f.DatastoreList(ctx, "*")
+			return names(all), err
+		}))
+	}
+	return &Datastore{s, ds, dc, root}, nil
+}
+
+// names are those of inventory objects.
+func names[T interface{ Name() string }](all []T) []string {
+	var out []string
+	for _, o := range all {
+		out = append(out, o.Name())
+	}
+	return out
+}
+
+// suggest adds to the error of a name that was not found, or not unique, the names that there are.
+func suggest(ctx context.Context, err error, list func(context.Context) ([]string, error)) error {
+	all, listErr := list(ctx)
+	if listErr != nil || len(all) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w; there are %s", err, strings.Join(all, ", "))
+}
+
+// Path is a file's datastore path: "[NAME] FOLDER/FILE".
+func (d *Datastore) Path(name string) string { return d.ds.Path(path.Join(d.root, name)) }
+
+// Reference is the datastore's managed object.
+func (d *Datastore) Reference() types.ManagedObjectReference { return d.ds.Reference() }
+
+// A Space says how much a datastore has room for, in bytes, and what it is.
+type Space struct {
+	Type           string // VMFS, NFS, NFS41, vsan, VVOL, ...
+	Capacity, Free int64
+	// SparseDeltas tells that disks of virtual machines may be vmfsSparse deltas there; it is false where the
+	// server does not say.
+	SparseDeltas bool
+}
+
+// Space asks for it.
+func (d *Datastore) Space(ctx context.Context) (Space, error) {
+	var m mo.Datastore
+	if err := property.DefaultCollector(d.s.client).RetrieveOne(ctx, d.ds.Reference(), []string{"summary", "capability"}, &m); err != nil {
+		return Space{}, fmt.Errorf("look at datastore %s: %w", d.ds.Name(), d.unavailable(err))
+	}
+	sp := Space{Type: m.Summary.Type, Capacity: m.Summary.Capacity, Free: m.Summary.FreeSpace}
+	if v := m.Capability.VmfsSparseSupported; v != nil {
+		sp.SparseDeltas = *v
+	}
+	return sp, nil
+}
+
+// check refuses names that are no files below the root.
+func (d *Datastore) check(op, name string) error {
+	if !fs.ValidPath(name) || name == "." {
+		return &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
+	}
+	return nil
+}
+
+// fail is the error of an operation on a file.
+func (d *Datastore) fail(op, name string, err error) error {
+	return &fs.PathError{Op: op, Path: d.Path(name), Err: d.unavailable(err)}
+}
+
+// unavailable marks errors of a server that does not answer.
+func (d *Datastore) unavailable(err error) error {
+	var status *statusError
+	if errors.As(err, &status) && status.code >= 500 || unreachable(err) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
+
+// MakeFolder makes a folder and those above it that are not there.
+func (d *Datastore) MakeFolder(ctx context.Context, name string) error {
+	if !fs.ValidPath(name) {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: fs.ErrInvalid}
+	}
+	err := d.s.retry.do(ctx, func() error {
+		err := object.NewFileManager(d.s.client).MakeDirectory(ctx, d.Path(name), d.dc, true)
+		if fault.Is(err, &types.FileAlreadyExists{}) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return d.fail("mkdir", name, err)
+	}
+	return nil
+}
+
+// Remove removes a file, or a folder with all that is in it. The error is fs.ErrNotExist if there is none.
+func (d *Datastore) Remove(ctx context.Context, name string) error {
+	if err := d.check("remove", name); err != nil {
+		return err
+	}
+	err := d.s.retry.do(ctx, func() error {
+		task, err := object.NewFileManager(d.s.client).DeleteDatastoreFile(ctx, d.Path(name), d.dc)
+		if err != nil {
+			return err
+		}
+		return d.s.Wait(ctx, task)
+	})
+	if fault.Is(err, &types.FileNotFound{}) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return d.fail("remove", name, err)
+	}
+	return nil
+}
+
+// Wait waits for a task's end, which a lost connection or session does not prevent.
+func (s *Session) Wait(ctx context.Context, task *object.Task) error {
+	return s.retry.do(ctx, func() error {
+		err := task.Wait(ctx)
+		if fault.Is(err, &types.ManagedObjectNotFound{}) && s.alive(ctx, task) { // the collector was the old session's
+			return fmt.Errorf("wait for task: %w: %w", ErrUnavailable, err)
+		}
+		return err
+	})
+}
+
+// alive says whether the server still knows a task.
+func (s *Session) alive(ctx context.Context, task *object.Task) bool {
+	var m mo.Task
+	return property.DefaultCollector(s.client).RetrieveOne(ctx, task.Reference(), []string{"info.state"}, &m) == nil
+}
+
+// An Entry is what List says of a file.
+type Entry struct {
+	Name string // within the folder
+	Size int64
+	Dir  bool
+}
+
+// List returns what is in a folder. The error is fs.ErrNotExist if there is none.
+func (d *Datastore) List(ctx context.Context, name string) ([]Entry, error) {
+	if !fs.ValidPath(name) {
+		return nil, &fs.PathError{Op: "list", Path: name, Err: fs.ErrInvalid}
+	}
+	var out []Entry
+	err := d.s.retry.do(ctx, func() (err error) {
+		out, err = d.list(ctx, name)
+		return err
+	})
+	if fault.Is(err, &types.FileNotFound{}) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, d.fail("list", name, err)
+	}
+	return out, nil
+}
+
+func (d *Datastore) list(ctx context.Context, name string) ([]Entry, error) {
+	browser, err := d.ds.Browser(ctx)
+	if err != nil {
+		return nil, err
+	}
+	task, err := browser.SearchDatastore(ctx, d.Path(name), &types.HostDatastoreBrowserSearchSpec{
+		MatchPattern: []string{"*"},
+		Query:        []types.BaseFileQuery{&types.FolderFileQuery{}, &types.FileQuery{}}, // else disks come as one, without their extents
+		Details:      &types.FileQueryFlags{FileType: true, FileSize: true},
+	})
+	if err != nil {
+		return nil, err
+	}
+	info, err := task.WaitForResult(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	found, ok := info.Result.(types.HostDatastoreBrowserSearchResults)
+	if !ok {
+		return nil, fmt.Errorf("the search ended with a %T", info.Result)
+	}
+	var out []Entry
+	for _, f := range found.File {
+		i := f.GetFileInfo()
+		_, dir := f.(*types.FolderFileInfo)
+		out = append(out, Entry{i.Path, i.FileSize, dir})
+	}
+	return out, nil
+}
+
+// Put writes a file of so many bytes, in place of what had that name: a broken connection or a lost session has it begun again.
+// An error may leave a part of the file, under its name: who needs to know whether it is whole has
+// something else to say so, written later. Open returns the bytes from the first on, each time; progress, which may be nil,
+// is told how many of them have gone, and goes back to 0 for another try.
+func (d *Datastore) Put(ctx context.Context, name string, size int64, open func() (io.ReadCloser, error), progress func(sent int64)) error {
+	if err := d.check("write", name); err != nil {
+		return err
+	}
+	if progress == nil {
+		progress = func(int64) {}
+	}
+	err := d.s.retry.do(ctx, func() error { return d.put(ctx, name, size, open, progress) })
+	if err != nil {
+		return d.fail("write", name, err)
+	}
+	return nil
+}
+
+// A sourceError is an error of what is to be written.
+type sourceError struct{ error }
+
+func (e sourceError) Unwrap() error { return e.error }
+
+func (d *Datastore) put(ctx context.Context, name string, size int64, open func() (io.ReadCloser, error), progress func(int64)) error {
+	from, err := open()
+	if err != nil {
+		return sourceError{err}
+	}
+	defer from.Close() // read only
+	progress(0)
+	b := &body{r: io.LimitReader(from, size), progress: progress}
+	res, err := d.send(ctx, http.MethodPut, name, b, size, nil)
+	if res != nil {
+		defer res.Body.Close()
+	}
+	if bad := b.stop(); bad != nil {
+		return sourceError{bad}
+	}
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusCreated {
+		return &statusError{res.StatusCode, res.Status}
+	}
+	return nil
+}
+
+// A body is what is sent: it tells of what was read, and keeps the error of reading it. The transport may go on
+// reading when it has an answer already, until the body is stopped.
+type body struct {
+	mu       sync.Mutex // guards all
+	r        io.Reader
+	n        int64
+	err      error
+	progress func(int64)
+	stopped  bool
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stopped {
+		return 0, io.ErrClosedPipe
+	}
+	n, err := b.r.Read(p)
+	b.n += int64(n)
+	b.progress(b.n)
+	if err != nil && err != io.EOF {
+		b.err = err
+	}
+	return n, err
+}
+
+// stop waits until nobody reads, and returns the error of the source.
+func (b *body) stop() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stopped = true
+	return b.err
+}
+
+// send asks the file service. It logs in again if the session is gone, but cannot send a body again: that error is
+// ErrUnavailable.
+func (d *Datastore) send(ctx context.Context, method, name string, body io.Reader, size int64, header http.Header) (*http.Response, error) {
+	epoch := d.s.seen()
+	for {
+		u, ticket, err := d.ds.ServiceTicket(ctx, path.Join(d.root, name), method)
+		if err != nil {
+			return nil, err
+		}
+		req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+		if err != nil {
+			return nil, err
+		}
+		for key, values := range header {
+			req.Header[key] = values
+		}
+		if body != nil {
+			req.ContentLength = size
+			req.Header.Set("Content-Type", soap.DefaultUpload.Type)
+		}
+		if ticket != nil {
+			req.AddCookie(ticket)
+			req.Close = true
+		}
+		res, err := d.s.client.Client.Client.Do(req)
+		if err != nil || res.StatusCode != http.StatusUnauthorized || epoch != d.s.seen() {
+			return res, err
+		}
+		res.Body.Close()
+		if err := d.s.authenticate(ctx, epoch); err != nil {
+			return nil, err
+		}
+		if body != nil {
+			return nil, fmt.Errorf("%w: %s", ErrUnavailable, res.Status)
+		}
+	}
+}
+
+// Stat returns a file's size. The error is fs.ErrNotExist if there is none.
+func (d *Datastore) Stat(ctx context.Context, name string) (int64, error) {
+	if err := d.check("stat", name); err != nil {
+		return 0, err
+	}
+	var size int64
+	err := d.s.retry.do(ctx, func() error {
+		res, err := d.send(ctx, http.MethodHead, name, nil, 0, nil)
+		if err != nil {
+			return err
+		}
+		res.Body.Close()
+		if err := fileStatus(res, http.StatusOK); err != nil {
+			return err
+		}
+		size = res.ContentLength
+		return nil
+	})
+	if err != nil {
+		return 0, d.fail("stat", name, err)
+	}
+	return size, nil
+}
+
+// fileStatus is the error of an answer about a file.
+func fileStatus(res *http.Response, want int) error {
+	switch res.StatusCode {
+	case want:
+		return nil
+	case http.StatusNotFound:
+		return fs.ErrNotExist
+	}
+	return &statusError{res.StatusCode, res.Status}
+}
+
+// ReadRange reads len(p) bytes of a file at byte off, in one request. Fewer are an io.ErrUnexpectedEOF.
+func (d *Datastore) ReadRange(ctx context.Context, name string, p []byte, off int64) error {
+	if err := d.check("read", name); err != nil {
+		return err
+	}
+	if len(p) == 0 {
+		return nil
+	}
+	err := d.s.retry.do(ctx, func() error {
+		h := http.Header{"Range": {"bytes=" + strconv.FormatInt(off, 10) + "-" + strconv.FormatInt(off+int64(len(p))-1, 10)}}
+		res, err := d.send(ctx, http.MethodGet, name, nil, 0, h)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if err := fileStatus(res, http.StatusPartialContent); err != nil {
+			return err
+		}
+		_, err = io.ReadFull(res.Body, p)
+		return err
+	})
+	if err != nil {
+		return d.fail("read", name, err)
+	}
+	return nil
+}
+
+// ReadFile reads a whole file of at most limit bytes. The error is fs.ErrNotExist if there is none.
+func (d *Datastore) ReadFile(ctx context.Context, name string, limit int64) ([]byte, error) {
+	if err := d.check("read", name); err != nil {
+		return nil, err
+	}
+	var text []byte
+	err := d.s.retry.do(ctx, func() error {
+		res, err := d.send(ctx, http.MethodGet, name, nil, 0, nil)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if err := fileStatus(res, http.StatusOK); err != nil {
+			return err
+		}
+		text, err = io.ReadAll(io.LimitReader(res.Body, limit+1))
+		if err == nil && int64(len(text)) > limit {
+			return fmt.Errorf("has more than %d bytes", limit)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, d.fail("read", name, err)
+	}
+	return text, nil
+}

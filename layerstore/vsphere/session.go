@@ -1,0 +1,189 @@
+// Package vsphere keeps files on a vSphere datastore: through vCenter or an ESXi host, by its file
+// service and its task API.
+//
+// A Session is one login. It keeps itself alive, and logs in again when the server has dropped it: what
+// was asked for meanwhile is asked for again. So its users see an outage only as time, bounded by their
+// contexts. A Datastore is a folder on a datastore, seen through a Session.
+//
+// All types may be used concurrently.
+package vsphere
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/session"
+	"github.com/vmware/govmomi/session/keepalive"
+	"github.com/vmware/govmomi/vim25"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// An Endpoint says where a vCenter or an ESXi host is, and who asks.
+type Endpoint struct {
+	// Server is HOST, HOST:PORT, or a URL; what it lacks is https and /sdk.
+	Server         string
+	User, Password string
+	// Thumbprint is the SHA-1 or SHA-256 digest of the server's certificate, in hex with colons. Without it
+	// the certificate must be one that CAFile, or the machine if that is "", trusts.
+	Thumbprint string
+	CAFile     string // PEM
+	Log        *slog.Logger
+}
+
+// keepAlive is how long a session may be idle; vCenter's own limit is 30 minutes.
+const keepAlive = 5 * time.Minute
+
+// A Session is a login to a vCenter or an ESXi host.
+type Session struct {
+	client *vim25.Client
+	user   *url.Userinfo
+	log    *slog.Logger
+	retry  backOff
+
+	login sync.Mutex // held while logging in; guards epoch
+	epoch int        // how many logins there were
+}
+
+// An UntrustedError says that a server's certificate is not one that is trusted.
+type UntrustedError struct {
+	Host       string
+	Thumbprint string // its SHA-256 digest
+	Err        error
+}
+
+func (e *UntrustedError) Error() string {
+	return fmt.Sprintf("the certificate of %s is not trusted: %v; if it is the one you expect, name its thumbprint %s", e.Host, e.Err, e.Thumbprint)
+}
+
+func (e *UntrustedError) Unwrap() error { return e.Err }
+
+// Connect logs in. The error is an *UntrustedError if the server's certificate is not to be trusted.
+func Connect(ctx context.Context, e Endpoint) (*Session, error) {
+	u, err := soap.ParseURL(e.Server)
+	if err != nil || u == nil || u.Host == "" {
+		return nil, fmt.Errorf("%q is no server: want HOST or https://HOST/sdk", e.Server)
+	}
+	u.User = nil // not to be shown in errors
+	sc := soap.NewClient(u, false)
+	if e.CAFile != "" {
+		if err := sc.SetRootCAs(e.CAFile); err != nil {
+			return nil, fmt.Errorf("read trusted certificates: %w", err)
+		}
+	}
+	if e.Thumbprint != "" {
+		sc.SetThumbprint(u.Host, strings.ToUpper(e.Thumbprint))
+	}
+	sc.UserAgent = "vic"
+	client, err := vim25.NewClient(ctx, sc)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", u.Host, untrusted(ctx, u, err))
+	}
+	s := &Session{client: client, user: url.UserPassword(e.User, e.Password), log: e.Log, retry: defaultBackOff}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	client.RoundTripper = keepalive.NewHandlerSOAP(&authenticated{s, client.RoundTripper}, keepAlive, s.touch)
+	if err := s.authenticate(ctx, 0); err != nil {
+		return nil, fmt.Errorf("log in to %s as %s: %w", u.Host, e.User, err)
+	}
+	return s, nil
+}
+
+// untrusted makes an *UntrustedError of an error in verifying a certificate.
+func untrusted(ctx context.Context, u *url.URL, err error) error {
+	if !soap.IsCertificateUntrusted(err) {
+		return err
+	}
+	return &UntrustedError{u.Host, thumbprint(ctx, u), err}
+}
+
+// thumbprint is that of the server's certificate, "" if it cannot be had.
+func thumbprint(ctx context.Context, u *url.URL) string {
+	address := u.Host
+	if u.Port() == "" {
+		address += ":443"
+	}
+	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} // nothing is said: its certificate is all that is wanted
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	return soap.ThumbprintSHA256(conn.(*tls.Conn).ConnectionState().PeerCertificates[0])
+}
+
+// Client is the session's client: its calls log in again where they have to.
+func (s *Session) Client() *vim25.Client { return s.client }
+
+// authenticate logs in, unless somebody else has since epoch was seen.
+func (s *Session) authenticate(ctx context.Context, epoch int) error {
+	s.login.Lock()
+	defer s.login.Unlock()
+	if s.epoch != epoch {
+		return nil
+	}
+	if err := session.NewManager(s.client).Login(ctx, s.user); err != nil {
+		return err
+	}
+	if s.epoch++; s.epoch > 1 {
+		s.log.Info("logged in to vSphere again", "server", s.client.URL().Host)
+	}
+	return nil
+}
+
+func (s *Session) seen() int {
+	s.login.Lock()
+	defer s.login.Unlock()
+	return s.epoch
+}
+
+// touch keeps the session alive. What fails is tried again with the next call.
+func (s *Session) touch() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if _, err := methods.GetCurrentTime(ctx, s.client); err != nil {
+		s.log.Warn("keep the vSphere session", "error", err)
+	}
+	return nil
+}
+
+// Close logs out.
+func (s *Session) Close(ctx context.Context) error {
+	err := session.NewManager(s.client).Logout(ctx)
+	s.client.CloseIdleConnections()
+	return err
+}
+
+// authenticated logs in again, and asks again, where a call finds the session gone.
+type authenticated struct {
+	s    *Session
+	next soap.RoundTripper
+}
+
+func (a *authenticated) RoundTrip(ctx context.Context, req, res soap.HasFault) error {
+	switch req.(type) {
+	case *methods.LoginBody, *methods.LogoutBody:
+		return a.next.RoundTrip(ctx, req, res)
+	}
+	epoch := a.s.seen()
+	err := a.next.RoundTrip(ctx, req, res)
+	if !fault.Is(err, &types.NotAuthenticated{}) {
+		return err
+	}
+	if loginErr := a.s.authenticate(ctx, epoch); loginErr != nil {
+		return errors.Join(err, loginErr)
+	}
+	reflect.ValueOf(res).Elem().SetZero() // it has the fault
+	return a.next.RoundTrip(ctx, req, res)
+}

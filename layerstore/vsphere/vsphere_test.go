@@ -1,0 +1,375 @@
+package vsphere
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/session"
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
+)
+
+// A site is a simulated vCenter with one datastore.
+type site struct {
+	t      *testing.T
+	model  *simulator.Model
+	server *simulator.Server
+}
+
+const user, password = "vic", "s3cret"
+
+// folder is where the simulator keeps a datastore.
+func (s *site) folder(d *Datastore) string {
+	s.t.Helper()
+	var m mo.Datastore
+	if err := property.DefaultCollector(d.s.client).RetrieveOne(s.t.Context(), d.Reference(), []string{"summary.url"}, &m); err != nil {
+		s.t.Fatal(err)
+	}
+	return m.Summary.Url
+}
+
+func newSite(t *testing.T, model *simulator.Model) *site {
+	t.Helper()
+	model.Machine = 0
+	if err := model.Create(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(model.Remove)
+	model.Service.TLS = new(tls.Config)
+	model.Service.RegisterEndpoints = true
+	model.Service.Listen = &url.URL{Host: "127.0.0.1:0", User: url.UserPassword(user, password)}
+	s := &site{t: t, model: model, server: model.Service.NewServer()}
+	t.Cleanup(s.server.Close)
+	return s
+}
+
+func (s *site) endpoint() Endpoint {
+	return Endpoint{Server: s.server.URL.Host, User: user, Password: password, Thumbprint: s.server.CertificateInfo().ThumbprintSHA256}
+}
+
+func (s *site) connect(e Endpoint) *Session {
+	s.t.Helper()
+	c, err := Connect(s.t.Context(), e)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		if err := c.Close(context.Background()); err != nil && !errors.Is(err, ErrUnavailable) {
+			s.t.Log(err)
+		}
+	})
+	c.retry = backOff{first: time.Millisecond, most: 4 * time.Millisecond, tries: 4}
+	return c
+}
+
+func (s *site) datastore(c *Session, root string) *Datastore {
+	s.t.Helper()
+	d, err := c.OpenDatastore(s.t.Context(), "", "", root)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return d
+}
+
+func TestConnect(t *testing.T) {
+	s := newSite(t, simulator.VPX())
+	good := s.endpoint()
+	info := s.server.CertificateInfo()
+	ca, err := s.server.CertificateFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		edit func(*Endpoint)
+		want string // in the error; "" if there is none
+	}{
+		{"SHA-256", func(e *Endpoint) {}, ""},
+		{"SHA-1", func(e *Endpoint) { e.Thumbprint = info.ThumbprintSHA1 }, ""},
+		{"lower case", func(e *Endpoint) { e.Thumbprint = strings.ToLower(e.Thumbprint) }, ""},
+		{"CA", func(e *Endpoint) { e.Thumbprint, e.CAFile = "", ca }, ""},
+		{"URL", func(e *Endpoint) { e.Server = s.server.URL.String() }, ""},
+		{"no trust", func(e *Endpoint) { e.Thumbprint = "" }, info.ThumbprintSHA256},
+		{"wrong thumbprint", func(e *Endpoint) { e.Thumbprint = strings.Repeat("AB:", 31) + "AB" }, "does not match"},
+		{"no CA", func(e *Endpoint) { e.CAFile = "/nope" }, "read trusted certificates"},
+		{"wrong password", func(e *Endpoint) { e.Password = "guess" }, "log in to"},
+		{"no server", func(e *Endpoint) { e.Server = "https://" }, "is no server"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := good
+			tt.edit(&e)
+			c, err := Connect(t.Context(), e)
+			if err == nil {
+				err = c.Close(t.Context())
+			}
+			switch {
+			case tt.want == "" && err != nil:
+				t.Error(err)
+			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+				t.Errorf("error %v, want one with %q", err, tt.want)
+			case err != nil && (strings.Contains(err.Error(), password) || strings.Contains(err.Error(), "guess")):
+				t.Errorf("the password is in %v", err)
+			}
+		})
+	}
+}
+
+// file is what Put opens.
+func file(p []byte) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }
+}
+
+func noise(n int) []byte {
+	p := make([]byte, n)
+	rand.New(rand.NewSource(int64(n))).Read(p)
+	return p
+}
+
+func TestFiles(t *testing.T) {
+	for name, model := range map[string]*simulator.Model{"vCenter": simulator.VPX(), "ESXi": simulator.ESX()} {
+		t.Run(name, func(t *testing.T) {
+			s, ctx := newSite(t, model), t.Context()
+			d := s.datastore(s.connect(s.endpoint()), "vic/store")
+			if _, err := d.List(ctx, "."); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("list what is not there: %v", err)
+			}
+			for range 2 {
+				if err := d.MakeFolder(ctx, "disks"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			big, small := noise(3<<20+17), []byte("small")
+			var sent []int64
+			if err := d.Put(ctx, "disks/big", int64(len(big)), file(big), func(n int64) { sent = append(sent, n) }); err != nil {
+				t.Fatal(err)
+			}
+			if sent[0] != 0 || sent[len(sent)-1] != int64(len(big)) || !slices.IsSorted(sent) {
+				t.Errorf("progress %d ... %d", sent[0], sent[len(sent)-1])
+			}
+			for range 2 { // in place of itself
+				if err := d.Put(ctx, "disks/small name+%", int64(len(small)), file(small), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			onDisk, err := os.ReadFile(filepath.Join(s.folder(d), "vic/store/disks/big"))
+			if err != nil || !bytes.Equal(onDisk, big) {
+				t.Errorf("the datastore has %d bytes, %v", len(onDisk), err)
+			}
+			if n, err := d.Stat(ctx, "disks/big"); n != int64(len(big)) || err != nil {
+				t.Errorf("stat: %d, %v", n, err)
+			}
+			p := make([]byte, 1<<20)
+			if err := d.ReadRange(ctx, "disks/big", p, 1<<20+1); err != nil || !bytes.Equal(p, big[1<<20+1:2<<20+1]) {
+				t.Errorf("read a range: %v", err)
+			}
+			if text, err := d.ReadFile(ctx, "disks/small name+%", 5); err != nil || string(text) != "small" {
+				t.Errorf("read %q, %v", text, err)
+			}
+			if _, err := d.ReadFile(ctx, "disks/small name+%", 4); err == nil || !strings.Contains(err.Error(), "more than 4 bytes") {
+				t.Errorf("read beyond the limit: %v", err)
+			}
+			list, err := d.List(ctx, ".")
+			if err != nil || len(list) != 1 || list[0].Name != "disks" || !list[0].Dir {
+				t.Errorf("root: %v, %v", list, err)
+			}
+			list, err = d.List(ctx, "disks")
+			slices.SortFunc(list, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
+			if err != nil || fmt.Sprint(list) != fmt.Sprintf("[{big %d false} {small name+%% 5 false}]", len(big)) {
+				t.Errorf("disks: %v, %v", list, err)
+			}
+			for _, name := range []string{"disks/big", "disks"} {
+				if err := d.Remove(ctx, name); err != nil {
+					t.Error(err)
+				}
+			}
+			for op, err := range map[string]error{
+				"stat":   func() error { _, err := d.Stat(ctx, "disks/big"); return err }(),
+				"read":   func() error { _, err := d.ReadFile(ctx, "disks/big", 1); return err }(),
+				"range":  d.ReadRange(ctx, "disks/big", p, 0),
+				"remove": d.Remove(ctx, "disks"),
+			} {
+				if !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%s what is not there: %v", op, err)
+				}
+			}
+			for _, name := range []string{"", ".", "../x", "/x", "a//b"} {
+				if err := d.Put(ctx, name, 0, file(nil), nil); !errors.Is(err, fs.ErrInvalid) {
+					t.Errorf("write %q: %v", name, err)
+				}
+				if err := d.Remove(ctx, name); !errors.Is(err, fs.ErrInvalid) {
+					t.Errorf("remove %q: %v", name, err)
+				}
+			}
+			if sp, err := d.Space(ctx); err != nil || sp.Capacity == 0 || sp.Type == "" {
+				t.Errorf("space %+v, %v", sp, err)
+			}
+		})
+	}
+}
+
+func TestOpenDatastore(t *testing.T) {
+	m := simulator.VPX()
+	m.Datastore = 2
+	s, ctx := newSite(t, m), t.Context()
+	c := s.connect(s.endpoint())
+	if _, err := c.OpenDatastore(ctx, "", "", ""); err == nil || !strings.Contains(err.Error(), "LocalDS_0") || !strings.Contains(err.Error(), "LocalDS_1") {
+		t.Errorf("one of two: %v", err)
+	}
+	if _, err := c.OpenDatastore(ctx, "", "nope", ""); err == nil || !strings.Contains(err.Error(), "there are LocalDS_0, LocalDS_1") {
+		t.Errorf("a wrong name: %v", err)
+	}
+	if _, err := c.OpenDatastore(ctx, "nope", "LocalDS_0", ""); err == nil || !strings.Contains(err.Error(), "there are DC0") {
+		t.Errorf("a wrong datacenter: %v", err)
+	}
+	if _, err := c.OpenDatastore(ctx, "", "LocalDS_0", "../x"); err == nil {
+		t.Error("a folder outside")
+	}
+	d, err := c.OpenDatastore(ctx, "/DC0", "LocalDS_1", "x")
+	if err != nil || d.Path("y z") != "[LocalDS_1] x/y z" {
+		t.Errorf("%v, %v", d, err)
+	}
+}
+
+func TestBrokenUploads(t *testing.T) {
+	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	f, c := s.behind()
+	d := s.datastore(c, "")
+	data := noise(4 << 20)
+	var tries atomic.Int32
+	cut := func(n int32) func(http.ResponseWriter, *http.Request) bool {
+		tries.Store(0)
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodPut || tries.Add(1) > n {
+				return false
+			}
+			if _, err := io.CopyN(io.Discard, r.Body, int64(len(data)/2)); err != nil {
+				t.Error(err)
+			}
+			panic(http.ErrAbortHandler)
+		}
+	}
+	f.set(cut(2))
+	if err := d.Put(ctx, "x", int64(len(data)), file(data), nil); err != nil || tries.Load() != 3 {
+		t.Errorf("cut off twice: %v after %d tries", err, tries.Load())
+	}
+	if got, err := os.ReadFile(filepath.Join(s.folder(d), "x")); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("the datastore has %d bytes, %v", len(got), err)
+	}
+	f.set(cut(100))
+	if err := d.Put(ctx, "x", int64(len(data)), file(data), nil); !errors.Is(err, ErrUnavailable) || tries.Load() != 4 {
+		t.Errorf("cut off each time: %v after %d tries", err, tries.Load())
+	}
+	f.set(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPut {
+			return false
+		}
+		tries.Add(1)
+		http.Error(w, "no space left", http.StatusInsufficientStorage)
+		return true
+	})
+	tries.Store(0)
+	if err := d.Put(ctx, "x", int64(len(data)), file(data), nil); err == nil || !strings.Contains(err.Error(), "507") || tries.Load() != 1 {
+		t.Errorf("a full datastore: %v after %d tries", err, tries.Load())
+	}
+	f.set(func(http.ResponseWriter, *http.Request) bool { return false })
+
+	broken := errors.New("the layer's file is gone")
+	opened := 0
+	err := d.Put(ctx, "x", 100, func() (io.ReadCloser, error) {
+		opened++
+		return io.NopCloser(io.MultiReader(strings.NewReader("half"), bad{broken})), nil
+	}, nil)
+	if !errors.Is(err, broken) || opened != 1 {
+		t.Errorf("a bad source: %v, opened %d times", err, opened)
+	}
+	if err := d.Put(ctx, "x", 100, file([]byte("short")), nil); err == nil {
+		t.Error("wrote a file of 100 bytes from 5")
+	}
+	stopped, cancel := context.WithCancel(ctx)
+	if err := d.Put(stopped, "x", int64(len(data)), file(data), func(n int64) {
+		if n > 1<<20 {
+			cancel()
+		}
+	}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+type bad struct{ err error }
+
+func (b bad) Read([]byte) (int, error) { return 0, b.err }
+
+// A session that the server has dropped, and a server that is away, are seen as time.
+func TestAway(t *testing.T) {
+	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	f, c := s.behind()
+	d := s.datastore(c, "")
+	drop := func() {
+		t.Helper()
+		u, err := session.NewManager(c.client).UserSession(ctx)
+		if err != nil || u == nil {
+			t.Fatalf("%v, %v", u, err)
+		}
+		if err := session.NewManager(s.connect(s.endpoint()).client).TerminateSession(ctx, []string{u.Key}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drop()
+	if err := d.MakeFolder(ctx, "a"); err != nil {
+		t.Errorf("after the session was dropped: %v", err)
+	}
+	if c.epoch != 2 {
+		t.Errorf("%d logins", c.epoch)
+	}
+	if err := d.Remove(ctx, "a"); err != nil {
+		t.Error(err)
+	}
+
+	var tries atomic.Int32
+	away := func(n int32) {
+		tries.Store(0)
+		f.set(func(w http.ResponseWriter, r *http.Request) bool {
+			if tries.Add(1) > n {
+				return false
+			}
+			http.Error(w, "starting", http.StatusServiceUnavailable)
+			return true
+		})
+	}
+	away(2)
+	if err := d.MakeFolder(ctx, "b"); err != nil {
+		t.Errorf("after two answers of 503: %v", err)
+	}
+	away(2)
+	if err := d.Put(ctx, "b/x", 3, file([]byte("abc")), nil); err != nil {
+		t.Errorf("after two answers of 503: %v", err)
+	}
+	away(1 << 30)
+	if _, err := d.Stat(ctx, "b/x"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("away: %v", err)
+	}
+	if err := d.MakeFolder(ctx, "c"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("away: %v", err)
+	}
+	away(0)
+	if _, err := methods.GetCurrentTime(ctx, c.client); err != nil {
+		t.Errorf("back again: %v", err)
+	}
+}
