@@ -1,7 +1,9 @@
 package vmdk
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -210,5 +212,89 @@ func BenchmarkCheck(b *testing.B) {
 		if err := links[0].Extents[0].Check(); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkCOWD sends a layer of 256 MiB as COWD, and beside it the layer's own file as it is.
+func BenchmarkCOWD(b *testing.B) {
+	links := benchLayers(b, 1)
+	d := openDisk(b, links)
+	source := links[0].Extents[0]
+	c := newCOWD(b, d, 1)
+	for _, by := range []struct {
+		name string
+		r    io.Reader
+		size int64
+	}{
+		{"source", io.NewSectionReader(source.r, 0, source.size), source.size},
+		{"COWD", io.NewSectionReader(c, 0, c.Size()), c.Size()},
+	} {
+		for _, to := range []string{"discard", "file"} {
+			b.Run(by.name+"/"+to, func(b *testing.B) {
+				f := createFile(b, filepath.Join(b.TempDir(), "out"))
+				buf := make([]byte, 1<<20)
+				b.SetBytes(by.size)
+				b.ReportAllocs()
+				for b.Loop() {
+					var w io.Writer = struct{ io.Writer }{io.Discard}
+					if to == "file" {
+						if err := f.Truncate(0); err != nil {
+							b.Fatal(err)
+						}
+						w = struct{ io.Writer }{io.NewOffsetWriter(f, 0)}
+					}
+					if _, err := by.r.(io.Seeker).Seek(0, io.SeekStart); err != nil {
+						b.Fatal(err)
+					}
+					if n, err := io.CopyBuffer(w, struct{ io.Reader }{by.r}, buf); n != by.size || err != nil {
+						b.Fatal(n, err)
+					}
+				}
+			})
+		}
+	}
+	b.Run("map", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			newCOWD(b, d, 1)
+		}
+	})
+	var file bytes.Buffer
+	if _, err := c.WriteTo(&file); err != nil {
+		b.Fatal(err)
+	}
+	desc := NewDescriptor("x", d.Capacity(), 1)
+	desc.Extents[0].Type = "VMFSSPARSE"
+	again := openDisk(b, []Link{{desc, []*Extent{(&memFile{b: file.Bytes()}).extent(b)}}})
+	b.Run("readBack", func(b *testing.B) {
+		p := make([]byte, 1<<20)
+		b.SetBytes(256 << 20)
+		for b.Loop() {
+			for off := int64(0); off < 256<<20; off += int64(len(p)) {
+				if _, err := again.ReadAt(p, 1000*grain+off); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+	})
+}
+
+// BenchmarkBlocks reads all that a layer of 256 MiB would write to a device.
+func BenchmarkBlocks(b *testing.B) {
+	d := openDisk(b, benchLayers(b, 2))
+	for top := 1; top <= 2; top++ {
+		b.Run(fmt.Sprint("top", top), func(b *testing.B) {
+			var n int64
+			for b.Loop() {
+				n = 0
+				for block, err := range d.Blocks(top, 4096) {
+					if err != nil {
+						b.Fatal(err)
+					}
+					n += int64(len(block.Data))
+				}
+			}
+			b.SetBytes(n)
+		})
 	}
 }

@@ -52,6 +52,7 @@ func (e *Extent) Check() error {
 			return err
 		}
 		c.overlaps()
+		c.freeSector()
 	}
 	if c.more > 0 {
 		c.errs = append(c.errs, formatErrorf(-1, "extent file", "has %d problems more", c.more))
@@ -115,7 +116,7 @@ func (c *checker) failed(err error) error {
 // name the same grains a million times.
 func (c *checker) metadata() bool {
 	e, h := c.e, &c.e.h
-	c.spans = append(c.spans, span{0, 1, spanHeader, 0})
+	c.spans = append(c.spans, span{0, e.headerSectors(), spanHeader, 0})
 	if e.headerOff != 0 {
 		c.spans = append(c.spans, span{e.headerOff/SectorSize - 1, e.headerOff/SectorSize + 2, spanFooter, 0})
 	}
@@ -142,7 +143,7 @@ func (c *checker) directory(lba uint64, gd []uint32, dir, table spanKind) {
 	c.spans = append(c.spans, span{at, at + directorySectors(int64(len(gd))), dir, 0})
 	for i, v := range gd {
 		if v != 0 {
-			c.spans = append(c.spans, span{int64(v), int64(v) + tableSectors, table, int64(i)})
+			c.spans = append(c.spans, span{int64(v), int64(v) + c.e.h.tableSize()/SectorSize, table, int64(i)})
 		}
 	}
 }
@@ -159,6 +160,21 @@ func (c *checker) overlaps() {
 		}
 		if s.end > last.end {
 			last = s
+		}
+	}
+}
+
+// freeSector looks at where ESXi would put the next grain of a COWD extent.
+// QEMU, when it adds one, leaves that as it was.
+func (c *checker) freeSector() {
+	if c.e.cowd == nil {
+		return
+	}
+	free := int64(c.e.cowd.freeSector)
+	for _, s := range c.spans {
+		if s.end > free {
+			c.problem(0x1c, "freeSector", "%d, but sectors up to %d are taken by %s %d", free, s.end, s.kind, s.index)
+			return
 		}
 	}
 }
@@ -212,8 +228,8 @@ func (c *checker) tables() error {
 // entries checks the grains of table i.
 func (c *checker) entries(i int64, t *grainTable) error {
 	e := c.e
-	for j, v := range t {
-		g := i*tableEntries + int64(j)
+	for j, v := range *t {
+		g := i<<e.shift + int64(j)
 		st, pos := e.classify(v, 0)
 		if g*e.grain >= e.Capacity() && v != 0 {
 			c.problem(int64(e.gd[i])*SectorSize+4*int64(j), "grain table entry", "grain %d is past the end of the disk", g)

@@ -38,7 +38,7 @@ func streamFile(t testing.TB, capacity int64, grains map[int64][]byte) []byte {
 	}
 	gd := make([]uint32, h.numTables())
 	for i := range gd {
-		var table grainTable
+		table := make(grainTable, tableEntries)
 		for j := range table {
 			g := int64(i*tableEntries + j)
 			p := grains[g]
@@ -59,7 +59,7 @@ func streamFile(t testing.TB, capacity int64, grains map[int64][]byte) []byte {
 			b = append(b, z.Bytes()...)
 			pad(SectorSize)
 		}
-		if table == *noGrains {
+		if slices.Equal(table, *noGrains) {
 			continue
 		}
 		marker(tableSectors, 0, 1)

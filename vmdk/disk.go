@@ -3,7 +3,6 @@ package vmdk
 import (
 	"fmt"
 	"io"
-	"slices"
 	"sort"
 )
 
@@ -106,17 +105,17 @@ func openParts(desc *Descriptor, extents []*Extent) ([]part, error) {
 		extents = extents[1:]
 		p.extent = e
 		switch {
-		case slices.Contains(sparseTypes, x.Type) && !e.flat:
+		case !e.isOf(x.Type):
+			return nil, formatErrorf(-1, "extent", "the file of %q is not of type %s", x.File, x.Type)
+		case !e.flat:
 			if e.Capacity() != n {
 				return nil, formatErrorf(-1, "capacity", "%d bytes in the header of %q, %d in the descriptor", e.Capacity(), x.File, n)
 			}
-		case slices.Contains(flatTypes, x.Type) && e.flat:
+		default:
 			if x.Offset < 0 || x.Offset > e.size/SectorSize || n > e.size-x.Offset*SectorSize {
 				return nil, formatErrorf(-1, "extent", "%d bytes from sector %d of %q, which has %d", n, x.Offset, x.File, e.size)
 			}
 			p.base = x.Offset * SectorSize
-		default:
-			return nil, formatErrorf(-1, "extent", "the file of %q is not of type %s", x.File, x.Type)
 		}
 		parts = append(parts, p)
 	}
@@ -179,6 +178,7 @@ func (d *Disk) cursor(few *fewLinks) cursor {
 // run is a piece of the disk that one link holds in one state; see
 // Extent.lookup. If no link holds it, its state is absent.
 type run struct {
+	off    int64 // of the disk
 	length int64
 	state  state
 	link   int
@@ -201,12 +201,12 @@ func (c *cursor) next(off, n int64, from int) (run, error) {
 		}
 		n = r.length
 		if r.state != absent {
-			r.link = i
+			r.off, r.link = off, i
 			return r, nil
 		}
 		c.absent[i] = off + n
 	}
-	return run{length: n, state: absent, link: len(c.d.links)}, nil
+	return run{off: off, length: n, state: absent, link: len(c.d.links)}, nil
 }
 
 func (l *link) lookup(off, n int64) (run, error) {

@@ -5,13 +5,19 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
 
 // cachedTables bounds the decoded grain tables that one Extent keeps: 2 MiB,
-// which cover 32 GiB of 64 KiB grains.
+// which cover 32 GiB of 64 KiB grains. Of the tables of COWD, eight times as
+// long, it keeps an eighth as many.
 const cachedTables = 1024
+
+// A grainTable is one decoded grain table: file sectors.
+type grainTable []uint32
 
 // An Extent is an open extent file. Its grain tables are read when they are
 // first needed and kept, up to a bound, so one Extent should serve every Disk
@@ -24,8 +30,11 @@ type Extent struct {
 	flat bool // no header, no grains: the file is the data
 
 	h          header
-	headerOff  int64 // where h came from: 0, or the footer
-	grain      int64 // bytes
+	cowd       *cowdHeader // what h does not have of a vmfsSparse (COWD) extent; else nil
+	headerOff  int64       // where h came from: 0, or the footer
+	grain      int64       // bytes
+	shift      uint        // a grain table has 1<<shift entries
+	none       *grainTable
 	descriptor *Descriptor
 	gd         []uint32
 	tables     []atomic.Pointer[grainTable] // as gd; nil: not read yet
@@ -36,13 +45,23 @@ type Extent struct {
 	oldest int     // in cached, once that is full
 }
 
-// noGrains is the table of every directory entry whose grains are all absent.
-var noGrains = new(grainTable)
+// noGrains and noCOWDGrains are the tables of every directory entry whose
+// grains are all absent.
+var (
+	noGrains     = tableOf(tableEntries)
+	noCOWDGrains = tableOf(cowdTableEntries)
+)
 
-// OpenExtent opens a hosted sparse extent file of size bytes. It checks the
-// header, the embedded descriptor, if there is one, and the grain directory; a
-// grain table is checked when it is first needed. Damage gives a *FormatError.
-// The extent can be written, by Disk.WriteAt, if r is an io.WriterAt too.
+func tableOf(entries int) *grainTable {
+	t := make(grainTable, entries)
+	return &t
+}
+
+// OpenExtent opens a sparse extent file of size bytes, hosted or COWD, which
+// its magic tells. It checks the header, the embedded descriptor, if there is
+// one, and the grain directory; a grain table is checked when it is first
+// needed. Damage gives a *FormatError. A hosted one can be written, by
+// Disk.WriteAt, if r is an io.WriterAt too.
 func OpenExtent(r io.ReaderAt, size int64) (*Extent, error) {
 	e := &Extent{r: r, size: size}
 	if size < headerSize {
@@ -52,14 +71,12 @@ func OpenExtent(r io.ReaderAt, size int64) (*Extent, error) {
 	if err := readFull(r, b, 0); err != nil {
 		return nil, fmt.Errorf("read extent header: %w", err)
 	}
-	var err error
-	if e.h, err = parseHeader(b, 0); err != nil {
-		return nil, err
-	}
-	if e.h.gdOffset == gdAtEnd {
-		if err := e.readFooter(); err != nil {
+	if binary.LittleEndian.Uint32(b) == magicCOWD {
+		if err := e.readCOWDHeader(); err != nil {
 			return nil, err
 		}
+	} else if err := e.readHostedHeader(b); err != nil {
+		return nil, err
 	}
 	if n := int64(e.h.overHead) * SectorSize; n > size {
 		return nil, formatErrorf(0x40, "overhead", "%d bytes in a file of %d", n, size)
@@ -68,11 +85,24 @@ func OpenExtent(r io.ReaderAt, size int64) (*Extent, error) {
 	if err := e.readDescriptor(); err != nil {
 		return nil, err
 	}
+	var err error
 	if e.gd, err = e.readDirectory(e.h.gdOffset, "grain directory"); err != nil {
 		return nil, err
 	}
 	e.tables = make([]atomic.Pointer[grainTable], len(e.gd))
 	return e, nil
+}
+
+// readHostedHeader decodes the first sector, and the footer if that counts.
+func (e *Extent) readHostedHeader(b []byte) (err error) {
+	if e.h, err = parseHeader(b, 0); err != nil {
+		return err
+	}
+	e.shift, e.none = uint(bits.TrailingZeros(tableEntries)), noGrains
+	if e.h.gdOffset == gdAtEnd {
+		return e.readFooter()
+	}
+	return nil
 }
 
 // OpenFlat opens a flat extent file, one that is a part of the disk as it
@@ -88,6 +118,19 @@ func (e *Extent) Capacity() int64 {
 		return e.size
 	}
 	return int64(e.h.capacity) * SectorSize
+}
+
+// isOf reports whether the file is one that an extent line of this type names.
+// It is strict: QEMU takes the first words of whatever a VMFSSPARSE line names
+// for COWD's.
+func (e *Extent) isOf(typ string) bool {
+	switch {
+	case e.flat:
+		return slices.Contains(flatTypes, typ)
+	case e.cowd != nil:
+		return typ == "VMFSSPARSE"
+	}
+	return typ == "SPARSE"
 }
 
 // Descriptor returns the descriptor embedded in the extent file, or nil.
@@ -132,18 +175,18 @@ func (e *Extent) readDirectory(lba uint64, field string) ([]uint32, error) {
 	gd := make([]uint32, e.h.numTables())
 	for i := range gd {
 		gd[i] = binary.LittleEndian.Uint32(b[4*i:])
-		if at := int64(gd[i]) * SectorSize; at+tableSize > e.size {
+		if at := int64(gd[i]) * SectorSize; at != 0 && at+e.h.tableSize() > e.size {
 			return nil, formatErrorf(off+4*int64(i), field, "entry %d: a grain table at byte %d of a file of %d", i, at, e.size)
 		}
 	}
 	return gd, nil
 }
 
-// table returns grain table i, which the caller must not change; noGrains if
+// table returns grain table i, which the caller must not change; e.none if
 // there is none.
 func (e *Extent) table(i int64) (*grainTable, error) {
 	if e.gd[i] == 0 {
-		return noGrains, nil
+		return e.none, nil
 	}
 	if t := e.tables[i].Load(); t != nil {
 		return t, nil
@@ -152,9 +195,9 @@ func (e *Extent) table(i int64) (*grainTable, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read grain table %d: %w", i, err)
 	}
-	if *t == *noGrains {
-		e.tables[i].Store(noGrains)
-		return noGrains, nil
+	if slices.Equal(*t, *e.none) {
+		e.tables[i].Store(e.none)
+		return e.none, nil
 	}
 	e.keep(i, t)
 	return t, nil
@@ -164,26 +207,26 @@ func (e *Extent) table(i int64) (*grainTable, error) {
 func (e *Extent) keep(i int64, t *grainTable) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if old := e.tables[i].Swap(t); old != nil && old != noGrains {
+	if old := e.tables[i].Swap(t); old != nil && old != e.none {
 		return // somebody else was faster; it is in the ring
 	}
-	if len(e.cached) < cachedTables {
+	if limit := cachedTables * tableEntries >> e.shift; len(e.cached) < limit {
 		e.cached = append(e.cached, int32(i))
 		return
 	}
 	e.tables[e.cached[e.oldest]].Store(nil)
 	e.cached[e.oldest] = int32(i)
-	e.oldest = (e.oldest + 1) % cachedTables
+	e.oldest = (e.oldest + 1) % len(e.cached)
 }
 
 // readTable reads and checks the grain table at a sector.
 func (e *Extent) readTable(lba uint32) (*grainTable, error) {
-	var b [tableSize]byte
+	b := make([]byte, e.h.tableSize())
 	off := int64(lba) * SectorSize
-	if err := readFull(e.r, b[:], off); err != nil {
+	if err := readFull(e.r, b, off); err != nil {
 		return nil, err
 	}
-	t := new(grainTable)
+	t := make(grainTable, e.h.numGTEsPerGT)
 	for i := range t {
 		v := binary.LittleEndian.Uint32(b[4*i:])
 		t[i] = v
@@ -195,7 +238,7 @@ func (e *Extent) readTable(lba uint32) (*grainTable, error) {
 			return nil, formatErrorf(off+4*int64(i), "grain table entry", "a grain at byte %d of a file of %d", int64(v)*SectorSize, e.size)
 		}
 	}
-	return t, nil
+	return &t, nil
 }
 
 // state says where a run of bytes is.
@@ -218,21 +261,24 @@ func (e *Extent) lookup(off, n int64) (st state, pos, length int64, err error) {
 	}
 	first := off / e.grain
 	in := off - first*e.grain
+	mask := int64(1)<<e.shift - 1
 	var want uint64 // the entry that continues the run
+	var t *grainTable
 	g := first
 	for ; g*e.grain < off+n; g++ {
-		if e.gd[g/tableEntries] == 0 {
+		if e.gd[g>>e.shift] == 0 {
 			if g > first && st != absent {
 				break
 			}
-			g |= tableEntries - 1
+			g |= mask
 			continue
 		}
-		t, err := e.table(g / tableEntries)
-		if err != nil {
-			return 0, 0, 0, err
+		if g == first || g&mask == 0 {
+			if t, err = e.table(g >> e.shift); err != nil {
+				return 0, 0, 0, err
+			}
 		}
-		v := t[g%tableEntries]
+		v := (*t)[g&mask]
 		if g == first {
 			st, pos = e.classify(v, in)
 			want = uint64(v)

@@ -3,6 +3,7 @@ package vmdk
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -67,6 +68,12 @@ func FuzzGrainTables(f *testing.F) {
 	add(sampleLayerOf(f, 4).b)
 	stream, _ := sampleStream(f)
 	add(stream)
+	sample := sampleLayerOf(f, 4)
+	c, err := openDisk(f, []Link{{NewDescriptor("x", sampleCapacity, 1), []*Extent{sample.extent(f)}}}).COWD(1)
+	if err != nil {
+		f.Fatal(err)
+	}
+	add(cowdFile(f, c))
 
 	for i := range seeds {
 		f.Add(byte(i), uint16(0), []byte{})
@@ -118,6 +125,9 @@ func tryExtent(t *testing.T, f *memFile) {
 	checked := e.Check()
 	wantDamage(t, checked)
 	desc := NewDescriptor("x", e.Capacity(), 1)
+	if e.cowd != nil {
+		desc.Extents[0].Type = "VMFSSPARSE"
+	}
 	d, err := OpenDisk([]Link{{desc, []*Extent{e}}})
 	if err != nil {
 		t.Fatal(err)
@@ -147,6 +157,9 @@ func tryExtent(t *testing.T, f *memFile) {
 	if checked != nil {
 		return // what is written may show in two places
 	}
+	if e.Capacity() < maxSectors*SectorSize {
+		sameAsCOWD(t, d)
+	}
 	off := min(int64(5000), e.Capacity()-1)
 	q := pattern(int(min(1000, e.Capacity()-off)), "new")
 	if _, err := d.WriteAt(q, off); err != nil {
@@ -161,6 +174,21 @@ func tryExtent(t *testing.T, f *memFile) {
 	}
 	if err := f.extent(t).Check(); err != nil {
 		t.Fatalf("Check after WriteAt: %v", err)
+	}
+}
+
+// sameAsCOWD makes a disk of one extent COWD, and wants the same runs.
+func sameAsCOWD(t *testing.T, d *Disk) {
+	t.Helper()
+	c := newCOWD(t, d, 1)
+	e := (&memFile{b: cowdFile(t, c)}).extent(t)
+	if err := e.Check(); err != nil {
+		t.Fatalf("Check of the disk as COWD: %v", err)
+	}
+	desc := NewDescriptor("x", d.Capacity(), 1)
+	desc.Extents[0].Type = "VMFSSPARSE"
+	if got, want := runsOf(t, openDisk(t, []Link{{desc, []*Extent{e}}}), 0), runsOf(t, d, 0); !slices.Equal(got, want) {
+		t.Fatalf("runs as COWD %v, want %v", got, want)
 	}
 }
 

@@ -23,7 +23,7 @@ func GrowExtent(f File, size, capacity int64) (commit func() error, err error) {
 	switch {
 	case capacity <= e.Capacity():
 		return nil, fmt.Errorf("grow extent of %d bytes to %d", e.Capacity(), capacity)
-	case e.isCompressed() || h.flags&flagRedundant == 0 || h.grainSize != grown.grainSize:
+	case e.cowd != nil || e.isCompressed() || h.flags&flagRedundant == 0 || h.grainSize != grown.grainSize:
 		return nil, formatErrorf(0x08, "flags", "%#x, grains of %d sectors: not made to be written", h.flags, h.grainSize)
 	}
 	h.capacity = grown.capacity
@@ -53,11 +53,11 @@ func GrowExtent(f File, size, capacity int64) (commit func() error, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if t == noGrains {
+		if t == e.none {
 			continue
 		}
 		var table [tableSize]byte
-		for k, v := range t {
+		for k, v := range *t {
 			binary.LittleEndian.PutUint32(table[4*k:], v)
 		}
 		for _, at := range []int64{rgd, gd} {

@@ -6,7 +6,6 @@ import (
 
 const (
 	magicSparse = 0x564d444b // "KDMV"
-	magicCOWD   = 0x44574f43 // "COWD", ESXi's vmfsSparse
 
 	flagNewline    = 1 << 0
 	flagRedundant  = 1 << 1
@@ -52,12 +51,8 @@ func parseHeader(b []byte, base int64) (header, error) {
 	if len(b) < headerSize {
 		return header{}, formatErrorf(base, "header", "%d bytes, want %d", len(b), headerSize)
 	}
-	switch m := le.Uint32(b); m {
-	case magicSparse:
-	case magicCOWD:
-		return header{}, formatErrorf(base, "magic", "a vmfsSparse (COWD) extent, not a hosted sparse one")
-	default:
-		return header{}, formatErrorf(base, "magic", "%#08x is not that of a hosted sparse extent", m)
+	if m := le.Uint32(b); m != magicSparse {
+		return header{}, formatErrorf(base, "magic", "%#08x is not that of a sparse extent", m)
 	}
 	h := header{
 		version:          le.Uint32(b[0x04:]),
@@ -142,8 +137,12 @@ func (h *header) marshal() []byte {
 
 // numTables is the number of grain directory entries.
 func (h *header) numTables() int64 {
-	return roundUp(int64(h.capacity), tableEntries*int64(h.grainSize)) / (tableEntries * int64(h.grainSize))
+	covers := int64(h.numGTEsPerGT) * int64(h.grainSize)
+	return roundUp(int64(h.capacity), covers) / covers
 }
+
+// tableSize is the length of a grain table, bytes.
+func (h *header) tableSize() int64 { return int64(h.numGTEsPerGT) * 4 }
 
 // directorySectors is the length of a grain directory.
 func directorySectors(numTables int64) int64 { return roundUp(numTables*4, SectorSize) / SectorSize }

@@ -17,9 +17,6 @@ const bufferSize = 256 << 10
 // after the header.
 const streamStart = DefaultGrainSize
 
-// A grainTable is one decoded grain table: file sectors.
-type grainTable [tableEntries]uint32
-
 // A LayerWriter makes a read-only extent file from data whose place on the disk
 // is decided only after it was written. Write appends to a stream; Map says
 // later which disk grains the stream's grains are. Stream grain i is stream
@@ -33,12 +30,12 @@ type grainTable [tableEntries]uint32
 type LayerWriter struct {
 	f       File
 	h       header
-	buf     []byte        // end of the stream, not yet in the file
-	written int64         // file offset at which buf begins
-	tables  []*grainTable // nil: nothing mapped there
-	touched int64         // tables that are not nil
-	used    []uint64      // bit per stream grain: mapped
-	err     error         // sticky
+	buf     []byte       // end of the stream, not yet in the file
+	written int64        // file offset at which buf begins
+	tables  []grainTable // nil: nothing mapped there
+	touched int64        // tables that are not nil
+	used    []uint64     // bit per stream grain: mapped
+	err     error        // sticky
 }
 
 // NewLayerWriter empties f and returns a writer for a disk of capacity bytes,
@@ -55,7 +52,7 @@ func NewLayerWriter(f File, capacity int64) (*LayerWriter, error) {
 		f:       f,
 		h:       h,
 		written: streamStart,
-		tables:  make([]*grainTable, h.numTables()),
+		tables:  make([]grainTable, h.numTables()),
 	}, nil
 }
 
@@ -196,7 +193,7 @@ func (w *LayerWriter) Map(stream, disk, n int64) error {
 		w.used[s>>6] |= 1 << (s & 63)
 		t := w.tables[d/tableEntries]
 		if t == nil {
-			t = new(grainTable)
+			t = make(grainTable, tableEntries)
 			w.tables[d/tableEntries] = t
 			w.touched++
 		}

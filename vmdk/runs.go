@@ -21,40 +21,52 @@ type Run struct {
 // after the first error. It may run concurrently with ReadAt, not with WriteAt.
 func (d *Disk) Runs(off int64) iter.Seq2[Run, error] {
 	return func(yield func(Run, error) bool) {
-		var few fewLinks
-		c := d.cursor(&few)
 		var run Run
-		window := int64(runWindow)
-		for off := max(off, 0); off < d.capacity; {
-			r, err := c.next(off, min(window, d.capacity-off), 0)
+		for r, err := range d.present(off) {
 			if err != nil {
 				yield(Run{}, err)
 				return
 			}
-			if r.state == absent {
-				window = min(2*window, maxRunWindow)
-			} else {
-				window = runWindow
+			if r.state == zeroed {
+				continue
 			}
-			if r.state == stored || r.state == compressed {
-				if run.Off+run.Len == off && run.Link == r.link && run.Len > 0 {
-					run.Len += r.length
-				} else {
-					if run.Len > 0 && !yield(run, nil) {
-						return
-					}
-					run = Run{Off: off, Len: r.length, Link: r.link}
-				}
-			} else if run.Len > 0 {
-				if !yield(run, nil) {
-					return
-				}
-				run = Run{}
+			if run.Off+run.Len == r.off && run.Link == r.link {
+				run.Len += r.length
+				continue
 			}
-			off += r.length
+			if run.Len > 0 && !yield(run, nil) {
+				return
+			}
+			run = Run{Off: r.off, Len: r.length, Link: r.link}
 		}
 		if run.Len > 0 {
 			yield(run, nil)
+		}
+	}
+}
+
+// present yields what some disk of the chain holds from byte off on, ascending,
+// be it data or zeros. It ends after the first error.
+func (d *Disk) present(off int64) iter.Seq2[run, error] {
+	return func(yield func(run, error) bool) {
+		var few fewLinks
+		c := d.cursor(&few)
+		window := int64(runWindow)
+		for off := max(off, 0); off < d.capacity; {
+			r, err := c.next(off, min(window, d.capacity-off), 0)
+			if err != nil {
+				yield(run{}, err)
+				return
+			}
+			off += r.length
+			if r.state == absent {
+				window = min(2*window, maxRunWindow)
+				continue
+			}
+			window = runWindow
+			if !yield(r, nil) {
+				return
+			}
 		}
 	}
 }

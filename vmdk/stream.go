@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/zlib"
 )
@@ -38,7 +39,7 @@ func (d *Disk) WriteStream(w io.Writer, name string, cid uint32) error {
 	}
 	h.descriptorOffset, h.descriptorSize = 1, uint64(len(text)/SectorSize)
 	h.gdOffset, h.overHead = gdAtEnd, h.grainSize
-	s := streamWriter{w: w, h: h, gd: make([]uint32, h.numTables())}
+	s := streamWriter{w: w, h: h, gd: make([]uint32, h.numTables()), table: make(grainTable, tableEntries)}
 	if s.z, err = zlib.NewWriterLevel(&s.buf, streamLevel); err != nil {
 		return err
 	}
@@ -132,11 +133,11 @@ func (s *streamWriter) entries(list []uint32, typ uint32) (uint32, error) {
 
 // endTable writes the table of the grains that came last, unless there are none.
 func (s *streamWriter) endTable() (err error) {
-	if s.table == *noGrains {
+	if slices.Equal(s.table, *noGrains) {
 		return nil
 	}
-	s.gd[s.index], err = s.entries(s.table[:], markerTable)
-	s.table = *noGrains
+	s.gd[s.index], err = s.entries(s.table, markerTable)
+	clear(s.table)
 	return err
 }
 

@@ -1,4 +1,6 @@
-// Package vmdk writes and reads hosted sparse VMDK disks and chains of them.
+// Package vmdk writes and reads VMDK disks and chains of them: hosted sparse
+// ones, which QEMU, Workstation and Fusion run, and what makes their content
+// vSphere's.
 //
 // A disk is a descriptor, a short text, and the extent files that it names. A
 // delta holds only the grains in which it differs from its parent, another
@@ -63,6 +65,45 @@
 // table, 2 the directory, 3 the footer. WriteStream writes this form, front to back:
 //
 //	| header | descriptor | pad to 64 KiB | grains, table | grains, table ... | GD | footer |
+//
+// # COWD extent file
+//
+// ESXi's deltas on VMFS5 and NFS, createType vmfsSparse. There is no redundant
+// directory, no zeroed grain and no embedded descriptor, and all numbers have
+// 32 bits: disk and file are smaller than 2 TiB.
+//
+//	  off size  header, sectors 0 to 3
+//	0x000    4  magic "COWD"
+//	0x004    4  version: 1
+//	0x008    4  flags: 3
+//	0x00c    4  capacity, sectors
+//	0x010    4  grain size, sectors: 1 where ESXi or this package writes
+//	0x014    4  grain directory, first sector: 4
+//	0x018    4  entries of the grain directory
+//	0x01c    4  freeSector: where the next grain or table goes
+//	0x020 1616  parent's file name, generation, name, description: empty
+//	0x670    4  unclean shutdown
+//	0x674  396  zero
+//
+// Directory and tables are as in a hosted sparse extent, but a table has 4096
+// entries: with grains of a sector it covers 2 MiB. A COWD, the type, is such a
+// file, not written but projected from a chain, with tables only where it has
+// grains:
+//
+//	| header | GD | tables | grains ... | a sector of zeros |
+//
+// QEMU reads COWD, a grain at a time. Where it writes one it leaves freeSector
+// as it was, so ESXi would write over that: Check finds it, and Disk.WriteAt
+// does not write COWD.
+//
+// # vSphere
+//
+// What a layer or a whole chain holds has several forms, each a projection of
+// its grain tables. COWD, beside a descriptor from COWDChild, is for where ESXi
+// takes such files; Blocks for writing to a disk that ESXi made, where nobody
+// else knows the format; WriteStream for an NFC lease; and a disk as it is read,
+// beside NewFlatDescriptor, for a raw base. CheckVSphere says what of a chain
+// ESXi would refuse.
 //
 // # Chain
 //

@@ -13,7 +13,7 @@ var errReadOnly = errors.New("vmdk: extent is read-only")
 // does not have yet is appended to its extent file; what p leaves of it comes
 // from the parent. It returns an error if that extent file cannot be written:
 // it is no io.WriterAt, its line says RDONLY, it is compressed, of version 3,
-// or of type ZERO.
+// COWD, or of type ZERO.
 //
 // Nothing else may use the disk's top extents meanwhile. The first error of a
 // file is returned by every later WriteAt. A new grain is written before the
@@ -95,7 +95,7 @@ type allocator struct {
 // one that is damaged.
 func newAllocator(d *Disk, part *part) (*allocator, error) {
 	e := part.extent
-	if !part.writable || e == nil || !e.flat && (e.isCompressed() || e.h.version == 3) {
+	if !part.writable || e == nil || e.cowd != nil || !e.flat && (e.isCompressed() || e.h.version == 3) {
 		return nil, errReadOnly
 	}
 	w, ok := e.r.(io.WriterAt)
@@ -121,7 +121,7 @@ func newAllocator(d *Disk, part *part) (*allocator, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, v := range t {
+		for _, v := range *t {
 			if st, pos := e.classify(v, 0); st == stored {
 				a.end = max(a.end, pos+e.grain)
 			}
@@ -202,16 +202,13 @@ func (a *allocator) link(first, n int64, lba uint32) error {
 	if err != nil {
 		return err
 	}
-	if t == noGrains {
-		t = new(grainTable)
-	}
-	next := *t
-	for j := range n {
-		next[at+j] = lba + uint32(j)*uint32(e.h.grainSize)
-	}
+	entry := func(j int64) uint32 { return lba + uint32(j)*uint32(e.h.grainSize) }
 	var b [tableSize]byte
-	for j, v := range next {
+	for j, v := range *t {
 		binary.LittleEndian.PutUint32(b[4*j:], v)
+	}
+	for j := range n {
+		binary.LittleEndian.PutUint32(b[4*(at+j):], entry(j))
 	}
 	if e.gd[i] == 0 {
 		if err := a.addTable(i, b[:]); err != nil {
@@ -227,7 +224,12 @@ func (a *allocator) link(first, n int64, lba uint32) error {
 			return err
 		}
 	}
-	*t = next
+	if t == e.none {
+		t = tableOf(tableEntries)
+	}
+	for j := range n {
+		(*t)[at+j] = entry(j)
+	}
 	e.keep(i, t)
 	return nil
 }
