@@ -298,3 +298,29 @@ func BenchmarkBlocks(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkWriteStream compresses programs and libraries, on all processors.
+func BenchmarkWriteStream(b *testing.B) {
+	const size = 128 << 20
+	name, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	program, err := os.ReadFile(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	d := openDisk(b, memDisk(b, size))
+	for off := int64(0); off < size; off += int64(len(program)) {
+		if _, err := d.WriteAt(program[:min(int64(len(program)), size-off)], off); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.SetBytes(size)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := d.WriteStream(io.Discard, "x", 1); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -94,6 +96,10 @@ func TestWriteStream(t *testing.T) {
 			}
 			sameAsRaw(t, openDisk(t, links), raw)
 
+			if bound, err := d.StreamBound(); err != nil || int64(b.Len()) > bound {
+				t.Errorf("%d bytes, the bound is %d, %v", b.Len(), bound, err)
+			}
+
 			var again bytes.Buffer
 			if err := d.WriteStream(&again, "disk.vmdk", 0xabc); err != nil || !bytes.Equal(b.Bytes(), again.Bytes()) {
 				t.Errorf("written again: %v, or other bytes", err)
@@ -104,6 +110,85 @@ func TestWriteStream(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestStreamBound: nothing compresses, and the bound is met but for what zlib puts
+// around a grain.
+func TestStreamBound(t *testing.T) {
+	const capacity = 100<<20 + 3*SectorSize
+	noise := make([]byte, 40*grain)
+	r := rand.New(rand.NewPCG(5, 6))
+	for i := range noise {
+		noise[i] = byte(r.Uint32())
+	}
+	links := memDisk(t, capacity)
+	d := openDisk(t, links)
+	// Over the borders of grain tables, in two disks, and in the short last grain.
+	for _, off := range []int64{0, 500 * grain, 1024*grain + 5} {
+		if _, err := d.WriteAt(noise, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d = openDisk(t, memDisk(t, capacity, links...))
+	for _, off := range []int64{490*grain + 7, capacity - int64(len(noise))} {
+		if _, err := d.WriteAt(noise, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bound, err := d.StreamBound()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n countingWriter
+	if err := d.WriteStream(&n, "x", 1); err != nil {
+		t.Fatal(err)
+	}
+	if int64(n) > bound || int64(n) < bound-2*grain { // two grains have a few bytes
+		t.Errorf("%d bytes, the bound is %d", n, bound)
+	}
+	empty, err := openDisk(t, memDisk(t, capacity)).StreamBound()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n = 0
+	if err := openDisk(t, memDisk(t, capacity)).WriteStream(&n, "x", 1); err != nil || int64(n) != empty {
+		t.Errorf("an empty disk: %d bytes, the bound is %d, %v", n, empty, err)
+	}
+}
+
+type countingWriter int64
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	*w += countingWriter(len(p))
+	return len(p), nil
+}
+
+// TestWriteStreamConcurrently: any number of processors gives the same bytes, and none keeps
+// compressing after an error.
+func TestWriteStreamConcurrently(t *testing.T) {
+	d, _ := sampleChain(t, t.TempDir(), 33<<20+5*SectorSize)
+	var want bytes.Buffer
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for _, n := range []int{1, 2, 7, 40} {
+		runtime.GOMAXPROCS(n)
+		var b bytes.Buffer
+		if err := d.WriteStream(&b, "x", 1); err != nil {
+			t.Fatal(err)
+		}
+		if n == 1 {
+			want = b
+		}
+		if !bytes.Equal(b.Bytes(), want.Bytes()) {
+			t.Errorf("with %d processors: other bytes", n)
+		}
+		before := runtime.NumGoroutine()
+		if err := d.WriteStream(&shortWriter{1 << 20}, "x", 1); !errors.Is(err, errFull) {
+			t.Error(err)
+		}
+		if n := runtime.NumGoroutine(); n > before {
+			t.Errorf("%d goroutines, %d before", n, before)
+		}
 	}
 }
 

@@ -9,8 +9,9 @@
 // silent, what QEMU's block/vmdk.c accepts decides.
 //
 // The package reads io.ReaderAt and writes io.WriterAt. It opens no file,
-// follows no name that a descriptor holds, starts no goroutine, logs nothing
-// and syncs nothing: names, locks and durability belong to the caller.
+// follows no name that a descriptor holds, logs nothing and syncs nothing:
+// names, locks and durability belong to the caller. Only WriteStream starts
+// goroutines, to compress, and waits for them.
 //
 // # Extent file
 //
