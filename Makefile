@@ -12,7 +12,7 @@ run_packages  := qemu-system-x86 linux-image-cloud-amd64
 demo_packages := $(run_packages) docker-registry debootstrap
 test_packages := $(demo_packages) qemu-utils e2fsprogs skopeo umoci buildah busybox-static \
 	attr acl libcap2-bin isolinux syslinux-common xorriso tar fuse3 wrk redis-tools postgresql-client-15 openssl \
-	docker-compose python3-docker wget containerd runc iptables iproute2 libvmdk-utils
+	docker-compose python3-docker wget containerd runc iptables iproute2 libvmdk-utils open-vm-tools
 bench_packages := debootstrap podman e2fsprogs zstd tar
 # Debian's containerd cannot unpack layers side by side.
 bench_containerd := v2.4.2
