@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +16,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"vic/tether/wire"
 )
 
 // asGuest names the environment variable that makes of this program one that runs in a VM.
@@ -58,7 +62,16 @@ func infoGuest() error {
 	for _, value := range []string{"a b ", long, strings.Repeat("x", maxSend)} {
 		fmt.Printf("set %d: %v\n", len(value), SetInfo("guestinfo.set", value))
 	}
-	_, err := Call("nonsense x")
+	values, err := wire.ReadGuestInfo(Info)
+	if err != nil {
+		return err
+	}
+	conf, err := wire.ParseConfig(values)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("configuration of %s in %d values\n", conf.ID, len(values))
+	_, err = Call("nonsense x")
 	fmt.Println(err)
 	_, err = Call("garbage")
 	fmt.Println(err)
@@ -74,6 +87,7 @@ none: 0 "" read guestinfo.none: info-get: guestrpc: no value
 set 4: <nil>
 set 60500: <nil>
 set 65536: set guestinfo.set: info-set: guestrpc: message of 65559 bytes, at most 65536 may be sent
+configuration of c1 in 2 values
 nonsense: guestrpc: refused: "Unknown command"
 garbage: guestrpc: reply "what?" is no reply
 `
@@ -84,7 +98,13 @@ garbage: guestrpc: reply "what?" is no reply
 		"at once with checkpoints":  {bulk: true, checkpoint: 5},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v.info = map[string]string{"guestinfo.long": long, "guestinfo.empty": "", "guestinfo.three": "abc"}
+			noise := make([]byte, 12_000)
+			rand.NewChaCha8([32]byte{}).Read(noise)
+			var err error
+			if v.info, err = (&wire.Config{ID: "c1", Args: []string{hex.EncodeToString(noise)}}).GuestInfo(); err != nil {
+				t.Fatal(err)
+			}
+			maps.Copy(v.info, map[string]string{"guestinfo.long": long, "guestinfo.empty": "", "guestinfo.three": "abc"})
 			if out := v.beGuest(t, "info"); out != want {
 				t.Errorf("got\n%s", out)
 			}

@@ -266,27 +266,23 @@ func ParseConfig(oem []string) (*Config, error) {
 	var parts []string
 	seen := 0
 	for _, s := range oem {
-		s, ok := strings.CutPrefix(s, configPrefix)
+		p, ok, err := parsePart(s)
+		if err != nil {
+			return nil, err
+		}
 		if !ok {
 			continue
 		}
-		place, data, ok := strings.Cut(s, ":")
-		is, ns, ok2 := strings.Cut(place, "/")
-		i, err := strconv.Atoi(is)
-		n, err2 := strconv.Atoi(ns)
-		if !ok || !ok2 || err != nil || err2 != nil || i < 0 || i >= n || n > 255 {
-			return nil, fmt.Errorf("wire: configuration string has place %.20q", place)
-		}
 		if parts == nil {
-			parts = make([]string, n)
+			parts = make([]string, p.count)
 		}
-		if len(parts) != n {
-			return nil, fmt.Errorf("wire: configuration strings of %d and of %d parts", len(parts), n)
+		if len(parts) != p.count {
+			return nil, fmt.Errorf("wire: configuration strings of %d and of %d parts", len(parts), p.count)
 		}
-		if parts[i] != "" || data == "" {
-			return nil, fmt.Errorf("wire: configuration string %d is empty or comes twice", i)
+		if parts[p.index] != "" || p.data == "" {
+			return nil, fmt.Errorf("wire: configuration string %d is empty or comes twice", p.index)
 		}
-		parts[i] = data
+		parts[p.index] = p.data
 		seen++
 	}
 	if parts == nil {
@@ -313,7 +309,29 @@ func ParseConfig(oem []string) (*Config, error) {
 	return c, nil
 }
 
-// ErrNoConfig says that a machine's OEM strings hold no configuration.
+// A part is one string of a Config.
+type part struct {
+	index, count int
+	data         string
+}
+
+// parsePart reports false for a string that is none.
+func parsePart(s string) (part, bool, error) {
+	s, ok := strings.CutPrefix(s, configPrefix)
+	if !ok {
+		return part{}, false, nil
+	}
+	place, data, ok := strings.Cut(s, ":")
+	is, ns, ok2 := strings.Cut(place, "/")
+	i, err := strconv.Atoi(is)
+	n, err2 := strconv.Atoi(ns)
+	if !ok || !ok2 || err != nil || err2 != nil || i < 0 || i >= n || n > 255 {
+		return part{}, false, fmt.Errorf("wire: configuration string has place %.20q", place)
+	}
+	return part{i, n, data}, true, nil
+}
+
+// ErrNoConfig says that a machine's hardware holds no configuration.
 var ErrNoConfig = errors.New("wire: no configuration")
 
 // ParseOEMStrings takes the strings out of an SMBIOS type 11 structure as Linux
