@@ -20,7 +20,7 @@ type ConnectOptions struct {
 	Token string // Config.Token
 	// Health is told of the container's health after WatchHealth. No message of the guest is read meanwhile.
 	Health func(HealthState)
-	Window int // bytes under way on a channel in one direction; 0 means DefaultWindow. A slow serial line wants 8 KiB
+	Window int // bytes under way on a channel in one direction; 0 means DefaultWindow. A UART wants SerialWindow
 }
 
 // Conn is the host's side of a control session. Its methods may be called from
@@ -30,11 +30,14 @@ type Conn struct {
 	s  *session
 	id string
 
-	stdin  *Channel
-	out    chan []byte // messages for the guest
-	hello  chan guestHello
-	health func(HealthState)
-	wg     sync.WaitGroup
+	stdin *Channel
+	out   chan []byte // messages for the guest
+	hello chan guestHello
+	// greeted is closed once the guest has answered the hello. Each receive from ready before that is one more hello.
+	greeted chan struct{}
+	ready   chan struct{}
+	health  func(HealthState)
+	wg      sync.WaitGroup
 
 	closeOnce sync.Once
 	closeErr  error
@@ -61,6 +64,8 @@ func Connect(ctx context.Context, rw io.ReadWriteCloser, o ConnectOptions) (*Con
 		s:         newSession(rw, binary.LittleEndian.Uint32(id[:]), o.Window),
 		out:       make(chan []byte, maxRequests),
 		hello:     make(chan guestHello, 1),
+		greeted:   make(chan struct{}),
+		ready:     make(chan struct{}, 1),
 		health:    o.Health,
 		calls:     map[uint64]chan answer{},
 		processes: map[string]*Process{},
@@ -78,7 +83,7 @@ func Connect(ctx context.Context, rw io.ReadWriteCloser, o ConnectOptions) (*Con
 	}
 	c.wg.Go(c.readFrames)
 	c.wg.Go(func() {
-		if c.s.send(frameHello, 0, text) == nil {
+		if c.greet(text) == nil {
 			c.writeMessages(chan0)
 		}
 	})
@@ -123,6 +128,23 @@ func (c *Conn) hangUp() {
 	c.closeOnce.Do(func() { c.closeErr = c.rw.Close() })
 }
 
+// greet says hello until the guest has heard it: on a line that loses what comes before the guest listens, the guest
+// says when it does.
+func (c *Conn) greet(text []byte) error {
+	err := c.s.send(frameHello, 0, text)
+	for err == nil {
+		select {
+		case <-c.greeted:
+			return nil
+		case <-c.ready:
+			err = c.s.sayAgain(frameHello, text)
+		case <-c.s.done:
+			err = c.s.failure()
+		}
+	}
+	return err
+}
+
 // maxRubbish is how many bytes a guest may send in a session that do not belong to it. What is left over from
 // a session before is bounded by the buffers on the way.
 const maxRubbish = 4 << 20
@@ -136,8 +158,16 @@ func (c *Conn) readFrames() {
 	stale := 0 // bytes left over from a session before
 	for {
 		f, _, err := fr.next()
-		if err == nil && uint32(f.stamp>>32) != c.s.id {
+		if err == nil && f.typ == frameReady && greeted {
+			err = errors.New("the guest has begun anew")
+		} else if err == nil && uint32(f.stamp>>32) != c.s.id {
 			if stale += headerSize + len(f.payload); stale <= maxRubbish {
+				if f.typ == frameReady {
+					select {
+					case c.ready <- struct{}{}:
+					default: // one more hello is said already
+					}
+				}
 				continue
 			}
 			err = fmt.Errorf("%w: %d bytes of other sessions", ErrProtocol, stale)
@@ -155,6 +185,7 @@ func (c *Conn) readFrames() {
 				err = broken("parse hello: %w", err)
 			} else if err = c.s.numbered(f); err == nil {
 				greeted = true
+				close(c.greeted)
 				c.hello <- h
 			}
 		}

@@ -1,9 +1,11 @@
 // Package wire is what the VCH and the tether, PID 1 of a container VM, say to
 // each other. Three things cross the border of the VM, each one way of its own:
 //
-//	Config   VCH ─► guest   what to run; fixed when the VM is created. SMBIOS strings.
+//	Config   VCH ─► guest   what to run; fixed when the VM is created. SMBIOS strings, or guestinfo.
 //	log      guest ─► VCH   output and exit code of the container's process. Port "vic.log".
 //	control  VCH ◄► guest   stdin, resize, signals, exec, state. Port "vic.control".
+//
+// The ports are virtio-serial's, or UARTs, see ControlSerial.
 //
 // The VM needs none of the VCH to boot, run and end: Config is in its hardware
 // and the log goes to a file that the hypervisor writes. The VCH may vanish and
@@ -16,7 +18,8 @@
 //
 // JSON, deflated, in base64, cut into strings of at most 16 KiB, which become OEM
 // strings (SMBIOS 3.0 section 7.12, type 11): "vic1:INDEX/COUNT:BASE64". A guest
-// finds them in /sys/firmware/dmi/entries/11-*/raw, which only root may read.
+// finds them in /sys/firmware/dmi/entries/11-*/raw, which only root may read. In a VMware VM they are
+// values of its extraConfig, see GuestInfo, and the guest asks the VMX for them.
 //
 // # Frames
 //
@@ -49,7 +52,7 @@
 //
 // # Control
 //
-// Frame types: 16 hello, 17 data, 18 credit, 19 end, 20 drop, 21 lost.
+// Frame types: 16 hello, 17 data, 18 credit, 19 end, 20 drop, 21 lost, 26 ready.
 //
 // The host opens a session with a hello of a random session number, JSON {version,
 // token, window}. The guest compares the token with Config.Token, forgets the session
@@ -61,6 +64,10 @@
 // The transports meant here, a virtio-serial port or a network serial port, lose
 // nothing while both ends live. The token guards against crossed wires, not against
 // who can read the wire.
+//
+// A UART loses what comes before the guest has opened it, and tells neither side that the other has gone. So the guest
+// says "ready" (session 0) when it begins to listen: a host that waits for the answer to its hello says that again, with
+// the same number, and any other host knows that its session is over. The guest's sessions last until the next hello.
 //
 // A session has channels, each a byte stream in both directions:
 //

@@ -37,6 +37,15 @@ type GuestSession struct {
 	chan0 *Channel
 }
 
+// Announce tells the host that the guest listens from now on. It is for a port that loses what comes before: a hello
+// among it is said again, and a session that the host believes to have with the guest is over.
+func Announce(port io.Writer) error {
+	if _, err := port.Write(appendFrame(nil, frame{typ: frameReady})); err != nil {
+		return fmt.Errorf("tell host that guest is ready: %w", err)
+	}
+	return nil
+}
+
 // Serve serves hosts on port, one session at a time, each displacing the one
 // before, until a read fails, and returns that error: io.EOF is a host that has hung up.
 // It waits for requests under way.
@@ -66,6 +75,9 @@ func (v *Server) Serve(port io.ReadWriter) error {
 				}
 			}
 			continue
+		}
+		if s != nil && id == s.id {
+			continue // said again, see Announce
 		}
 		next, err := v.greet(port, f)
 		if err != nil {

@@ -15,6 +15,8 @@ const (
 	frameEnd    = 19
 	frameDrop   = 20
 	frameLost   = 21
+
+	frameReady = 26 // 22 to 25 are a template's
 )
 
 const (
@@ -87,6 +89,14 @@ func (s *session) send(typ byte, channel uint16, payload []byte) error {
 		return s.fail(fmt.Errorf("%w: write: %w", ErrLost, err))
 	}
 	return nil
+}
+
+// sayAgain sends the session's first frame once more. Call it before any other is sent.
+func (s *session) sayAgain(typ byte, payload []byte) error {
+	s.wmu.Lock()
+	s.sent = 0
+	s.wmu.Unlock()
+	return s.send(typ, 0, payload)
 }
 
 // fail ends the session for everybody and returns why it ended.
