@@ -236,18 +236,50 @@ func diskSerial(name string) string {
 	return strings.TrimSpace(string(b[4:min(4+n, len(b))]))
 }
 
-// port returns the device file of a virtio-serial port.
-func (d *devices) port(name string) (string, error) {
-	var dev string
+// A place is where a port is found.
+type place struct {
+	dev  string // of virtio-serial; "" if it is a UART
+	uart int
+}
+
+// port finds a port: by its name on virtio-serial, or in a machine without that, the UART of that number.
+func (d *devices) port(name string, uart int) (place, error) {
+	p := place{uart: uart}
+	looked := false
 	err := d.await("port "+name, func() (bool, error) {
-		files, err := filepath.Glob("/sys/class/virtio-ports/*/name")
-		for _, f := range files {
-			if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == name {
-				dev = "/dev/" + filepath.Base(filepath.Dir(f))
-				return true, nil
-			}
+		var err error
+		if p.dev, err = virtioPort(name); err != nil || p.dev != "" {
+			return p.dev != "", err
 		}
-		return false, err
+		if !looked { // virtio-serial's driver is not loaded then
+			looked = true
+			return false, nil
+		}
+		if slices.ContainsFunc(modaliases(), isVirtioSerial) {
+			return false, nil
+		}
+		return uartThere(uart)
 	})
-	return dev, err
+	return p, err
+}
+
+// virtioPort returns the device file of a virtio-serial port, or "".
+func virtioPort(name string) (string, error) {
+	files, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == name {
+			return "/dev/" + filepath.Base(filepath.Dir(f)), nil
+		}
+	}
+	return "", err
+}
+
+// isVirtioSerial says whether a device is a virtio console (virtio 1.2 section 5), of either generation on PCI.
+func isVirtioSerial(alias string) bool {
+	for _, prefix := range []string{"pci:v00001AF4d00001003", "pci:v00001AF4d00001043", "virtio:d00000003"} {
+		if strings.HasPrefix(alias, prefix) {
+			return true
+		}
+	}
+	return false
 }

@@ -3,9 +3,11 @@
 //
 //	kernel     mount /dev /proc /sys; load the modules that the hardware asks for
 //	log        open port "vic.log": from here on every failure is recorded
-//	config     read the OEM strings, or in a template wait at port "vic.control" until a copy of it is
-//	           given its configuration; seed the random number generator, set the clock
-//	control    serve port "vic.control" beside all that follows
+//	config     read the OEM strings, in a VMware VM the guestinfo, or in a template wait at port
+//	           "vic.control" until a copy of it is given its configuration; seed the random number
+//	           generator, set the clock
+//	control    serve port "vic.control" beside all that follows; in a VMware VM answer as VMware
+//	           Tools do (package guestrpc)
 //	network    interfaces, addresses (static or DHCP), routes, beside the next
 //	root       find the root disk, mount it, make it "/"
 //	dress      /dev/pts /dev/shm /proc …, further mounts, /etc/hosts /etc/resolv.conf
@@ -16,6 +18,13 @@
 //	           the exit record; sync; unmount; power off
 //
 // What the guest and its host say to each other is package wire.
+//
+// # Machines
+//
+// Two things differ between machines, each found out by itself. The configuration is where the processor says whose
+// machine it is (hostStrings). The ports are virtio-serial's if there is such a device, and else UARTs, /dev/ttyS1 for
+// control and /dev/ttyS2 for the log, beside the console on /dev/ttyS0. A UART has a five-hundredth of the speed,
+// and does not tell whether anybody is at its other end; the log on one is drained before the machine ends.
 //
 // # Modules
 //

@@ -40,10 +40,11 @@ type guest struct {
 	execs   []*execution
 	restart wire.Restart
 	final   chan struct{}  // closed when the process is not to be started again
+	reboot  bool           // the VM is to boot again then
 	late    syscall.Signal // for a process that was being started when the signal came
 }
 
-// Run boots the container, waits for its end and powers the VM off. It returns only
+// Run boots the container, waits for its end and powers the VM off, or boots it again. It returns only
 // if this process is not PID 1 of a VM.
 func Run() error {
 	if os.Getpid() != 1 {
@@ -54,8 +55,14 @@ func Run() error {
 	if err != nil {
 		exit = setupFailure(err)
 	}
+	g.mu.Lock()
+	reboot := g.reboot
+	g.mu.Unlock()
+	if reboot {
+		exit.Again = 1 // at the earliest
+	}
 	g.record(exit)
-	powerOff()
+	endMachine(reboot)
 	panic("unreachable")
 }
 
@@ -95,6 +102,7 @@ func (g *guest) live() (wire.Exit, error) {
 	}
 	g.restart, g.terms.limits = g.conf.Restart, g.conf.Limits
 	g.serveControl()
+	g.serveVMware()
 	addresses, err := g.dress()
 	if err != nil {
 		return wire.Exit{}, err
@@ -298,7 +306,9 @@ func (g *guest) record(e wire.Exit) {
 	}
 	err := errors.New("no log port")
 	if g.log != nil {
-		err = g.log.json(wire.RecExit, e)
+		if err = g.log.json(wire.RecExit, e); err == nil {
+			err = g.log.drain()
+		}
 	}
 	if err != nil {
 		printk("exit code %d %s: not recorded: %v", e.Code, e.Error, err)

@@ -100,13 +100,17 @@ func writeSysctls(params map[string]string) error {
 	return nil
 }
 
-// powerOff ends the VM. All processes but this one are dead by now, or the
+// endMachine powers the VM off, or with reboot has it boot again. All processes but this one are dead by now, or the
 // container was never started.
-func powerOff() {
+func endMachine(reboot bool) {
 	unmountAll()
+	how := unix.LINUX_REBOOT_CMD_POWER_OFF
+	if reboot {
+		how = unix.LINUX_REBOOT_CMD_RESTART
+	}
 	for {
-		err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-		printk("power off: %v", err)
+		err := unix.Reboot(how)
+		printk("end: %v", err)
 		time.Sleep(time.Second)
 	}
 }

@@ -18,20 +18,37 @@ import (
 type logPort struct {
 	mu   sync.Mutex
 	f    *os.File
+	uart *uart // in place of f
 	buf  []byte
 	pipe *portPipe // nil until there was much to write at once
 }
 
 func openLog(d *devices) (*logPort, error) {
-	dev, err := d.port(wire.LogPort)
+	p, err := d.port(wire.LogPort, wire.LogSerial)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(dev, os.O_WRONLY, 0)
+	l := new(logPort)
+	if p.dev == "" {
+		l.uart, err = openUART(p.uart)
+	} else {
+		l.f, err = os.OpenFile(p.dev, os.O_WRONLY, 0)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &logPort{f: f}, nil
+	return l, nil
+}
+
+// drain waits until the host has all that was written, which a port of virtio-serial makes each write wait for.
+func (l *logPort) drain() error {
+	if l.uart == nil {
+		return nil
+	}
+	if err := l.uart.drain(); err != nil {
+		return fmt.Errorf("write the log's end: %w", err)
+	}
+	return nil
 }
 
 // write appends data as one record, or several if it is long. They go to the host together: each write to
@@ -60,6 +77,10 @@ const portWrite = 32 << 10
 
 // send writes l.buf to the port. What takes several writes goes by a pipe, of which the port takes all at once.
 func (l *logPort) send() error {
+	if l.uart != nil {
+		_, err := l.uart.Write(l.buf)
+		return err
+	}
 	if len(l.buf) <= portWrite {
 		_, err := l.f.Write(l.buf)
 		return err
@@ -167,27 +188,40 @@ func (s logStream) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A controlPort is the guest's end of the control stream. The kernel reads as at
-// the end of a file while no host is connected, and lets writes wait for one.
+// A controlPort is the guest's end of the control stream. On virtio-serial the kernel reads as at
+// the end of a file while no host is connected, and lets writes wait for one. A UART tells nothing of a host: reads
+// wait, and what is written is lost.
 type controlPort struct {
-	*os.File
+	io.ReadWriter
+	f *os.File // nil on a UART
 }
 
 func openControl(d *devices) (*controlPort, error) {
-	dev, err := d.port(wire.ControlPort)
+	p, err := d.port(wire.ControlPort, wire.ControlSerial)
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.Open(dev, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", dev, err)
+	if p.dev == "" {
+		u, err := openUART(p.uart)
+		if err != nil {
+			return nil, err
+		}
+		return &controlPort{u, nil}, wire.Announce(u)
 	}
-	return &controlPort{os.NewFile(uintptr(fd), dev)}, nil
+	fd, err := unix.Open(p.dev, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", p.dev, err)
+	}
+	f := os.NewFile(uintptr(fd), p.dev)
+	return &controlPort{f, f}, nil
 }
 
-// awaitHost waits until the port has a host, which is when it may be written to.
+// awaitHost waits, after io.EOF, until the port has a host, which is when it may be written to.
 func (c *controlPort) awaitHost() error {
-	conn, err := c.SyscallConn()
+	if c.f == nil {
+		return io.ErrUnexpectedEOF // a UART has no end
+	}
+	conn, err := c.f.SyscallConn()
 	if err != nil {
 		return err
 	}

@@ -16,15 +16,15 @@ import (
 	"vic/tether/wire"
 )
 
-// configure returns the configuration: from the machine's OEM strings, or if those say that the VM is a
+// configure returns the configuration: what the host has written into the machine, or if that says that the VM is a
 // template from the control port, when one of its copies has come to life.
 func (g *guest) configure() (*wire.Config, error) {
-	oem, err := oemStrings()
+	written, err := hostStrings()
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(oem, wire.Template) {
-		return wire.ParseConfig(oem)
+	if !slices.Contains(written, wire.Template) {
+		return wire.ParseConfig(written)
 	}
 	held, err := g.devices.hold()
 	if err != nil {

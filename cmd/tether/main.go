@@ -1,7 +1,7 @@
 //go:build linux
 
 // Tether is PID 1 of a container VM. It takes no arguments: what it runs is in the
-// machine's SMBIOS strings. See package tether.
+// machine's SMBIOS strings or guestinfo. See package tether.
 package main
 
 import (

@@ -30,19 +30,20 @@ func realTether(t *testing.T) string {
 	return bin
 }
 
-// busyboxRoot makes a raw ext4 disk with busybox on it.
-func busyboxRoot(t *testing.T) string {
+// busyboxRoot makes a raw ext4 disk with busybox on it, and other programs.
+func busyboxRoot(t *testing.T, programs ...string) string {
 	t.Helper()
 	for _, name := range []string{"mke2fs", "busybox", "qemu-system-x86_64"} {
 		needTool(t, name)
 	}
 	dir := t.TempDir()
-	script := `cd "$1"; mkdir -p root/bin root/etc root/home/app root/tmp; cp "$(command -v busybox)" root/bin/busybox
+	script := `cd "$1"; shift; mkdir -p root/bin root/etc root/home/app root/tmp; cp "$(command -v busybox)" root/bin/busybox
 		for a in $(busybox --list); do [ $a = busybox ] || ln -s busybox root/bin/$a; done
+		for a; do cp "$a" root/bin; done
 		echo 'root:x:0:0:root:/root:/bin/sh' >root/etc/passwd; echo 'app:x:1000:1000::/home/app:/bin/sh' >>root/etc/passwd
 		echo 'root:x:0:' >root/etc/group; echo 'extra:x:1001:app' >>root/etc/group
 		echo data >root/etc/plain; echo '#!/nope' >root/etc/script; chmod 755 root/etc/script; mke2fs -q -t ext4 -d root disk.raw 128m`
-	if out, err := exec.Command("sh", "-ec", script, "sh", dir).CombinedOutput(); err != nil {
+	if out, err := exec.Command("sh", append([]string{"-ec", script, "sh", dir}, programs...)...).CombinedOutput(); err != nil {
 		t.Fatalf("make root disk: %v\n%s", err, out)
 	}
 	return filepath.Join(dir, "disk.raw")
@@ -58,22 +59,38 @@ type vm struct {
 	dir  string
 	cmd  *exec.Cmd
 	done chan error
+
+	window int // of control sessions; 0 is the default
 }
 
 // bootGuest starts QEMU with the medium (directly, or by the ISO if iso is not "") and
 // extra arguments.
 func bootGuest(t *testing.T, m *Medium, iso, disk string, conf wire.Config, extra ...string) *vm {
 	t.Helper()
-	v := &vm{t: t, conf: conf, dir: t.TempDir(), done: make(chan error, 1)}
-	v.conf.ID, v.conf.Token, v.conf.Seed = strings.Repeat("ab", 32), "secret", bytes.Repeat([]byte{7}, 64)
-	args := []string{"-accel", "tcg", "-cpu", "qemu64,+rdrand", "-M", "pc-q35-7.2,smbus=off,hpet=off", "-m", "256", "-nodefaults", "-no-user-config",
-		"-display", "none", "-no-reboot", "-serial", "file:" + v.path("console"),
+	v := newVM(t, conf)
+	v.boot(m, iso, append([]string{
 		"-drive", "if=none,id=root,format=raw,snapshot=on,file=" + disk, "-device", "virtio-blk-pci,drive=root,serial=root",
 		"-device", "virtio-serial-pci,id=ports",
 		"-chardev", "socket,id=control,server=on,wait=off,path=" + v.path("control"),
 		"-device", "virtserialport,bus=ports.0,nr=1,chardev=control,name=" + wire.ControlPort,
 		"-chardev", "file,id=log,append=on,path=" + v.path("log"),
-		"-device", "virtserialport,bus=ports.0,nr=2,chardev=log,name=" + wire.LogPort}
+		"-device", "virtserialport,bus=ports.0,nr=2,chardev=log,name=" + wire.LogPort}, extra...))
+	return v
+}
+
+func newVM(t *testing.T, conf wire.Config) *vm {
+	t.Helper()
+	v := &vm{t: t, conf: conf, dir: t.TempDir(), done: make(chan error, 1)}
+	v.conf.ID, v.conf.Token, v.conf.Seed = strings.Repeat("ab", 32), "secret", bytes.Repeat([]byte{7}, 64)
+	return v
+}
+
+// boot starts QEMU with the medium and devices.
+func (v *vm) boot(m *Medium, iso string, devices []string) {
+	t := v.t
+	t.Helper()
+	args := []string{"-accel", "tcg", "-cpu", "qemu64,+rdrand", "-M", "pc-q35-7.2,smbus=off,hpet=off", "-m", "256", "-nodefaults", "-no-user-config",
+		"-display", "none", "-no-reboot", "-serial", "file:" + v.path("console")}
 	if iso != "" {
 		args = append(args, "-drive", "if=none,id=cd,format=raw,readonly=on,media=cdrom,file="+iso, "-device", "ide-cd,bus=ide.1,drive=cd,bootindex=1")
 	} else {
@@ -90,7 +107,7 @@ func bootGuest(t *testing.T, m *Medium, iso, disk string, conf wire.Config, extr
 		}
 		args = append(args, "-smbios", "type=11,path="+p)
 	}
-	v.cmd = exec.Command("qemu-system-x86_64", append(args, extra...)...)
+	v.cmd = exec.Command("qemu-system-x86_64", append(args, devices...)...)
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test program that is killed leaves none
 	var said bytes.Buffer
 	v.cmd.Stderr = &said
@@ -119,7 +136,6 @@ func bootGuest(t *testing.T, m *Medium, iso, disk string, conf wire.Config, extr
 			t.Logf("console:\n%s", p)
 		}
 	})
-	return v
 }
 
 func (v *vm) path(name string) string { return filepath.Join(v.dir, name) }
@@ -180,7 +196,7 @@ func (v *vm) connect() *wire.Conn {
 		c, err := d.DialContext(ctx, "unix", v.path("control"))
 		if err == nil {
 			var conn *wire.Conn
-			if conn, err = wire.Connect(ctx, c, wire.ConnectOptions{Token: v.conf.Token}); err == nil {
+			if conn, err = wire.Connect(ctx, c, wire.ConnectOptions{Token: v.conf.Token, Window: v.window}); err == nil {
 				v.t.Cleanup(func() { conn.Close() })
 				return conn
 			}
