@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 )
@@ -92,6 +93,13 @@ func TestCOWD(t *testing.T) {
 		sameAsRaw(t, got, raw)
 		qemuSame(t, file, raw)
 		tool(t, "qemu-img", "check", "-f", "vmdk", file)
+		inBase := func(r Run) bool { return r.Link == depth-1 } // of which QEMU sees the file's holes
+		if got, want := slices.DeleteFunc(runsOf(t, got, 0), inBase), slices.DeleteFunc(mapOf(t, file), inBase); !slices.Equal(got, want) {
+			t.Errorf("%s: runs differ from qemu-img map:\ngot  %v\nwant %v", name, got, want)
+		}
+		if info := string(tool(t, "qemu-img", "info", "-f", "vmdk", file)); !strings.Contains(info, fmt.Sprintf("(%d bytes)", capacity)) || !strings.Contains(info, "create type: vmfsSparse") {
+			t.Error(info)
+		}
 		out := filepath.Join(dir, name+".out")
 		tool(t, "qemu-img", "convert", "-f", "vmdk", "-O", "raw", file, out)
 		tool(t, "cmp", out, raw)
@@ -254,6 +262,50 @@ func TestCOWDWritten(t *testing.T) {
 	f := &memFile{b: cowdFile(t, newCOWD(t, d, 1))}
 	if _, err := GrowExtent(f, int64(len(f.b)), 64<<20); err == nil {
 		t.Error("a COWD extent grew")
+	}
+}
+
+// TestCOWDReadConcurrently has many readers of more grain tables than are kept.
+func TestCOWDReadConcurrently(t *testing.T) {
+	const tables, apart = 200, 4096 * SectorSize
+	f := new(memFile)
+	w, err := NewLayerWriter(f, tables*apart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(tables) {
+		if err := w.WriteGrain(i*apart/grain, bytes.Repeat([]byte{byte(i) + 1}, grain)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	c := newCOWD(t, openDisk(t, []Link{{NewDescriptor("x", tables*apart, 1), []*Extent{f.extent(t)}}}), 1)
+	e, err := OpenExtent(c, c.Size()) // both are read at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	desc := NewDescriptor("x", tables*apart, 1)
+	desc.Extents[0].Type = "VMFSSPARSE"
+	d := openDisk(t, []Link{{desc, []*Extent{e}}})
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(g), 1))
+			for range 1000 {
+				i := r.Int64N(tables)
+				p := make([]byte, 2)
+				if _, err := d.ReadAt(p, i*apart+grain-1); err != nil || p[0] != byte(i)+1 || p[1] != 0 {
+					t.Errorf("table %d: %v, %v", i, p, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(e.cached); n != cachedTables*tableEntries/cowdTableEntries {
+		t.Errorf("%d tables are kept", n)
 	}
 }
 

@@ -8,21 +8,27 @@ import (
 // sameAsMap compares a disk's runs with qemu-img map.
 func sameAsMap(t testing.TB, d *Disk, name string) {
 	t.Helper()
-	var want []Run
+	if got, want := runsOf(t, d, 0), mapOf(t, name); !slices.Equal(got, want) {
+		t.Errorf("runs differ from qemu-img map:\ngot  %v\nwant %v", got, want)
+	}
+}
+
+// mapOf is what qemu-img map says, as runs.
+func mapOf(t testing.TB, name string) []Run {
+	t.Helper()
+	var runs []Run
 	for _, m := range qemuMapOf(t, name) {
 		if m.Zero || !m.Present && !m.Data {
 			continue
 		}
 		r := Run{Off: m.Start, Len: m.Length, Link: m.Depth}
-		if n := len(want); n > 0 && want[n-1].Off+want[n-1].Len == r.Off && want[n-1].Link == r.Link {
-			want[n-1].Len += r.Len
+		if n := len(runs); n > 0 && runs[n-1].Off+runs[n-1].Len == r.Off && runs[n-1].Link == r.Link {
+			runs[n-1].Len += r.Len
 			continue
 		}
-		want = append(want, r)
+		runs = append(runs, r)
 	}
-	if got := runsOf(t, d, 0); !slices.Equal(got, want) {
-		t.Errorf("runs differ from qemu-img map:\ngot  %v\nwant %v", got, want)
-	}
+	return runs
 }
 
 func runsOf(t testing.TB, d *Disk, off int64) []Run {
