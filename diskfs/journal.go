@@ -76,7 +76,7 @@ func Replay(disk io.ReaderAt, capacity int64) (io.ReaderAt, error) {
 			return nil, err
 		}
 	}
-	return j.r, j.markClean()
+	return j.r, j.markClean(capacity)
 }
 
 // A journal is a journal being read.
@@ -340,17 +340,41 @@ func (j *journal) write(at int64, seq uint32, p []byte) error {
 	return nil
 }
 
-// markClean makes the superblock say that there is nothing to be replayed.
-func (j *journal) markClean() error {
+// markClean makes the superblocks say that there is nothing to be replayed, and that there is as much free as the groups
+// have, by which the kernel goes: it does not keep the superblock's counts.
+func (j *journal) markClean(capacity int64) error {
+	if j.start != 0 {
+		p, err := j.block(0)
+		if err != nil {
+			return err
+		}
+		be := binary.BigEndian
+		be.PutUint32(p[0x18:], j.end+1)
+		be.PutUint32(p[0x1c:], 0)
+		if j.checksummed() {
+			clear(p[0xfc:0x100])
+			be.PutUint32(p[0xfc:], crc32c(^uint32(0), p[:1024]))
+		}
+		if len(j.file.runs) == 0 || j.file.runs[0].at != 0 {
+			return j.bad(0, "begins with a hole")
+		}
+		j.r.blocks[j.file.runs[0].where] = p
+	}
+	f, err := Open(j.r, capacity)
+	if err != nil {
+		return err
+	}
 	p := make([]byte, BlockSize)
 	if err := readFull(j.r, p, 0); err != nil {
 		return err
 	}
-	var sb superblock
-	if err := sb.unmarshal(p[superOffset : superOffset+superSize]); err != nil {
-		return err
-	}
+	sb := &f.sb
 	sb.incompat &^= incompatRecover
+	sb.freeBlocks, sb.freeInodes = 0, 0
+	for i := range f.groups {
+		sb.freeBlocks += int64(f.groups[i].freeBlocks)
+		sb.freeInodes += f.groups[i].freeInodes
+	}
 	if sb.roCompat&roMetadataCsum == 0 {
 		le.PutUint32(p[superOffset+0x60:], sb.incompat)
 	} else {
