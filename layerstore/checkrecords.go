@@ -170,6 +170,9 @@ func (c *checker) checkContainer(id string) error {
 		c.container(id, path, remove, "%v", err)
 		return nil
 	}
+	if _, err := checkRedo(c.d.container(id)); err != nil {
+		c.container(id, filepath.Join(c.d.container(id), redoFile), remove, "%v", err)
+	}
 	if want := "../../disks/" + diskName(p.Disk) + ".vmdk"; desc.ParentFileNameHint != want {
 		c.container(id, path, advice, "its parent is %q, not %q", desc.ParentFileNameHint, want)
 		return nil

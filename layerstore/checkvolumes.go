@@ -36,7 +36,19 @@ func (c *checker) checkVolumes(ctx context.Context) error {
 				Advice: "the next start of a container that mounts it goes on with it, and so does vic volume grow"})
 			continue
 		}
-		err := c.d.checkVolume(name, c.o.Deep)
+		pending, err := checkRedo(path)
+		if err == nil && pending {
+			if busy, err := isLocked(filepath.Join(path, containerExtent)); err != nil {
+				return err
+			} else if !busy { // by who is at it
+				c.report(Finding{About: AboutVolume, ID: name, Path: filepath.Join(path, redoFile), Problem: "a copy into it was interrupted after it had been decided", Harmless: true,
+					Advice: "the next use of the volume goes on with it"})
+			}
+			continue
+		}
+		if err == nil {
+			err = c.d.checkVolume(name, c.o.Deep)
+		}
 		if still, statErr := exists(path); err == nil || statErr == nil && !still { // removed meanwhile
 			continue
 		}
@@ -71,22 +83,14 @@ func (d Dir) growing(name string) bool {
 
 // checkVolume says what is wrong with a volume.
 func (d Dir) checkVolume(name string, deep bool) error {
-	desc, err := d.readVolumeDescriptor(name)
-	if err != nil {
-		return err
-	}
 	path := filepath.Join(d.volume(name), containerExtent)
-	f, err := os.Open(path)
+	disk, err := d.openVolumeDisk(name, os.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	defer f.Close() // read only
-	disk, e, err := openVolumeExtent(f, desc)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
+	defer disk.Close() // read only
 	damage := func() error {
-		if err := vmdk.Check([]vmdk.Link{{Descriptor: desc, Extents: []*vmdk.Extent{e}}}); err != nil || !deep {
+		if err := vmdk.Check(disk.links); err != nil || !deep {
 			return err
 		}
 		fsys, err := diskfs.Open(disk, disk.Capacity())

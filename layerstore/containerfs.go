@@ -60,6 +60,9 @@ func (s *Store) ContainerFS(ctx context.Context, id string) (*FS, error) {
 }
 
 func (s *Store) containerFS(ctx context.Context, id string) (*FS, error) {
+	if err := s.SettleContainer(id); err != nil {
+		return nil, err
+	}
 	p, err := s.dir.readPin(id)
 	if err != nil {
 		return nil, err
@@ -68,15 +71,7 @@ func (s *Store) containerFS(ctx context.Context, id string) (*FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := diskfs.Replay(contextReaderAt{ctx, disk}, disk.Capacity())
-	if err == nil {
-		var f *diskfs.FS
-		if f, err = diskfs.Open(r, disk.Capacity()); err == nil {
-			return &FS{f, disk}, nil
-		}
-	}
-	disk.Close() // read only
-	return nil, err
+	return openFS(ctx, disk)
 }
 
 // ContainerChanges are what a container changed of its image's file system.

@@ -65,8 +65,8 @@ type contextReaderAt struct {
 }
 
 func (r contextReaderAt) ReadAt(p []byte, off int64) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
 	}
 	return r.r.ReadAt(p, off)
 }

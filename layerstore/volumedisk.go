@@ -107,7 +107,7 @@ func makeVolumeDisk(dir string, capacity int64) (err error) {
 		return err
 	}
 	desc := vmdk.NewDescriptor(containerExtent, capacity, vmdk.CIDFor("volume "+hex.EncodeToString(uuid[:])))
-	disk, _, err := openVolumeExtent(f, desc)
+	disk, err := volumeDisk("", desc, f)
 	if err != nil {
 		return err
 	}
@@ -128,22 +128,8 @@ func makeVolumeDisk(dir string, capacity int64) (err error) {
 	return writeSynced(filepath.Join(dir, containerDisk), text, 0o600)
 }
 
-// openVolumeExtent opens a volume's disk by its extent file.
-func openVolumeExtent(f *os.File, desc *vmdk.Descriptor) (*vmdk.Disk, *vmdk.Extent, error) {
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	e, err := vmdk.OpenExtent(f, fi.Size())
-	if err != nil {
-		return nil, nil, err
-	}
-	disk, err := vmdk.OpenDisk([]vmdk.Link{{Descriptor: desc, Extents: []*vmdk.Extent{e}}})
-	return disk, e, err
-}
-
 // putDelta writes what diskfs.Format has made. There is no data in it.
-func putDelta(disk *vmdk.Disk, delta *diskfs.Delta) error {
+func putDelta(disk *Disk, delta *diskfs.Delta) error {
 	var stream bytes.Buffer
 	if err := delta.WriteMeta(&stream); err != nil {
 		return err
@@ -241,19 +227,11 @@ func (s *Store) VolumeState(name string) (VolumeState, error) {
 }
 
 func (d Dir) volumeState(name string) (st VolumeState, err error) {
-	desc, err := d.readVolumeDescriptor(name)
+	disk, err := d.openVolumeDisk(name, os.O_RDONLY)
 	if err != nil {
 		return st, err
 	}
-	f, err := os.Open(filepath.Join(d.volume(name), containerExtent))
-	if err != nil {
-		return st, err
-	}
-	defer f.Close() // read only
-	disk, _, err := openVolumeExtent(f, desc)
-	if err != nil {
-		return st, err
-	}
+	defer disk.Close() // read only
 	fsys, err := diskfs.Open(disk, disk.Capacity())
 	if err != nil {
 		return st, err
@@ -270,26 +248,4 @@ func (d Dir) volumeState(name string) (st VolumeState, err error) {
 	entries, err := fsys.ReadDir(".")
 	st.Empty = len(entries) == 0
 	return st, err
-}
-
-// readVolumeDescriptor reads and checks the descriptor of a volume's disk.
-func (d Dir) readVolumeDescriptor(name string) (*vmdk.Descriptor, error) {
-	v, err := d.readVolume(name)
-	if err != nil {
-		return nil, err
-	}
-	path := filepath.Join(d.volume(name), containerDisk)
-	desc, err := d.readDescriptor(path)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case desc.ParentCID != vmdk.NoParent:
-		return nil, formatErrorf(path, "parentCID", "a volume has no parent")
-	case len(desc.Extents) != 1 || desc.Extents[0].File != containerExtent:
-		return nil, formatErrorf(path, "extent", "is not the one file %s", containerExtent)
-	case desc.Capacity() != v.Capacity:
-		return nil, formatErrorf(path, "capacity", "%d bytes, the record says %d", desc.Capacity(), v.Capacity)
-	}
-	return desc, nil
 }

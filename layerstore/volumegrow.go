@@ -6,8 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"vic/vmdk"
 )
 
@@ -42,12 +40,16 @@ func (s *Store) GrowVolume(name string, size int64) (*Volume, error) {
 	defer lock.unlock()
 	v, err := s.dir.growVolume(name, size)
 	if errors.Is(err, errBusy) {
-		err = &VolumeBusyError{Name: name}
-		if now, readErr := s.Volume(name); readErr == nil {
-			err = &VolumeBusyError{name, now.Users}
-		}
+		err = s.busyVolume(name)
 	}
 	return v, err
+}
+
+func (s *Store) busyVolume(name string) error {
+	if v, err := s.Volume(name); err == nil {
+		return &VolumeBusyError{name, v.Users}
+	}
+	return &VolumeBusyError{Name: name}
 }
 
 // errBusy says that a VM has a volume's disk.
@@ -62,16 +64,12 @@ func (d Dir) growVolume(name string, size int64) (_ *Volume, err error) {
 	if err != nil {
 		return nil, &VolumeOptionError{name, err.Error()}
 	}
-	path := filepath.Join(d.volume(name), containerExtent)
-	alone, err := lockRange(path, unix.F_WRLCK, qemuLocks, qemuLocksLen, false)
+	alone, err := d.lockVolume(name)
 	if err != nil {
 		return nil, err
 	}
-	if alone == nil {
-		return nil, errBusy
-	}
 	defer alone.unlock()
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := os.OpenFile(filepath.Join(d.volume(name), containerExtent), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -139,24 +137,37 @@ func (d Dir) settleVolume(v *Volume, f *os.File) (*Volume, error) {
 }
 
 // VolumeDisk returns the path of the descriptor of a volume's disk, which is about to be used; if a crash has interrupted its
-// growth, that is finished. The error is ErrNotFound.
+// growth, or a copy into it that was decided, that is finished. The error is ErrNotFound.
 func (s *Store) VolumeDisk(name string) (string, error) {
 	v, err := s.dir.readVolume(name)
 	if err != nil {
 		return "", err
 	}
-	f, err := os.Open(filepath.Join(s.dir.volume(name), containerExtent))
-	if err != nil {
+	if err := s.dir.finishGrowth(v); err != nil {
 		return "", err
+	}
+	if err := settle(s.dir.volume(name), func() (*guestDisk, error) { return s.dir.writableVolume(name) }); err != nil {
+		return "", fmt.Errorf("settle disk of volume %s: %w", name, err)
+	}
+	return s.VolumePath(name), nil
+}
+
+// VolumePath is VolumeDisk for who only wants to show the path.
+func (s *Store) VolumePath(name string) string {
+	return filepath.Join(s.dir.volume(name), containerDisk)
+}
+
+func (d Dir) finishGrowth(v *Volume) error {
+	f, err := os.Open(filepath.Join(d.volume(v.Name), containerExtent))
+	if err != nil {
+		return err
 	}
 	defer f.Close() // read only
-	lock, err := s.dir.lockShared()
+	lock, err := d.lockShared()
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer lock.unlock()
-	if _, err := s.dir.settleVolume(v, f); err != nil {
-		return "", err
-	}
-	return filepath.Join(s.dir.volume(name), containerDisk), nil
+	_, err = d.settleVolume(v, f)
+	return err
 }

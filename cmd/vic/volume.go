@@ -35,12 +35,9 @@ mount and that outlive them. A vic serve on the same store may be running.`,
 }
 
 func volumeInfoOf(s *layerstore.Store, v *layerstore.Volume) (volumeInfo, error) {
-	i := volumeInfo{Volume: v, Users: append([]string{}, v.Users...)}
+	i := volumeInfo{Volume: v, Users: append([]string{}, v.Users...), Disk: s.VolumePath(v.Name)}
 	var err error
-	if i.Stored, err = s.VolumeStored(v.Name); err != nil {
-		return i, err
-	}
-	i.Disk, err = s.VolumeDisk(v.Name)
+	i.Stored, err = s.VolumeStored(v.Name)
 	return i, err
 }
 

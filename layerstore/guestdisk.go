@@ -1,0 +1,143 @@
+package layerstore
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"vic/diskfs"
+)
+
+// A guestDisk is a disk that guests write to, a container's or a volume's, and the folder that it is in.
+type guestDisk struct {
+	*Disk
+	store  Dir
+	folder string
+	lock   *fileLock // nil, or held as long as it is open
+}
+
+// Close closes the disk and gives the lock back.
+func (g *guestDisk) Close() error {
+	if g.lock != nil {
+		defer g.lock.unlock()
+	}
+	return g.Disk.Close()
+}
+
+// openFS opens the file system of a disk that guests write to, as its journal has it. What reads it fails when ctx has ended. The
+// disk belongs to it, and is closed after an error.
+func openFS(ctx context.Context, disk *Disk) (*FS, error) {
+	r, err := diskfs.Replay(contextReaderAt{ctx, disk}, disk.Capacity())
+	if err == nil {
+		var f *diskfs.FS
+		if f, err = diskfs.Open(r, disk.Capacity()); err == nil {
+			return &FS{f, disk}, nil
+		}
+	}
+	disk.Close() // read only
+	return nil, err
+}
+
+// applyLayer applies the tar of a layer to the disk that open opens for writing.
+func (d Dir) applyLayer(ctx context.Context, layer io.Reader, limits diskfs.Limits, open func() (*guestDisk, error)) error {
+	stream, err := d.tempFile()
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	out := bufio.NewWriterSize(stream, 1<<20)
+	cs, err := diskfs.ReadTar(layer, out, nil, limits)
+	if err != nil || cs.Len() == 0 {
+		return err
+	}
+	g, err := open()
+	if err != nil {
+		return err
+	}
+	err = g.decide(ctx, cs, stream, out)
+	if err == nil {
+		err = g.redo()
+	}
+	return errors.Join(err, g.Close())
+}
+
+// decide writes all that a changeset needs, but changes nothing that counts: redo does. The changeset's data is in stream
+// already, or in out before it.
+func (g *guestDisk) decide(ctx context.Context, cs *diskfs.Changeset, stream *os.File, out *bufio.Writer) error {
+	r, err := diskfs.Replay(g, g.Capacity())
+	if err != nil {
+		return err
+	}
+	f, err := diskfs.Open(r, g.Capacity())
+	if err != nil {
+		return err
+	}
+	high, err := f.High()
+	if err != nil {
+		return err
+	}
+	delta, err := f.Apply(cs, diskfs.ApplyOptions{High: high})
+	if err != nil {
+		return err
+	}
+	if err := delta.WriteMeta(out); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	if err := g.placeStream(ctx, stream, delta); err != nil {
+		return err
+	}
+	if err := g.files[0].Sync(); err != nil {
+		return err
+	}
+	return g.writeRedo(r, delta)
+}
+
+// placeStream copies the clusters of a delta's stream to where they belong on the disk.
+func (g *guestDisk) placeStream(ctx context.Context, stream *os.File, delta *diskfs.Delta) error {
+	buf := make([]byte, diskfs.ClusterSize)
+	dead := delta.Dead
+	for _, run := range delta.Map {
+		for i := range run.N {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			at := (run.Stream + i) * diskfs.ClusterSize
+			n, err := stream.ReadAt(buf, at)
+			if err != nil && err != io.EOF {
+				return err
+			}
+			clear(buf[n:])
+			for len(dead) > 0 && dead[0].Off+dead[0].Len <= at {
+				dead = dead[1:]
+			}
+			for _, d := range dead {
+				if d.Off >= at+diskfs.ClusterSize {
+					break
+				}
+				clear(buf[max(0, d.Off-at):min(diskfs.ClusterSize, d.Off+d.Len-at)])
+			}
+			if _, err := g.WriteAt(buf, (run.Disk+i)*diskfs.ClusterSize); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// settle finishes what was decided for the disk in a folder and not done, on the disk that open opens for writing.
+func settle(folder string, open func() (*guestDisk, error)) error {
+	if there, err := exists(filepath.Join(folder, redoFile)); !there || err != nil {
+		return err
+	}
+	g, err := open()
+	if err != nil {
+		return err
+	}
+	return errors.Join(g.redo(), g.Close())
+}
