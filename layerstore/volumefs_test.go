@@ -53,9 +53,9 @@ func TestApplyToKernelsVolume(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name    string
-		grown   int64  // bytes that the disk has in the end
-		enlarge bool   // the file system too
-		lost    bool   // before it was unmounted
+		grown   int64 // bytes that the disk has in the end
+		enlarge bool  // the file system too
+		lost    bool  // before it was unmounted
 		foreign bool
 		refused string // the error, if there is to be one
 	}{
