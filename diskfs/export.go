@@ -2,10 +2,13 @@ package diskfs
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
+	"time"
 )
 
 // maxFileSize is how long a file can be that maps its blocks by extents.
@@ -30,11 +33,29 @@ func (f *FS) WriteTar(w io.Writer) error {
 	return e.w.Close()
 }
 
+// A Graft is a file, or a folder with all that is in it, that is written in the place of another.
+type Graft struct {
+	At   string // the place, from the folder on that is written
+	FS   *FS
+	File string // in FS
+}
+
 // WriteTree is WriteTar for one file, a folder with all that is in it, under another name. A
-// symlink in the last place of file is not followed.
-func (f *FS) WriteTree(w io.Writer, file, as string) error {
+// symlink in the last place of file is not followed. Grafts stand in the folder whether it has something in their place
+// or not, and may stand in one another; folders on the way to them that are not there are written as well.
+func (f *FS) WriteTree(w io.Writer, file, as string, grafts ...Graft) error {
 	e := f.newExporter(w)
-	if err := e.file(file, as); err != nil {
+	e.graft(as, grafts)
+	_, _, err := f.kindOf(file)
+	if errors.Is(err, fs.ErrNotExist) && len(grafts) > 0 {
+		err = e.folder(as)
+	} else {
+		err = e.file(file, as)
+	}
+	if err == nil {
+		err = e.rest(as, grafts)
+	}
+	if err != nil {
 		return fmt.Errorf("write tar of %s: %w", file, err)
 	}
 	return e.w.Close()
@@ -42,6 +63,69 @@ func (f *FS) WriteTree(w io.Writer, file, as string) error {
 
 func (f *FS) newExporter(w io.Writer) *exporter {
 	return &exporter{fs: f, w: tar.NewWriter(w), first: make(map[uint32]string), buf: make([]byte, 1<<20)}
+}
+
+// graft prepares for grafts in a tree that is written under a name.
+func (e *exporter) graft(as string, grafts []Graft) {
+	if len(grafts) == 0 {
+		return
+	}
+	e.grafts, e.above = make(map[string]Graft), make(map[string]bool)
+	for _, g := range grafts {
+		name := as + "/" + g.At
+		e.grafts[name] = g
+		for i := len(as) + 1; i < len(name); i++ {
+			if name[i] == '/' {
+				e.above[name[:i]] = false
+			}
+		}
+	}
+}
+
+// grafted writes the graft in the place of a name, if there is one.
+func (e *exporter) grafted(name string) (bool, error) {
+	g, ok := e.grafts[name]
+	if !ok {
+		return false, nil
+	}
+	delete(e.grafts, name)
+	of := *e
+	of.fs, of.first = g.FS, make(map[uint32]string)
+	return true, of.file(g.File, name)
+}
+
+// rest writes the grafts for which there was no place, and the folders on the way to them.
+func (e *exporter) rest(as string, grafts []Graft) error {
+	for _, g := range slices.SortedFunc(slices.Values(grafts), func(a, b Graft) int { return strings.Compare(a.At, b.At) }) {
+		name := as + "/" + g.At
+		if _, ok := e.grafts[name]; !ok {
+			continue
+		}
+		for i := len(as) + 1; i < len(name); i++ {
+			if name[i] == '/' && !e.above[name[:i]] {
+				if err := e.folder(name[:i]); err != nil {
+					return err
+				}
+			}
+		}
+		if _, err := e.grafted(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// folder writes a folder that no file system has.
+func (e *exporter) folder(name string) error {
+	e.met(name)
+	return e.w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: 0755, ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
+}
+
+// met notes that a folder is written.
+func (e *exporter) met(name string) {
+	if _, ok := e.above[name]; ok {
+		e.above[name] = true
+	}
 }
 
 func (e *exporter) file(file, as string) error {
@@ -56,6 +140,7 @@ func (e *exporter) file(file, as string) error {
 	if err != nil {
 		return err
 	}
+	e.met(as)
 	if err := e.inode(ino, as+"/"); err != nil {
 		return err
 	}
@@ -81,6 +166,9 @@ type exporter struct {
 	w     *tar.Writer
 	first map[uint32]string // the name of each inode that has several
 	buf   []byte
+
+	grafts map[string]Graft // not written yet, by name
+	above  map[string]bool  // the folders on the way to grafts: have they been written?
 }
 
 // An openDir is a directory on the way to the entry being looked at. No tree is so deep
@@ -92,7 +180,7 @@ type openDir struct {
 }
 
 // tree writes what is in a directory; path is what its names begin with.
-func (e *exporter) tree(root *dir, path []byte) (err error) {
+func (e *exporter) tree(root *dir, path []byte) error {
 	open := []openDir{{root, root.sorted(), len(path)}}
 	for len(open) > 0 {
 		top := &open[len(open)-1]
@@ -103,22 +191,31 @@ func (e *exporter) tree(root *dir, path []byte) (err error) {
 		ent := top.left[0]
 		top.left = top.left[1:]
 		path = append(path[:top.prefix], ent.name...)
-		if ent.typ != fileTypeDir {
-			err = e.inode(ent.ino, string(path))
-		} else {
-			path = append(path, '/')
-			if err = e.inode(ent.ino, string(path)); err == nil {
-				var sub *dir
-				if sub, err = e.fs.lockedSubdir(top.d, ent); err == nil {
-					open = append(open, openDir{sub, sub.sorted(), len(path)})
-				}
-			}
-		}
+		sub, err := e.entry(top.d, ent, string(path))
 		if err != nil {
 			return fmt.Errorf("%q: %w", path, err)
 		}
+		if sub != nil {
+			path = append(path, '/')
+			open = append(open, openDir{sub, sub.sorted(), len(path)})
+		}
 	}
 	return nil
+}
+
+// entry writes an entry of a directory. If that is one, too, it returns it.
+func (e *exporter) entry(d *dir, ent dirent, name string) (*dir, error) {
+	if done, err := e.grafted(name); done || err != nil {
+		return nil, err
+	}
+	if ent.typ != fileTypeDir {
+		return nil, e.inode(ent.ino, name)
+	}
+	e.met(name)
+	if err := e.inode(ent.ino, name+"/"); err != nil {
+		return nil, err
+	}
+	return e.fs.lockedSubdir(d, ent)
 }
 
 func (f *FS) lockedDir(ino uint32) (*dir, error) {

@@ -76,6 +76,79 @@ func TestWriteTar(t *testing.T) {
 	}
 }
 
+// TestGrafts: GNU tar extracts trees in one another.
+func TestGrafts(t *testing.T) {
+	needTool(t, "tar")
+	fill := func(names ...string) *FS {
+		c := newChain(t, FormatOptions{Capacity: 16 << 20})
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, name := range names {
+			h := tar.Header{Name: name, Mode: 0755, Format: tar.FormatPAX}
+			if to, from, ok := strings.Cut(name, "="); ok {
+				h.Name, h.Linkname, h.Typeflag = to, from, tar.TypeLink
+			}
+			if err := w.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		c.apply(&b)
+		c.check()
+		return c.fs
+	}
+	// What is under a graft is not the first name of an inode.
+	root := fill("top/data/hidden", "top/data/sub/hidden", "top/z=top/data/hidden", "top/file", "other")
+	a, b := fill("in/a1", "in/a2=in/a1"), fill("b1", "b2=b1")
+	for _, tt := range []struct {
+		name, file, as string
+		grafts         []Graft
+		want           string
+	}{
+		{"none", "top", "as", nil, "as as/data as/data/hidden as/data/sub as/data/sub/hidden as/file as/z"},
+		{"a folder", "top", "as", []Graft{{"data", a, "in"}}, "as as/data as/data/a1 as/data/a2 as/file as/z"},
+		{"one in another", "top", "as", []Graft{{"data/sub", b, "."}, {"data", a, "in"}}, "as as/data as/data/a1 as/data/a2 as/data/sub as/data/sub/b1 as/data/sub/b2 as/file as/z"},
+		{"one in the image's", "top", "as", []Graft{{"data/sub", b, "."}}, "as as/data as/data/hidden as/data/sub as/data/sub/b1 as/data/sub/b2 as/file as/z"},
+		{"a file", "top", "as", []Graft{{"file", a, "in/a1"}, {"new", b, "b1"}}, "as as/data as/data/hidden as/data/sub as/data/sub/hidden as/file as/new as/z"},
+		{"no place", "top", "as", []Graft{{"x/y/z", a, "in"}, {"x/y/w/v", b, "b1"}}, "as as/data as/data/hidden as/data/sub as/data/sub/hidden as/file as/x as/x/y as/x/y/w as/x/y/w/v as/x/y/z as/x/y/z/a1 as/x/y/z/a2 as/z"},
+		{"nothing there", "absent", "as", []Graft{{"x/y", a, "in"}}, "as as/x as/x/y as/x/y/a1 as/x/y/a2"},
+		{"the root", ".", "", []Graft{{"top", a, "in/a1"}, {"q/r", b, "b2"}}, "other q q/r top"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var out bytes.Buffer
+			if err := root.WriteTree(&out, tt.file, tt.as, tt.grafts...); err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			path := filepath.Join(dir, "tar")
+			if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			shell(t, "mkdir %s/out && tar -C %s/out -xf %s", dir, dir, path)
+			var got []string
+			if err := filepath.WalkDir(filepath.Join(dir, "out"), func(p string, _ os.DirEntry, err error) error {
+				if name, _ := filepath.Rel(filepath.Join(dir, "out"), p); name != "." {
+					got = append(got, name)
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(got, " "); got != tt.want {
+				t.Errorf("%s, want %s", got, tt.want)
+			}
+		})
+	}
+	if err := root.WriteTree(io.Discard, "absent", "as"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("nothing there: %v", err)
+	}
+	if err := root.WriteTree(io.Discard, "top", "as", Graft{"data", a, "absent"}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("graft of nothing: %v", err)
+	}
+}
+
 // TestWriteTarForeign: a disk that mke2fs made has what no layer brings: attributes with names
 // that a PAX record cannot hold, and sockets, which a tar cannot.
 func TestWriteTarForeign(t *testing.T) {
