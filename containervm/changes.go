@@ -116,9 +116,9 @@ func (c *Container) thaw(ctx context.Context, conn *wire.Conn) error {
 func (c *Container) Export(ctx context.Context) (io.ReadCloser, error) {
 	_, r, err := c.readTask(ctx, wire.Task{Kind: wire.TaskRoot})
 	if errors.Is(err, ErrNotRunning) {
-		var f *stoppedFS
-		if f, err = c.openStopped(ctx); err == nil {
-			r = f.stream(f.WriteTar)
+		var v *view
+		if v, err = c.openStopped(ctx); err == nil {
+			r = v.stream(v.root.WriteTar)
 		}
 	}
 	if err != nil {

@@ -59,8 +59,9 @@ type Manager struct {
 	execs      map[string]*Exec
 	networks   map[string]*segment // by ID
 
-	volumes sync.Mutex          // guards holders; comes before mu
+	volumes sync.Mutex          // guards holders and copies; comes before mu
 	holders map[string][]holder // of each volume that a VM has
+	copies  map[string]*copies  // of each volume that somebody reads or writes without one
 
 	events events
 }
@@ -85,7 +86,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Manager{o: o, dir: filepath.Join(o.Store, "containers"), closed: make(chan struct{}),
-		containers: map[string]*Container{}, names: map[string]*Container{}, execs: map[string]*Exec{}, networks: map[string]*segment{}, holders: map[string][]holder{}}
+		containers: map[string]*Container{}, names: map[string]*Container{}, execs: map[string]*Exec{}, networks: map[string]*segment{}, holders: map[string][]holder{}, copies: map[string]*copies{}}
 	for _, dir := range []string{m.dir, o.RuntimeDir} {
 		if err := os.MkdirAll(dir, 0711); err != nil {
 			return nil, err

@@ -7,16 +7,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
-	"strings"
-
-	"github.com/moby/sys/user"
+	"slices"
 
 	"vic/layerstore"
 )
 
-// writeStopped extracts a tar into a container that does not run, through its file system's own
+// writeStopped extracts a tar into a container that does not run, through its file systems' own
 // structures: it takes as long as the data, where a VM to do it takes seconds to boot. The tar is
 // put aside first, for nobody shall wait for the container as long as a client takes to send it.
 func (c *Container) writeStopped(ctx context.Context, dest string, o WriteOptions, from io.Reader) error {
@@ -34,9 +33,6 @@ func (c *Container) writeStopped(ctx context.Context, dest string, o WriteOption
 	if _, err := io.Copy(aside, from); err != nil {
 		return fmt.Errorf("read tar: %w", err)
 	}
-	if _, err := aside.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
 	if err := c.acquire(ctx); err != nil {
 		return err
 	}
@@ -45,192 +41,176 @@ func (c *Container) writeStopped(ctx context.Context, dest string, o WriteOption
 }
 
 func (c *Container) checkDest(ctx context.Context, dest string) error {
-	f, err := c.openStopped(ctx)
+	v, err := c.openStopped(ctx)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	_, err = c.destOf(f.FS, dest)
+	defer v.Close()
+	_, err = v.destOf(dest)
 	return err
 }
 
 // destOf finds the folder to extract to.
-func (c *Container) destOf(f *layerstore.FS, dest string) (string, error) {
-	name, info, err := Resolve(f, path.Join("/", dest), true, false)
+func (v *view) destOf(dest string) (string, error) {
+	name, info, err := v.resolve(path.Join("/", dest), true, false)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", c.found(dest, "", refuse(ErrNotFound, "%v", err))
+		return "", refuse(ErrNotFound, "%v", err)
 	case err != nil:
 		return "", err
 	case !info.IsDir():
 		return "", refuse(ErrInvalid, "extraction point is not a directory")
-	case c.spec.ReadOnlyRoot:
-		return "", refuse(ErrInvalid, "container rootfs is marked read-only")
 	}
-	return name, c.noVolume(name)
+	switch m := v.mountAt(name); {
+	case m == nil && v.c.spec.ReadOnlyRoot:
+		return "", refuse(ErrInvalid, "container rootfs is marked read-only")
+	case m != nil && m.ReadOnly:
+		return "", refuse(ErrInvalid, "mounted volume is marked read-only")
+	}
+	return name, nil
 }
 
-// applyTar applies the tar as a layer. The caller holds op.
-func (c *Container) applyTar(ctx context.Context, dest string, o WriteOptions, from io.Reader) error {
+// applyTar applies the tar as a layer, or as one for each file system that its entries lead to: those of volumes first. What was
+// written to one stays if another then fails. The caller holds op.
+func (c *Container) applyTar(ctx context.Context, dest string, o WriteOptions, aside *os.File) error {
 	c.mu.Lock()
 	if c.removed || c.run != nil {
 		c.mu.Unlock()
 		return refuse(ErrConflict, "container %s was started, or removed, before the files were copied", c.id)
 	}
 	c.mu.Unlock()
-	f, err := c.m.o.Disks.ContainerFS(ctx, c.id)
-	if err != nil {
-		return err
-	}
-	defer f.Close() // read only
-	l := layerMaker{c: c, fs: f, o: o}
-	if l.dir, err = c.destOf(f, dest); err != nil {
-		return err
-	}
-	if o.Own {
-		if err := l.findOwner(c.spec.User); err != nil {
+	var held []string // volumes that the entries lead to, as far as is known
+	for {
+		missing, err := c.applyHolding(ctx, dest, o, aside, held)
+		if err != nil || missing == nil {
 			return err
 		}
+		held = append(held, missing...)
 	}
-	c.setBusy(true)
-	defer c.setBusy(false)
+}
+
+// applyHolding is applyTar with these volumes held. If it takes more it does nothing and returns them.
+func (c *Container) applyHolding(ctx context.Context, dest string, o WriteOptions, aside *os.File, held []string) (missing []string, err error) {
+	release, err := c.m.holdToWrite(ctx, held)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	v, err := c.openView(ctx, held)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	p := extractionPlan{v: v, o: o, made: map[string]*madeFile{}, volumes: map[string]string{}}
+	if p.dir, err = v.destOf(dest); err != nil {
+		return nil, err
+	}
+	if err := p.read(aside); err != nil {
+		return nil, v.reason(err)
+	}
+	touched := slices.Sorted(maps.Keys(p.volumes))
+	for _, name := range touched {
+		if name != "" && !slices.Contains(held, name) {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) > 0 {
+		return missing, nil
+	}
+	for _, name := range slices.Backward(touched) { // "", the root, comes last
+		if err := c.applyPart(ctx, &p, name, aside); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// applyPart applies what of a plan leads to a volume, or to the root file system if that is "".
+func (c *Container) applyPart(ctx context.Context, p *extractionPlan, volume string, aside *os.File) error {
+	f := p.v.root
+	if volume != "" {
+		f = p.v.opened[volume].fs
+	}
+	if f.Foreign() {
+		return refuse(ErrNotImplemented, "a guest has left %s in a state in which only a guest can write to it: start a container that has it",
+			map[bool]string{true: "the container's disk", false: "volume " + volume}[volume == ""])
+	}
+	if volume == "" {
+		c.setBusy(true)
+		defer c.setBusy(false)
+	}
+	in, out := io.Pipe()
+	done := make(chan struct{})
+	var written error
+	go func() {
+		defer close(done)
+		written = p.write(out, volume, aside)
+		out.CloseWithError(written)
+	}()
+	var err error
+	if volume == "" {
+		err = c.m.o.Disks.ApplyToContainer(ctx, c.id, in)
+	} else {
+		err = volumeError(c.m.o.Volumes.ApplyToVolume(ctx, volume, in))
+	}
+	in.Close()
+	<-done
+	if written != nil && !errors.Is(written, io.ErrClosedPipe) {
+		return written // the reason for the other
+	}
+	return err
+}
+
+// write writes the layer of a volume, or of the root file system if that is "": what the volume is filled with, and the plan's
+// entries that lead there.
+func (p *extractionPlan) write(to io.Writer, volume string, aside io.ReadSeeker) error {
+	w := tar.NewWriter(to)
+	if source := p.volumes[volume]; source != "" {
+		if err := fillLayer(w, p.v.root, source); err != nil {
+			return fmt.Errorf("copy the image's /%s into volume %s: %w", source, volume, err)
+		}
+	}
+	if _, err := aside.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	r := tar.NewReader(aside)
+	for _, e := range p.entries {
+		h, err := r.Next()
+		if err == nil && e.there && e.volume == volume {
+			err = p.writeEntry(w, h, e, r)
+		}
+		if err != nil {
+			return fmt.Errorf("read tar: %w", err)
+		}
+	}
+	return w.Close()
+}
+
+// fillLayer writes a layer that makes of what there is in a volume the folder of a name.
+func fillLayer(w *tar.Writer, f *layerstore.FS, name string) error {
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: ".wh..wh..opq", Mode: 0o600}); err != nil {
+		return err
+	}
 	in, out := io.Pipe()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		out.CloseWithError(l.run(tar.NewReader(from), tar.NewWriter(out)))
+		out.CloseWithError(f.WriteTree(out, name, "."))
 	}()
-	err = c.m.o.Disks.ApplyToContainer(ctx, c.id, in)
-	in.Close()
-	<-done
-	if l.err != nil && !errors.Is(l.err, io.ErrClosedPipe) {
-		return l.err // the reason for the other
-	}
-	return err
-}
-
-// A layerMaker makes of a tar to be extracted in a folder one that is a layer.
-type layerMaker struct {
-	c     *Container
-	fs    *layerstore.FS
-	dir   string
-	o     WriteOptions
-	owner *user.ExecUser
-	err   error
-}
-
-// maxUsers bounds what is read of a container's user and group files.
-const maxUsers = 4 << 20
-
-func (l *layerMaker) findOwner(name string) error {
-	var files [2]io.Reader
-	for i, file := range []string{"/etc/passwd", "/etc/group"} {
-		name, _, err := Resolve(l.fs, file, true, false)
-		if err != nil {
-			continue // numbers can do without
-		}
-		f, err := l.fs.Open(name)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		files[i] = io.LimitReader(f, maxUsers)
-	}
-	u, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, files[0], files[1])
-	if err != nil {
-		return refuse(ErrInvalid, "%v", err)
-	}
-	l.owner = u
-	return nil
-}
-
-func (l *layerMaker) run(from *tar.Reader, to *tar.Writer) error {
-	for {
-		h, err := from.Next()
+	defer func() { in.Close(); <-done }()
+	for r := tar.NewReader(in); ; {
+		h, err := r.Next()
 		if err == io.EOF {
-			l.err = nil
-			return to.Close()
-		}
-		if err == nil {
-			err = l.entry(h, from, to)
+			return nil
 		}
 		if err != nil {
-			l.err = fmt.Errorf("read tar: %w", err)
-			if e := (*Error)(nil); errors.As(err, &e) {
-				l.err = e
-			}
-			return l.err
-		}
-	}
-}
-
-func (l *layerMaker) entry(h *tar.Header, from io.Reader, to *tar.Writer) error {
-	if h.Typeflag == tar.TypeXGlobalHeader || path.Clean(h.Name) == "." && h.Typeflag == tar.TypeDir {
-		return nil
-	}
-	name, err := l.target(h.Name)
-	if err != nil {
-		return err
-	}
-	if err := l.checkKind(h, name); err != nil {
-		return err
-	}
-	h.Name = name
-	switch h.Typeflag {
-	case tar.TypeLink:
-		if h.Linkname, err = l.target(h.Linkname); err != nil {
 			return err
 		}
-	case tar.TypeGNUSparse:
-		h.Typeflag = tar.TypeReg
-	}
-	if l.owner != nil {
-		h.Uid, h.Gid = l.owner.Uid, l.owner.Gid
-	}
-	records := map[string]string{}
-	for key, value := range h.PAXRecords {
-		if strings.HasPrefix(key, "SCHILY.xattr.") {
-			records[key] = value
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := io.Copy(w, r); err != nil {
+			return err
 		}
 	}
-	h.PAXRecords, h.Format, h.Uname, h.Gname = records, tar.FormatPAX, "", ""
-	if err := to.WriteHeader(h); err != nil {
-		return err
-	}
-	_, err = io.Copy(to, from)
-	return err
-}
-
-// target is where a name of the tar leads, from the root on; it may not leave the folder by "..".
-func (l *layerMaker) target(name string) (string, error) {
-	if clean := path.Clean(name); clean == ".." || strings.HasPrefix(clean, "../") {
-		return "", fmt.Errorf("%q is outside of %q", name, path.Join("/", l.dir))
-	}
-	p := path.Join(l.dir, path.Join("/", name))
-	if t := l.c.volumeOf(path.Join("/", p)); t != "" {
-		return "", l.c.noVolume(p)
-	}
-	if strings.HasPrefix(path.Base(p), ".wh.") {
-		return "", refuse(ErrNotImplemented, "%s: a file of that name can be copied while the container runs only: start it first", path.Join("/", p))
-	}
-	return p, nil
-}
-
-// checkKind refuses to replace a folder, or to put one in the place of something else, if that is wanted.
-func (l *layerMaker) checkKind(h *tar.Header, name string) error {
-	if !l.o.KeepKinds {
-		return nil
-	}
-	_, info, err := Resolve(l.fs, path.Join("/", name), false, true)
-	if err != nil || info == nil {
-		return nil // Apply says what is wrong
-	}
-	isDir := h.Typeflag == tar.TypeDir
-	switch {
-	case info.IsDir() && !isDir:
-		return fmt.Errorf("cannot overwrite directory %q with non-directory %q", path.Join("/", name), path.Join("/", l.dir))
-	case !info.IsDir() && isDir:
-		return fmt.Errorf("cannot overwrite non-directory %q with directory %q", path.Join("/", name), path.Join("/", l.dir))
-	}
-	return nil
 }

@@ -72,7 +72,7 @@ func (c *Container) begin(ctx context.Context) (*run, error) {
 	if r.connections, err = c.joinAll(); err != nil {
 		return nil, err
 	}
-	disks, err := c.takeVolumes()
+	disks, err := c.takeVolumes(ctx)
 	var vm VM
 	var begun time.Time // not later than what the guest writes, however soon it does
 	if err == nil {

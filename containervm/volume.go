@@ -1,6 +1,7 @@
 package containervm
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -82,10 +83,18 @@ type volumeDisk struct {
 }
 
 // takeVolumes takes hold of the container's volumes for a start. An ext4 file system can be written by one VM only, and
-// read by others only while nobody writes it: the error is ErrConflict, and names the holder.
-func (c *Container) takeVolumes() ([]volumeDisk, error) {
+// read by others only while nobody writes it: the error is ErrConflict, and names the holder. Who writes one without a VM is
+// waited for.
+func (c *Container) takeVolumes(ctx context.Context) ([]volumeDisk, error) {
 	c.m.volumes.Lock()
 	defer c.m.volumes.Unlock()
+	names := make([]string, len(c.spec.Volumes))
+	for i, v := range c.spec.Volumes {
+		names[i] = v.Name
+	}
+	if err := c.m.awaitCopies(ctx, names...); err != nil {
+		return nil, err
+	}
 	var disks []volumeDisk
 	for _, v := range c.spec.Volumes {
 		i := slices.IndexFunc(disks, func(d volumeDisk) bool { return d.name == v.Name })
@@ -128,6 +137,9 @@ func (c *Container) takeVolume(d *volumeDisk) error {
 		d.fill = false // the others read what is there
 	} else if err := c.lookInto(d); err != nil {
 		return err
+	}
+	if !d.ReadOnly {
+		c.m.dropCopies(d.name)
 	}
 	c.m.holders[d.name] = append(c.m.holders[d.name], holder{c, !d.ReadOnly})
 	return nil
@@ -202,9 +214,10 @@ func (c *Container) volumeMounts(disks []volumeDisk) []wire.Mount {
 
 // sortMounts puts what is mounted inside of another behind it.
 func sortMounts(mounts []wire.Mount) {
-	depth := func(m wire.Mount) int { return strings.Count(path.Clean(m.Target), "/") }
-	slices.SortStableFunc(mounts, func(a, b wire.Mount) int { return depth(a) - depth(b) })
+	slices.SortStableFunc(mounts, func(a, b wire.Mount) int { return targetDepth(a.Target) - targetDepth(b.Target) })
 }
+
+func targetDepth(target string) int { return strings.Count(path.Clean(target), "/") }
 
 // emitVolume tells of something that happened to a volume.
 func (m *Manager) emitVolume(action, name string, attributes map[string]string) {

@@ -41,9 +41,12 @@ type Graft struct {
 }
 
 // WriteTree is WriteTar for one file, a folder with all that is in it, under another name. A
-// symlink in the last place of file is not followed. Grafts stand in the folder whether it has something in their place
-// or not, and may stand in one another; folders on the way to them that are not there are written as well.
-func (f *FS) WriteTree(w io.Writer, file, as string, grafts ...Graft) error {
+// symlink in the last place of file is not followed.
+func (f *FS) WriteTree(w io.Writer, file, as string) error { return f.WriteTrees(w, file, as, nil) }
+
+// WriteTrees is WriteTree with grafts, which stand in the folder whether it has something in their place or not, and may stand
+// in one another. Folders on the way to them that are not there are written as well.
+func (f *FS) WriteTrees(w io.Writer, file, as string, grafts []Graft) error {
 	e := f.newExporter(w)
 	e.graft(as, grafts)
 	_, _, err := f.kindOf(file)

@@ -118,7 +118,7 @@ func TestGrafts(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var out bytes.Buffer
-			if err := root.WriteTree(&out, tt.file, tt.as, tt.grafts...); err != nil {
+			if err := root.WriteTrees(&out, tt.file, tt.as, tt.grafts); err != nil {
 				t.Fatal(err)
 			}
 			dir := t.TempDir()
@@ -144,7 +144,7 @@ func TestGrafts(t *testing.T) {
 	if err := root.WriteTree(io.Discard, "absent", "as"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nothing there: %v", err)
 	}
-	if err := root.WriteTree(io.Discard, "top", "as", Graft{"data", a, "absent"}); !errors.Is(err, os.ErrNotExist) {
+	if err := root.WriteTrees(io.Discard, "top", "as", []Graft{{"data", a, "absent"}}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("graft of nothing: %v", err)
 	}
 }

@@ -15,10 +15,6 @@ import (
 	"vic/tether/wire"
 )
 
-// copying is a file in a volume that is there as long as what is in the volume is an unfinished copy of the image's
-// files, and the container's process has never run.
-const copying = ".vic-copying"
-
 // fill copies what the root has where empty volumes are to be mounted, before anything is: so volumes that are
 // mounted inside of each other all get the image's files.
 func (vs volumes) fill(mounts []wire.Mount) error {
@@ -61,7 +57,7 @@ func (v *volume) fill(target string) error {
 	if err != nil || !empty {
 		return err
 	}
-	if err := makeFile(path.Join(root, copying)); err != nil {
+	if err := makeFile(path.Join(root, wire.Copying)); err != nil {
 		return err
 	}
 	if err := syncFS(f); err != nil {
@@ -77,7 +73,7 @@ func (v *volume) fill(target string) error {
 	if err := syncFS(f); err != nil {
 		return err
 	}
-	if err := os.Remove(path.Join(root, copying)); err != nil {
+	if err := os.Remove(path.Join(root, wire.Copying)); err != nil {
 		return err
 	}
 	return c.attributes(from, root+"/.", fi) // again, for the time of its last change
@@ -89,14 +85,14 @@ func clearCopy(root string) (empty bool, err error) {
 	if err != nil || len(entries) == 0 {
 		return err == nil, err
 	}
-	if _, err := os.Lstat(path.Join(root, copying)); err != nil {
+	if _, err := os.Lstat(path.Join(root, wire.Copying)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
 		return false, err
 	}
 	for _, e := range entries {
-		if e.Name() == copying {
+		if e.Name() == wire.Copying {
 			continue
 		}
 		if err := os.RemoveAll(path.Join(root, e.Name())); err != nil {

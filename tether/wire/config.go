@@ -122,6 +122,10 @@ type Host struct {
 	Names []string   `json:"names"`
 }
 
+// Copying is the name of a file at the root of a "disk" as long as what is in that is an unfinished copy, which
+// Mount.Copy begins again.
+const Copying = ".vic-copying"
+
 // Mount is a further file system of the container.
 type Mount struct {
 	// Type is "tmpfs", "disk" for a volume: an ext4 file system on a disk, or "share" for a folder of the host, by
