@@ -245,17 +245,16 @@ type place struct {
 // port finds a port: by its name on virtio-serial, or in a machine without that, the UART of that number.
 func (d *devices) port(name string, uart int) (place, error) {
 	p := place{uart: uart}
-	looked := false
+	looks, none := 0, false
 	err := d.await("port "+name, func() (bool, error) {
 		var err error
 		if p.dev, err = virtioPort(name); err != nil || p.dev != "" {
 			return p.dev != "", err
 		}
-		if !looked { // virtio-serial's driver is not loaded then
-			looked = true
-			return false, nil
+		if looks++; looks == 2 { // at the first one virtio-serial's driver is not loaded
+			none = !slices.ContainsFunc(modaliases(), isVirtioSerial)
 		}
-		if slices.ContainsFunc(modaliases(), isVirtioSerial) {
+		if !none {
 			return false, nil
 		}
 		return uartThere(uart)

@@ -54,6 +54,9 @@ func (g *guest) endByHost(reboot bool) error {
 	return err
 }
 
+// changesRest is for how long addresses that change without end are not told.
+const changesRest = time.Second
+
 // report tells vSphere the addresses that the guest has, now and whenever they change.
 func (g *guest) report(tools *guestrpc.Tools) error {
 	for {
@@ -73,6 +76,7 @@ func (g *guest) report(tools *guestrpc.Tools) error {
 				g.diagnose(err)
 			}
 		}
+		time.Sleep(changesRest)
 	}
 }
 
