@@ -2,8 +2,8 @@ package wire
 
 import "fmt"
 
-// infoKey and a number is the key of a string of the Config in a VMware VM.
-const infoKey = "guestinfo.vic.config."
+// GuestInfoKey and a number is the key of a string of the Config in a VMware VM.
+const GuestInfoKey = "guestinfo.vic.config."
 
 // GuestInfo encodes c for a VMware VM, as keys and values of its extraConfig: Strings by other names, so the bounds and the
 // error are the same. VMware takes 64 KiB in a value and 1 MiB in all. The VM has them for as long as it lives, so Time
@@ -21,7 +21,7 @@ func (c *Config) GuestInfo() (map[string]string, error) {
 	}
 	info := make(map[string]string, len(values))
 	for i, v := range values {
-		info[fmt.Sprint(infoKey, i)] = v
+		info[fmt.Sprint(GuestInfoKey, i)] = v
 	}
 	return info, nil
 }
@@ -31,7 +31,7 @@ func (c *Config) GuestInfo() (map[string]string, error) {
 func ReadGuestInfo(get func(key string) (string, error)) ([]string, error) {
 	var values []string
 	for i, n := 0, 1; i < n; i++ {
-		v, err := get(fmt.Sprint(infoKey, i))
+		v, err := get(fmt.Sprint(GuestInfoKey, i))
 		if err != nil {
 			return nil, err
 		}
@@ -41,7 +41,7 @@ func ReadGuestInfo(get func(key string) (string, error)) ([]string, error) {
 				return nil, err
 			}
 			if !ok {
-				return nil, fmt.Errorf("wire: %s0 is %.20q, no configuration", infoKey, v)
+				return nil, fmt.Errorf("wire: %s0 is %.20q, no configuration", GuestInfoKey, v)
 			}
 			n = p.count
 		}

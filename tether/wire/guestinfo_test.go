@@ -63,7 +63,7 @@ func TestGuestInfo(t *testing.T) {
 	for _, bad := range []string{"", "x", "vic1:0/1000:x", "vic1:0/2:x"} {
 		t.Run(bad, func(t *testing.T) {
 			clear(vm)
-			vm[infoKey+"0"] = bad
+			vm[GuestInfoKey+"0"] = bad
 			if values, err := ReadGuestInfo(get); err == nil {
 				t.Errorf("read %q", values)
 			}
