@@ -36,6 +36,7 @@ test:
 	@$(call install,$(test_packages)); $(docker_client)
 	@$(dockerd)
 	@$(npm_judges)
+	@$(govc)
 	@$(MAKE) --no-print-directory all
 	go vet ./...
 	ORACLES=1 go test -timeout 40m ./...
@@ -94,6 +95,11 @@ endef
 define dockerd
 	test -x bin/peers/dockerd/docker -a -x bin/peers/dockerd/dockerd || { dir=$$(mktemp -d) && ( cd $$dir && apt-get download -qq docker.io 2>/dev/null && dpkg-deb -x docker.io*.deb . ) && \
 		mkdir -p bin/peers/dockerd && cp $$dir/usr/sbin/dockerd $$dir/usr/sbin/docker-proxy $$dir/usr/bin/docker bin/peers/dockerd/; status=$$?; rm -rf $$dir; exit $$status; }
+endef
+
+# VMware's command line, which judges the simulated vSphere. The module proxy has no newer one than this.
+define govc
+	test -x bin/peers/govc || GOBIN=$(CURDIR)/bin/peers CGO_ENABLED=0 go install github.com/vmware/govmomi/govc@v0.18.0
 endef
 
 # Clients of npm's that judge. Other Node.js packages than Debian's bring npm along.

@@ -37,6 +37,7 @@ var allowed = map[string][]string{
 	"cmd/vic/acceptance":  {},
 	"cmd/vic/compat":      {},
 	"cmd/demo":            {"bench/testimage"},
+	"cmd/vcsim":           {"bench/vcsim", "bench/vcsim/bridge"},
 	"bench/testimage":     {"bench/layout"},
 	"bench/mount":         {},
 	"bench/start":         {"bench/testimage"},
@@ -45,6 +46,8 @@ var allowed = map[string][]string{
 	"bench/corpus":        {"bench/layout"},
 	"bench/layout":        {},
 	"bench/figures":       {"bench/testimage"},
+	"bench/vcsim":         {"vmdk"},
+	"bench/vcsim/bridge":  {"bench/vcsim", "tether/wire"},
 
 	"cmd/vic/compat/suites": {"bench/testimage"},
 }
