@@ -1,0 +1,136 @@
+package bridge
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/types"
+	"golang.org/x/sys/unix"
+)
+
+// A listener sees the beginning of each frame of an interface, by QEMU's filter-dump, for the addresses that the guest has: there is no
+// VMware Tools to tell them.
+type listener struct {
+	filter string
+	fifo   *os.File // open for both ways, so that nobody waits for the other
+}
+
+// Of a frame: Ethernet's header, and of ARP or IPv4 what is to the sender's address.
+const listenBytes = 14 + 28
+
+// listen begins to listen to the interface that a netdev is for.
+func (m *machine) listen(ctx context.Context, key int32, p part) error {
+	path := filepath.Join(m.dir, fmt.Sprintf("frames%d", key))
+	if err := unix.Mkfifo(path, 0600); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make pipe: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	l := &listener{filter: fmt.Sprintf("frames%d", key), fifo: f}
+	err = m.execute(ctx, "object-add", map[string]any{"qom-type": "filter-dump", "id": l.filter, "netdev": p.net["id"], "file": path, "maxlen": listenBytes})
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	mac, err := net.ParseMAC(p.device["mac"].(string))
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	m.listeners[key] = l
+	m.wg.Go(func() {
+		var known netip.Addr
+		err := eachFrame(f, func(frame []byte) {
+			if a, ok := sender(frame, mac); ok && a != known {
+				known = a
+				m.report(m, key, a.String())
+			}
+		})
+		if !errors.Is(err, os.ErrClosed) {
+			m.log.Error("listen to interface", "vm", m.name, "error", err)
+		}
+	})
+	return nil
+}
+
+// unlisten ends it.
+func (m *machine) unlisten(ctx context.Context, key int32) error {
+	l := m.listeners[key]
+	delete(m.listeners, key)
+	return errors.Join(m.execute(ctx, "object-del", map[string]any{"id": l.filter}), l.close())
+}
+
+func (l *listener) close() error { return l.fifo.Close() }
+
+// eachFrame reads a capture file (pcap-savefile(5), in this machine's byte order) until there is no more.
+func eachFrame(r io.Reader, fn func([]byte)) error {
+	const header, record, limit = 24, 16, 1 << 16
+	b := make([]byte, limit)
+	if _, err := io.ReadFull(r, b[:header]); err != nil {
+		return err
+	}
+	for {
+		if _, err := io.ReadFull(r, b[:record]); err != nil {
+			return err
+		}
+		n := binary.NativeEndian.Uint32(b[8:])
+		if n > limit {
+			return fmt.Errorf("frame of %d bytes", n)
+		}
+		if _, err := io.ReadFull(r, b[:n]); err != nil {
+			return err
+		}
+		fn(b[:n])
+	}
+}
+
+// sender is the IPv4 address that a frame's sender has, if it is that interface.
+func sender(frame []byte, mac net.HardwareAddr) (netip.Addr, bool) {
+	if len(frame) < listenBytes || !slices.Equal(frame[6:12], mac) {
+		return netip.Addr{}, false
+	}
+	at := 0
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case 0x0800:
+		at = 14 + 12
+	case 0x0806:
+		at = 14 + 14
+	default:
+		return netip.Addr{}, false
+	}
+	a := netip.AddrFrom4([4]byte(frame[at:]))
+	return a, !a.IsUnspecified()
+}
+
+// report tells the API which address an interface has.
+func (b *Bridge) report(m *machine, nic int32, address string) {
+	ctx := b.context()
+	vm, ok := ctx.Map.Get(m.ref).(*simulator.VirtualMachine)
+	if !ok {
+		return // gone meanwhile
+	}
+	ctx.WithLock(vm, func() {
+		nets := slices.Clone(vm.Guest.Net)
+		for i, n := range nets {
+			if n.DeviceConfigId != nic {
+				continue
+			}
+			nets[i].IpAddress, nets[i].Connected = []string{address}, true
+			changes := []types.PropertyChange{{Name: "guest.net", Val: nets}}
+			if i == 0 {
+				changes = append(changes, types.PropertyChange{Name: "guest.ipAddress", Val: address}, types.PropertyChange{Name: "summary.guest.ipAddress", Val: address})
+			}
+			ctx.Update(vm, changes)
+			b.o.Log.Info("address", "vm", m.name, "interface", nic, "address", address)
+		}
+	})
+}
