@@ -24,8 +24,14 @@ type listener struct {
 	fifo   *os.File // open for both ways, so that nobody waits for the other
 }
 
-// Of a frame: Ethernet's header, and of ARP or IPv4 what is to the sender's address.
-const listenBytes = 14 + 28
+// Offsets in a frame, and how much of one is heard: to the first options of a DHCP message, which say what it is.
+const (
+	ethernet = 14
+	arp      = ethernet + 28
+	dhcp     = ethernet + 20 + 8 // without IP options
+	options  = dhcp + 240
+	heard    = options + 64
+)
 
 // listen begins to listen to the interface that a netdev is for.
 func (m *machine) listen(ctx context.Context, key int32, p part) error {
@@ -38,7 +44,7 @@ func (m *machine) listen(ctx context.Context, key int32, p part) error {
 		return err
 	}
 	l := &listener{filter: fmt.Sprintf("frames%d", key), fifo: f}
-	err = m.execute(ctx, "object-add", map[string]any{"qom-type": "filter-dump", "id": l.filter, "netdev": p.net["id"], "file": path, "maxlen": listenBytes})
+	err = m.execute(ctx, "object-add", map[string]any{"qom-type": "filter-dump", "id": l.filter, "netdev": p.net["id"], "file": path, "maxlen": heard})
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
@@ -50,7 +56,7 @@ func (m *machine) listen(ctx context.Context, key int32, p part) error {
 	m.wg.Go(func() {
 		var known netip.Addr
 		err := eachFrame(f, func(frame []byte) {
-			if a, ok := sender(frame, mac); ok && a != known {
+			if a, ok := addressIn(frame, mac); ok && a != known {
 				known = a
 				m.report(m, key, a.String())
 			}
@@ -93,22 +99,47 @@ func eachFrame(r io.Reader, fn func([]byte)) error {
 	}
 }
 
-// sender is the IPv4 address that a frame's sender has, if it is that interface.
-func sender(frame []byte, mac net.HardwareAddr) (netip.Addr, bool) {
-	if len(frame) < listenBytes || !slices.Equal(frame[6:12], mac) {
+// addressIn is the IPv4 address that a frame shows the interface to have: one that it sends from, or one that a DHCP server has
+// acknowledged, which it may not use for long.
+func addressIn(frame []byte, mac net.HardwareAddr) (netip.Addr, bool) {
+	if len(frame) < arp {
 		return netip.Addr{}, false
 	}
+	kind, own := binary.BigEndian.Uint16(frame[12:]), slices.Equal(frame[6:12], mac)
 	at := 0
-	switch binary.BigEndian.Uint16(frame[12:]) {
-	case 0x0800:
-		at = 14 + 12
-	case 0x0806:
-		at = 14 + 14
+	switch {
+	case kind == 0x0800 && own:
+		at = ethernet + 12
+	case kind == 0x0806 && own:
+		at = ethernet + 14
+	case kind == 0x0800 && acknowledges(frame, mac):
+		at = dhcp + 16
 	default:
 		return netip.Addr{}, false
 	}
 	a := netip.AddrFrom4([4]byte(frame[at:]))
 	return a, !a.IsUnspecified()
+}
+
+// acknowledges tells whether a frame is a DHCPACK for the interface (RFC 2131, 2132).
+func acknowledges(frame []byte, mac net.HardwareAddr) bool {
+	const udp, server, client = 17, 67, 68
+	if len(frame) < options || frame[ethernet] != 0x45 || frame[ethernet+9] != udp ||
+		binary.BigEndian.Uint16(frame[dhcp-8:]) != server || binary.BigEndian.Uint16(frame[dhcp-6:]) != client ||
+		!slices.Equal(frame[dhcp+28:dhcp+34], mac) || binary.BigEndian.Uint32(frame[options-4:]) != 0x63825363 {
+		return false
+	}
+	for o := frame[options:]; len(o) > 2; {
+		if o[0] == 53 {
+			return o[1] == 1 && o[2] == 5
+		}
+		n := 2 + int(o[1])
+		if o[0] == 0 {
+			n = 1
+		}
+		o = o[min(n, len(o)):]
+	}
+	return false
 }
 
 // report tells the API which address an interface has.

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +31,7 @@ import (
 	"vic/containervm/boot"
 	"vic/fetch/archive"
 	"vic/layerstore"
+	"vic/tether/wire"
 )
 
 // patience is how long a guest is waited for. It is no measure of anything: what hangs shall fail.
@@ -155,43 +158,42 @@ func (l *lab) await(vm *object.VirtualMachine, path string, want func(any) bool)
 	}
 }
 
-// pulledDisks puts an image of two layers into a store and returns its disks' folder and the top disk's file name.
-func pulledDisks(t *testing.T) (dir, top string) {
+// pack makes a tar of files.
+func pack(t *testing.T, files map[string][]byte) []byte {
 	t.Helper()
-	layer := func(name, data string) []byte {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0600, Size: int64(len(data))}); err != nil {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0755, Size: int64(len(files[name]))}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.WriteString(w, data); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return b.Bytes()
-	}
-	lower, upper := layer("lower", "from the first layer"), layer("upper", "from the second")
-	config := fmt.Sprintf(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["%s","%s"]}}`,
-		digest.FromBytes(lower), digest.FromBytes(upper))
-	manifest := `[{"Config":"config.json","RepoTags":["guest:1"],"Layers":["lower.tar","upper.tar"]}]`
-	var saved bytes.Buffer
-	w := tar.NewWriter(&saved)
-	for _, x := range []struct {
-		name string
-		data []byte
-	}{{"manifest.json", []byte(manifest)}, {"config.json", []byte(config)}, {"lower.tar", lower}, {"upper.tar", upper}} {
-		if err := w.WriteHeader(&tar.Header{Name: x.name, Typeflag: tar.TypeReg, Mode: 0600, Size: int64(len(x.data))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(x.data); err != nil {
+		if _, err := w.Write(files[name]); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
+	return b.Bytes()
+}
+
+// pulledDisks puts an image of two layers into a store and returns its disks' folder and the top disk's file name.
+func pulledDisks(t *testing.T) (dir, top string) {
+	t.Helper()
+	sh, err := exec.LookPath("busybox")
+	if err != nil {
+		missing(t, err)
+	}
+	busybox, err := os.ReadFile(sh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lower := pack(t, map[string][]byte{"lower": []byte("from the first layer"), "busybox": busybox})
+	upper := pack(t, map[string][]byte{"upper": []byte("from the second")})
+	config := fmt.Sprintf(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["%s","%s"]}}`,
+		digest.FromBytes(lower), digest.FromBytes(upper))
+	manifest := `[{"Config":"config.json","RepoTags":["guest:1"],"Layers":["lower.tar","upper.tar"]}]`
+	saved := pack(t, map[string][]byte{"manifest.json": []byte(manifest), "config.json": []byte(config), "lower.tar": lower, "upper.tar": upper})
 	store, err := layerstore.Open(filepath.Join(t.TempDir(), "store"), layerstore.Options{Capacity: 256 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -201,7 +203,7 @@ func pulledDisks(t *testing.T) (dir, top string) {
 			t.Error(err)
 		}
 	})
-	a, err := archive.Read(t.Context(), &saved, store.TempFile)
+	a, err := archive.Read(t.Context(), bytes.NewReader(saved), store.TempFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,11 +227,11 @@ func pulledDisks(t *testing.T) (dir, top string) {
 	return filepath.Dir(path), filepath.Base(path)
 }
 
-// guestISO makes what the guest boots from.
-func guestISO(t *testing.T) string {
+// bootISO makes what a guest boots from: the package is that of its PID 1.
+func bootISO(t *testing.T, pkg string) string {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/guest", "./testdata/guest")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/guest", pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
@@ -347,8 +349,8 @@ func uriBacking(uri string) *types.VirtualSerialPortURIBackingInfo {
 		Direction: string(types.VirtualDeviceURIBackingOptionDirectionClient), ServiceURI: uri}}
 }
 
-// createVM makes a VM with a delta over a disk, the ISO, an interface and two serial ports.
-func (l *lab) createVM(name, parent, iso, uri string) *object.VirtualMachine {
+// createVM makes a VM with a delta over a disk, the ISO, an interface and serial ports.
+func (l *lab) createVM(name, parent, iso string, extra map[string]string, ports ...types.BaseVirtualDeviceBackingInfo) *object.VirtualMachine {
 	t, ctx := l.t, l.t.Context()
 	t.Helper()
 	var devices object.VirtualDeviceList
@@ -367,18 +369,26 @@ func (l *lab) createVM(name, parent, iso, uri string) *object.VirtualMachine {
 		t.Fatal(err)
 	}
 	devices = append(devices, devices.InsertIso(cd, l.ds.Path(iso)), l.newNIC(devices))
-	var file types.VirtualSerialPortFileBackingInfo
-	file.FileName = l.ds.Path(name + "/second")
-	devices = append(devices, serialPort(-90, uriBacking(uri)), serialPort(-91, &file))
+	for i, p := range ports {
+		devices = append(devices, serialPort(int32(-90-i), p))
+	}
+	var values []types.BaseOptionValue
+	for key, value := range extra {
+		values = append(values, &types.OptionValue{Key: key, Value: value})
+	}
 	change, err := devices.ConfigSpec(types.VirtualDeviceConfigSpecOperationAdd)
 	if err != nil {
 		t.Fatal(err)
 	}
 	info := l.must(l.vms.CreateVM(ctx, types.VirtualMachineConfigSpec{Name: name, GuestId: "other5xLinux64Guest", NumCPUs: 1, MemoryMB: 128,
 		Files: &types.VirtualMachineFileInfo{VmPathName: l.ds.Path(name + "/" + name + ".vmx")}, DeviceChange: change,
-		ExtraConfig: []types.BaseOptionValue{&types.OptionValue{Key: "guestinfo.vic.test", Value: "a, b=c"}, &types.OptionValue{Key: "other", Value: "secret"}},
+		ExtraConfig: values,
 	}, l.pool, nil))
 	return object.NewVirtualMachine(l.Client, info.Result.(types.ManagedObjectReference))
+}
+
+func (l *lab) fileBacking(name string) *types.VirtualSerialPortFileBackingInfo {
+	return &types.VirtualSerialPortFileBackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: l.ds.Path(name)}}
 }
 
 func (l *lab) newNIC(devices object.VirtualDeviceList) types.BaseVirtualDevice {
@@ -413,6 +423,22 @@ func (l *lab) change(vm *object.VirtualMachine, op types.VirtualDeviceConfigSpec
 	l.must(vm.Reconfigure(l.t.Context(), types.VirtualMachineConfigSpec{DeviceChange: spec}))
 }
 
+// uploadImage uploads the disks of an image and returns the path of the top one.
+func (l *lab) uploadImage() string {
+	l.t.Helper()
+	dir, top := pulledDisks(l.t)
+	disks, err := os.ReadDir(dir)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, d := range disks {
+		if strings.HasSuffix(d.Name(), ".vmdk") {
+			l.upload(filepath.Join(dir, d.Name()), "vic/disks/"+d.Name())
+		}
+	}
+	return "vic/disks/" + top
+}
+
 // TestBridge takes one VM through its life: created over an image's layers as they were uploaded, booted, asked over its serial port,
 // changed while it runs, suspended, ended by its guest, and destroyed.
 func TestBridge(t *testing.T) {
@@ -421,24 +447,16 @@ func TestBridge(t *testing.T) {
 	}
 	l := newLab(t)
 	ctx := t.Context()
-	dir, top := pulledDisks(t)
-	disks, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range disks {
-		if strings.HasSuffix(d.Name(), ".vmdk") {
-			l.upload(filepath.Join(dir, d.Name()), "vic/disks/"+d.Name())
-		}
-	}
-	l.upload(guestISO(t), "vic/guest.iso")
+	top := l.uploadImage()
+	l.upload(bootISO(t, "./testdata/guest"), "vic/guest.iso")
 	uploaded, err := os.ReadDir(l.s.Folder("datastore1") + "/vic/disks")
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	p := listen(t)
-	vm := l.createVM("one", "vic/disks/"+top, "vic/guest.iso", p.uri())
+	vm := l.createVM("one", top, "vic/guest.iso", map[string]string{"guestinfo.vic.test": "a, b=c", "other": "secret"},
+		uriBacking(p.uri()), l.fileBacking("one/second"))
 	l.must(vm.PowerOn(ctx))
 	p.accept()
 	said := p.until("ready")
@@ -454,7 +472,7 @@ func TestBridge(t *testing.T) {
 
 	devices := l.devices(vm)
 	scsi := devices.SelectByType((*types.ParaVirtualSCSIController)(nil))[0].(types.BaseVirtualController)
-	l.change(vm, types.VirtualDeviceConfigSpecOperationAdd, l.diskOver(devices, scsi, "one/two.vmdk", "vic/disks/"+top), l.newNIC(devices))
+	l.change(vm, types.VirtualDeviceConfigSpecOperationAdd, l.diskOver(devices, scsi, "one/two.vmdk", top), l.newNIC(devices))
 	p.has(2, 2)
 	known := map[int32]bool{}
 	for _, d := range devices {
@@ -506,4 +524,66 @@ func TestBridge(t *testing.T) {
 	if now, err := os.ReadDir(l.s.Folder("datastore1") + "/vic/disks"); err != nil || len(now) != len(uploaded) {
 		t.Errorf("of %d files of layers there are %d, %v", len(uploaded), len(now), err)
 	}
+}
+
+// TestTether boots a container: the tether finds its configuration, its root disk and its ports in a VM of VMware's shape.
+func TestTether(t *testing.T) {
+	needTool(t, "qemu-system-x86_64")
+	l := newLab(t)
+	ctx := t.Context()
+	top := l.uploadImage()
+	l.upload(bootISO(t, "vic/cmd/tether"), "vic/tether.iso")
+	conf := wire.Config{ID: strings.Repeat("ab", 32), Token: "secret", Hostname: "box", OpenStdin: true, Network: wire.Network{NICs: []wire.NIC{{DHCP: true}}},
+		Args: []string{"/busybox", "sh", "-c", `read x; echo $x; /busybox cat /lower /upper; /busybox hostname; exit 7`}, Env: []string{"PATH=/"}}
+	info, err := conf.GuestInfo()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := listen(t)
+	vm := l.createVM("two", top, "vic/tether.iso", info, l.fileBacking("two/console"), uriBacking(p.uri()), l.fileBacking("two/log"))
+	l.must(vm.PowerOn(ctx))
+	p.accept()
+	within, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	conn, err := wire.Connect(within, p.conn, wire.ConnectOptions{Token: conf.Token, Window: wire.SerialWindow})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	l.await(vm, "guest.ipAddress", func(v any) bool { return v == "10.0.2.15" }) // what QEMU's DHCP server gives
+	if _, err := io.WriteString(conn.Stdin(), "over the port\n"); err != nil {
+		t.Fatal(err)
+	}
+	l.await(vm, "runtime.powerState", func(v any) bool { return v == types.VirtualMachinePowerStatePoweredOff })
+
+	f, err := os.Open(l.s.Folder("datastore1") + "/two/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var stdout []byte
+	var exit wire.Exit
+	for r := wire.NewLogReader(f, 0); ; {
+		rec, err := r.Next()
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		switch rec.Type {
+		case wire.Stdout:
+			stdout = append(stdout, rec.Data...)
+		case wire.Diagnostic:
+			t.Logf("diagnostic: %s", rec.Data)
+		case wire.RecExit:
+			if exit, err = rec.Exit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if want := "over the port\nfrom the first layerfrom the secondbox\n"; string(stdout) != want || exit.Code != 7 {
+		console, _ := os.ReadFile(l.s.Folder("datastore1") + "/two/console")
+		t.Errorf("stdout %q, want %q; exit %+v; console:\n%s", stdout, want, exit, console)
+	}
+	l.must(vm.Destroy(ctx))
 }
