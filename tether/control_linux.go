@@ -29,11 +29,7 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 	case wire.OpPing:
 		return wire.Reply{}, nil
 	case wire.OpClock:
-		ts := unix.NsecToTimespec(r.Time)
-		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-			return wire.Reply{}, fmt.Errorf("set clock to %v: %w", time.Unix(0, r.Time).UTC(), err)
-		}
-		return wire.Reply{}, nil
+		return wire.Reply{}, stepClock(time.Unix(0, r.Time))
 	case wire.OpState:
 		return wire.Reply{State: g.state()}, nil
 	case wire.OpExec:

@@ -56,9 +56,13 @@ func setClock(ns int64) error {
 	if err != nil {
 		return err
 	}
-	ts := unix.NsecToTimespec(ns + since)
+	return stepClock(time.Unix(0, ns+since))
+}
+
+func stepClock(now time.Time) error {
+	ts := unix.NsecToTimespec(now.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-		return fmt.Errorf("set clock to %v: %w", time.Unix(0, ns).UTC(), err)
+		return fmt.Errorf("set clock to %v: %w", now.UTC(), err)
 	}
 	return nil
 }

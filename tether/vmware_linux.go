@@ -31,7 +31,7 @@ func (g *guest) serveVMware() {
 	if !guestrpc.Present() {
 		return
 	}
-	tools := &guestrpc.Tools{Shutdown: g.endByHost, Diagnose: g.diagnose}
+	tools := &guestrpc.Tools{Shutdown: g.endByHost, SetClock: stepClock, Diagnose: g.diagnose}
 	go tools.Run(context.Background()) // for the life of the VM
 	go func() {                        // likewise
 		if err := g.report(tools); err != nil {

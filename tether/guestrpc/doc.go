@@ -1,6 +1,6 @@
 // Package guestrpc speaks, from inside a VMware VM, with the process that runs the VM (the VMX): it reads and
 // writes the VM's guestinfo, and stands in for VMware Tools as far as vSphere needs them to show the guest as
-// running, with its addresses, and to shut it down.
+// running, with its addresses, to shut it down, and to set its clock when it was suspended.
 //
 // # Ports
 //
@@ -28,6 +28,8 @@
 // Open gives the channel's number in the upper half of edx, and a cookie in esi and edi, which all that follows
 // repeats. With status 0x80 the payload goes in one instruction, REP OUTSB or REP INSB on port 0x5659: ebx is the status
 // 1 in its upper half, ecx the size, the cookie in ebp and in that of esi and edi that does not hold the address.
+//
+// The host's time comes in one exchange, see HostTime.
 //
 // There are two protocols. On RPCI the guest asks and the VMX answers "1 RESULT" or "0 ERROR" (Call). On TCLO the
 // VMX asks; the guest finds out by sending its last answer, which may be empty, again and again (Tools). That poll is

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vic/tether/wire"
 )
@@ -122,8 +123,16 @@ func toolsGuest() error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	clocks := 0
 	tools := &Tools{
 		Diagnose: func(err error) { fmt.Println(err) },
+		SetClock: func(now time.Time) error {
+			clocks++
+			if now.UnixMicro() != vmxSeconds*1e6+vmxMicroseconds {
+				return fmt.Errorf("the host's time is %v", now)
+			}
+			return nil
+		},
 		Shutdown: func(reboot bool) error {
 			if reboot {
 				return errors.New("not now")
@@ -136,6 +145,7 @@ func toolsGuest() error {
 		return err
 	}
 	tools.Run(ctx)
+	fmt.Println("clock set", clocks)
 	return nil
 }
 
@@ -153,7 +163,7 @@ func TestTools(t *testing.T) {
 			v := &vmx{bulk: bulk, info: map[string]string{}, orders: []string{
 				"reset", "ping", "Capabilities_Register", "Set_Option broadcastIP 1", "Set_Option synctime 0", "\x00", "f\x00",
 				"OS_Resume", "", "reset", "OS_Reboot", "OS_Halt\x00"}}
-			if out := v.beGuest(t, "tools"); out != "" {
+			if out := v.beGuest(t, "tools"); out != "clock set 3\n" { // two channels, a resumption
 				t.Errorf("the guest says: %s", out)
 			}
 			if want := []string{"OK ATR toolbox", "OK ", "OK ", "OK ", "ERROR Unknown or invalid option", "ERROR Unknown Command", "ERROR Unknown Command",

@@ -15,6 +15,9 @@ import (
 type Tools struct {
 	// Shutdown begins the end of the guest, or its reboot, and does not wait for it. vSphere is told of its error.
 	Shutdown func(reboot bool) error
+	// SetClock is told the host's time when the guest's may be another: when the VM comes back from a suspension or a
+	// snapshot, or has been moved, and when it has booted.
+	SetClock func(time.Time) error
 	// Diagnose is told why the VMX cannot be heard, once for each time that it cannot.
 	Diagnose func(error)
 
@@ -105,11 +108,12 @@ func parseOrder(request []byte) (name, args string) {
 }
 
 // Changes of the guest's state that the VMX tells or asks for, by number (guestrpc/powerops.h).
-var stateChanges = map[string]int{"OS_Halt": stateHalt, "OS_Reboot": stateReboot, "OS_PowerOn": 3, "OS_Resume": 4, "OS_Suspend": 5}
+var stateChanges = map[string]int{"OS_Halt": stateHalt, "OS_Reboot": stateReboot, "OS_PowerOn": 3, "OS_Resume": stateResume, "OS_Suspend": 5}
 
 const (
 	stateHalt   = 1
 	stateReboot = 2
+	stateResume = 4
 )
 
 // answer carries out a request of the VMX.
@@ -144,10 +148,19 @@ func (t *Tools) answer(name, args string) string {
 // toolsName is what the VMX knows the one service of a guest by that it takes for VMware Tools.
 const toolsName = "toolbox"
 
-// begin says that this channel takes all that the VMX has to ask, and tells about the guest.
+// begin says that this channel takes all that the VMX has to ask, and tells about the guest. The one before may have
+// been lost with a suspension.
 func (t *Tools) begin() error {
 	_, err := Call("vmx.capability.unified_loop " + toolsName)
-	return errors.Join(err, t.tell())
+	return errors.Join(err, t.setClock(), t.tell())
+}
+
+func (t *Tools) setClock() error {
+	now, err := HostTime()
+	if err != nil {
+		return err
+	}
+	return t.SetClock(now)
 }
 
 // register says what the tools can. The version is that of tools which vSphere does not offer to upgrade, and type 4
@@ -167,8 +180,11 @@ func register() error {
 // change follows a change of state, and says how it went.
 func (t *Tools) change(state int) error {
 	var err error
-	if state == stateHalt || state == stateReboot {
+	switch state {
+	case stateHalt, stateReboot:
 		err = t.Shutdown(state == stateReboot)
+	case stateResume:
+		err = t.setClock()
 	}
 	done := 1
 	if err != nil {
