@@ -61,7 +61,7 @@ type Options struct {
 	Hosts      int           // in the cluster of the vCenter; 0 means 2
 	Datastores []Datastore   // none means one, "datastore1", in a temporary folder. All hosts have all of them
 	PortGroups []string      // beside "VM Network"; all hosts have all of them
-	Switched   []string      // distributed port groups of a vCenter, on its switch "DVS0"
+	Switched   []string      // distributed port groups of a vCenter, on its switch "DVS0", beside the simulator's own "DC0_DVPG0"
 	Pools      []string      // resource pools below the cluster's or the host's own
 	Address    string        // of the listener; "" means any port of 127.0.0.1
 	User       *url.Userinfo // the only one who may log in; nil means "administrator", with the password "vic"

@@ -143,6 +143,12 @@ func (b *Bridge) around(t *simulator.Task, run func() vcsim.Outcome) vcsim.Outco
 		if m != nil { // it is off when the guest has done so
 			return outcome(m.execute(b.ctx, "system_powerdown", nil))
 		}
+	case "VirtualMachine.destroy":
+		o := run()
+		if o.Fault == nil && m != nil { // it was suspended
+			m.end()
+		}
+		return o
 	case "VirtualMachine.reconfigVm":
 		o := run()
 		if o.Fault == nil && m != nil {

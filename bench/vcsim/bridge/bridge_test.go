@@ -20,6 +20,7 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/property"
@@ -586,4 +587,84 @@ func TestTether(t *testing.T) {
 		t.Errorf("stdout %q, want %q; exit %+v; console:\n%s", stdout, want, exit, console)
 	}
 	l.must(vm.Destroy(ctx))
+}
+
+// TestPower looks at the power states of VMs that have nothing to boot from.
+func TestPower(t *testing.T) {
+	needTool(t, "qemu-system-x86_64")
+	l := newLab(t)
+	ctx := t.Context()
+	create := func(name string, devices ...types.BaseVirtualDevice) *object.VirtualMachine {
+		t.Helper()
+		change, err := object.VirtualDeviceList(devices).ConfigSpec(types.VirtualDeviceConfigSpecOperationAdd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info := l.must(l.vms.CreateVM(ctx, types.VirtualMachineConfigSpec{Name: name, GuestId: "otherGuest64", NumCPUs: 1, MemoryMB: 16,
+			Files: &types.VirtualMachineFileInfo{VmPathName: l.ds.Path(name + "/" + name + ".vmx")}, DeviceChange: change}, l.pool, nil))
+		return object.NewVirtualMachine(l.Client, info.Result.(types.ManagedObjectReference))
+	}
+	vm := create("empty")
+	ref := vm.Reference()
+
+	l.must(vm.PowerOn(ctx))
+	first := l.b.machine(ref)
+	l.must(vm.Reset(ctx))
+	second := l.b.machine(ref)
+	if first == nil || second == nil || first == second {
+		t.Fatalf("after a reset the VM runs as %p, before as %p", second, first)
+	}
+	if err := second.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	l.await(vm, "runtime.powerState", func(v any) bool { return v == types.VirtualMachinePowerStatePoweredOff })
+
+	l.must(vm.PowerOn(ctx))
+	l.must(vm.PowerOff(ctx))
+	if l.b.Running(ref) {
+		t.Error("a VM that is off runs")
+	}
+
+	l.must(vm.PowerOn(ctx))
+	l.must(vm.Suspend(ctx))
+	suspended := l.b.machine(ref)
+	l.must(vm.Destroy(ctx))
+	<-suspended.done
+
+	var none object.VirtualDeviceList
+	backing, err := l.bridge.EthernetCardBackingInfo(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e1000, err := none.CreateEthernetCard("e1000", backing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxied := uriBacking("tcp://vch:1")
+	proxied.ProxyURI = "telnet://127.0.0.1:1"
+	for name, d := range map[string]types.BaseVirtualDevice{
+		"counterpart":        e1000,
+		"proxy":              serialPort(-90, proxied),
+		"telnet://HOST:PORT": serialPort(-90, uriBacking("telnets://127.0.0.1:1")),
+		"is no file":         serialPort(-90, l.fileBacking("../out")),
+		"directory":          serialPort(-90, l.fileBacking("")), // a folder, for QEMU
+	} {
+		t.Run(name, func(t *testing.T) {
+			vm := create(strings.NewReplacer("/", "-", ":", "-").Replace(name), d)
+			task, err := vm.PowerOn(ctx)
+			if err == nil {
+				err = task.WaitEx(ctx)
+			}
+			if err == nil {
+				t.Fatal("it was powered on")
+			}
+			var f *types.GenericVmConfigFault
+			if _, ok := fault.As(err, &f); !ok || !strings.Contains(f.Reason, name) {
+				t.Errorf("power on: %v (%+v)", err, f)
+			}
+			if state, err := vm.PowerState(ctx); state != types.VirtualMachinePowerStatePoweredOff || err != nil {
+				t.Errorf("state %s, %v", state, err)
+			}
+		})
+	}
 }
