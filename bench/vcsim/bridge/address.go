@@ -77,7 +77,8 @@ func (m *machine) unlisten(ctx context.Context, key int32) error {
 
 func (l *listener) close() error { return l.fifo.Close() }
 
-// eachFrame reads a capture file (pcap-savefile(5), in this machine's byte order) until there is no more.
+// eachFrame reads a capture file (pcap-savefile(5), in this machine's byte order) until there is no more, which is io.EOF between two
+// frames.
 func eachFrame(r io.Reader, fn func([]byte)) error {
 	const header, record, limit = 24, 16, 1 << 16
 	b := make([]byte, limit)
@@ -92,7 +93,9 @@ func eachFrame(r io.Reader, fn func([]byte)) error {
 		if n > limit {
 			return fmt.Errorf("frame of %d bytes", n)
 		}
-		if _, err := io.ReadFull(r, b[:n]); err != nil {
+		if _, err := io.ReadFull(r, b[:n]); errors.Is(err, io.EOF) {
+			return io.ErrUnexpectedEOF
+		} else if err != nil {
 			return err
 		}
 		fn(b[:n])

@@ -77,6 +77,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(capture(acknowledgement(testMAC, 5, 10, 0, 2, 15)))
 	f.Add(capture(nil, make([]byte, 1<<16)))
 	f.Add(capture()[:20])
+	f.Add(capture(make([]byte, 60))[:40])
 	f.Fuzz(func(t *testing.T, file []byte) {
 		var frames [][]byte
 		err := eachFrame(bytes.NewReader(file), func(p []byte) {
