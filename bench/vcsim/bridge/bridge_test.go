@@ -66,7 +66,7 @@ type lab struct {
 	bridge object.NetworkReference
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t *testing.T, o Options) *lab {
 	t.Helper()
 	ctx := t.Context()
 	l := &lab{t: t}
@@ -80,7 +80,8 @@ func newLab(t *testing.T) *lab {
 		}
 	})
 	var log bytes.Buffer
-	if l.b, err = Attach(l.s, Options{Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
+	o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	if l.b, err = Attach(l.s, o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -446,7 +447,7 @@ func TestBridge(t *testing.T) {
 	for _, name := range []string{"qemu-system-x86_64", "qemu-img", "debugfs", "e2fsck"} {
 		needTool(t, name)
 	}
-	l := newLab(t)
+	l := newLab(t, Options{})
 	ctx := t.Context()
 	top := l.uploadImage()
 	l.upload(bootISO(t, "./testdata/guest"), "vic/guest.iso")
@@ -530,7 +531,7 @@ func TestBridge(t *testing.T) {
 // TestTether boots a container: the tether finds its configuration, its root disk and its ports in a VM of VMware's shape.
 func TestTether(t *testing.T) {
 	needTool(t, "qemu-system-x86_64")
-	l := newLab(t)
+	l := newLab(t, Options{})
 	ctx := t.Context()
 	top := l.uploadImage()
 	l.upload(bootISO(t, "vic/cmd/tether"), "vic/tether.iso")
@@ -592,7 +593,13 @@ func TestTether(t *testing.T) {
 // TestPower looks at the power states of VMs that have nothing to boot from.
 func TestPower(t *testing.T) {
 	needTool(t, "qemu-system-x86_64")
-	l := newLab(t)
+	socket := filepath.Join(t.TempDir(), "switch")
+	network, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer network.Close()
+	l := newLab(t, Options{Networks: map[string]string{"bridge": socket}})
 	ctx := t.Context()
 	create := func(name string, devices ...types.BaseVirtualDevice) *object.VirtualMachine {
 		t.Helper()
@@ -630,6 +637,15 @@ func TestPower(t *testing.T) {
 	suspended := l.b.machine(ref)
 	l.must(vm.Destroy(ctx))
 	<-suspended.done
+
+	wired := create("wired", l.newNIC(object.VirtualDeviceList{}))
+	l.must(wired.PowerOn(ctx))
+	if conn, err := network.Accept(); err != nil { // whoever is on the network connects before it runs
+		t.Error(err)
+	} else {
+		conn.Close()
+	}
+	l.must(wired.PowerOff(ctx))
 
 	var none object.VirtualDeviceList
 	backing, err := l.bridge.EthernetCardBackingInfo(ctx)
