@@ -20,20 +20,31 @@ type guestFlags struct {
 }
 
 func (g *guestFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&g.kernel, "kernel", "", "`file` of the kernel for container VMs; default the newest in /boot")
-	cmd.Flags().StringVar(&g.modules, "modules", "", "`folder` of the kernel's modules; default /lib/modules/VERSION")
+	cmd.Flags().StringVar(&g.kernel, "kernel", "", "`file` of the kernel for container VMs; default kernel/vmlinuz beside vic, which make kernel builds, or the newest in /boot")
+	cmd.Flags().StringVar(&g.modules, "modules", "", "`folder` of the kernel's modules; default the one that kernel/vmlinuz is in, or /lib/modules/VERSION")
 	cmd.Flags().StringVar(&g.tether, "tether", "", "`file` of the program that is PID 1 of container VMs; default tether beside vic")
 }
 
-// options finds the tether if no flag names it.
+// options finds what no flag names beside the program.
 func (g *guestFlags) options() (boot.Options, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return boot.Options{}, fmt.Errorf("find what is beside vic: %w", err)
+	}
+	return g.beside(filepath.Dir(exe))
+}
+
+// beside finds what no flag names in a folder.
+func (g *guestFlags) beside(folder string) (boot.Options, error) {
 	o := boot.Options{Kernel: g.kernel, Modules: g.modules, Tether: g.tether}
 	if o.Tether == "" {
-		exe, err := os.Executable()
-		if err != nil {
-			return o, fmt.Errorf("find the tether: %w: name it with --tether", err)
+		o.Tether = filepath.Join(folder, "tether")
+	}
+	if o.Kernel == "" && o.Modules == "" {
+		own := filepath.Join(folder, "kernel")
+		if _, err := os.Stat(filepath.Join(own, "vmlinuz")); err == nil {
+			o.Kernel, o.Modules = filepath.Join(own, "vmlinuz"), own
 		}
-		o.Tether = filepath.Join(filepath.Dir(exe), "tether")
 	}
 	if _, err := os.Stat(o.Tether); errors.Is(err, fs.ErrNotExist) {
 		return o, fmt.Errorf("there is no tether at %s: build it (make) or name it with --tether", o.Tether)
