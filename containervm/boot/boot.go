@@ -42,7 +42,9 @@ import (
 // no_timer_check: the kernel counts timer interrupts for ten ticks of the host's time (timer_irq_works in
 // arch/x86/kernel/apic/io_apic.c). A busy host delivers too few, and after four ways of connecting the
 // timer the kernel panics. What virtual machines have needs no check.
-const cmdline = "console=ttyS0 quiet cryptomgr.notests nokaslr noreplace-smp no_timer_check initcall_blacklist=tracer_init_tracefs panic=-1"
+//
+// dummy.numdummies: a kernel with that driver built in makes an interface dummy0 that nobody asked for.
+const cmdline = "console=ttyS0 quiet cryptomgr.notests nokaslr noreplace-smp no_timer_check initcall_blacklist=tracer_init_tracefs dummy.numdummies=0 panic=-1"
 
 // Options name the files to build from.
 type Options struct {
