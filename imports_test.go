@@ -25,7 +25,7 @@ var allowed = map[string][]string{
 	"layerstore":          {"diskfs", "layerstore/inflate", "vmdk"},
 	"layerstore/inflate":  {},
 	"layerstore/mount":    {"diskfs", "layerstore"},
-	"layerstore/vsphere":  {},
+	"layerstore/vsphere":  {"layerstore", "vmdk"},
 	"containervm":         {"diskfs", "layerstore", "tether/wire"},
 	"containervm/boot":    {},
 	"containervm/network": {"containervm"},

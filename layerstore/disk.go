@@ -3,6 +3,7 @@ package layerstore
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -257,4 +258,26 @@ func (s *Store) FS(img *Image) (*FS, error) {
 		return nil, fmt.Errorf("open file system of image %s: %w", img.ID, err)
 	}
 	return &FS{f, disk}, nil
+}
+
+// Chains returns the chain IDs of the layers whose disks these are, top first; "" is the base disk.
+func (d *Disk) Chains() []digest.Digest {
+	var out []digest.Digest
+	for _, name := range d.names {
+		chain, _ := parseHex(name)
+		if name == baseName {
+			chain = ""
+		}
+		out = append(out, chain)
+	}
+	return out
+}
+
+// Extent returns the extent file of the top disk.
+func (d *Disk) Extent() (*io.SectionReader, error) {
+	fi, err := d.files[0].Stat()
+	if err != nil {
+		return nil, err
+	}
+	return io.NewSectionReader(d.files[0], 0, fi.Size()), nil
 }

@@ -299,8 +299,10 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, io.ErrClosedPipe
 	}
 	n, err := b.r.Read(p)
-	b.n += int64(n)
-	b.progress(b.n)
+	if n > 0 {
+		b.n += int64(n)
+		b.progress(b.n)
+	}
 	if err != nil && err != io.EOF {
 		b.err = err
 	}

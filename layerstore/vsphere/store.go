@@ -1,0 +1,260 @@
+package vsphere
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"path"
+	"regexp"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"vic/vmdk"
+)
+
+// Folders and files of a Store.
+const (
+	disksFolder = "disks"
+	vchsFolder  = "vchs"
+	storeFile   = "store.json"
+	baseName    = "base"
+	recordLimit = 1 << 20
+)
+
+// A Store is an image store on a datastore: the disks of images as vSphere's virtual machines take them, for several VCHs.
+//
+//	store.json                   storeRecord; made last: without it there is no store
+//	disks/
+//	  base.vmdk, base-flat.vmdk  the disk under all others, thin and empty; the server makes it
+//	  NAME.vmdk                  descriptor of a delta; its parent is in the same folder
+//	  NAME-delta.vmdk            its extent, in the store's encoding
+//	  NAME.json                  diskRecord: the disk is complete from the moment this is there
+//	vchs/VCH/
+//	  pulls/ID.json              names of disks that somebody is about to use or to make
+//	  images/ID.json             an image that the VCH has, and its disks
+//
+// NAME is the chain ID of the layer whose disk it is, and after a dash some digits that no two uploads have in common. So
+// nobody ever writes a file again that another VCH may have complete already, and perhaps a virtual machine open: two that
+// upload the same layer at once leave two disks of it. Nothing is renamed: vSphere flattens a delta that moves.
+//
+// A disk is removed in this order: its record, then, if no file in any pulls folder names it, its files; else the record is written again.
+// Who wants to use one that is there names it in a file of pulls first, and then looks whether the record is still there. So
+// one of the two sees the other.
+type Store struct {
+	d        *Datastore
+	vch      string
+	log      *slog.Logger
+	capacity int64
+	encoding Encoding // of the store, or of one that is made
+	base     *vmdk.Descriptor
+
+	mu    sync.Mutex
+	disks map[digest.Digest][]string // names of what was complete when it was last looked
+}
+
+// An Encoding is the format of a store's deltas.
+type Encoding string
+
+const (
+	// VMFSSparse is COWD, which ESXi's own deltas on VMFS5 and NFS are.
+	VMFSSparse Encoding = "vmfsSparse"
+	// Hosted is KDMV, as local stores have it: no ESXi opens it, but QEMU does, which takes a hundred times as long
+	// with vmfsSparse. It is for simulated datastores.
+	Hosted Encoding = "hosted"
+)
+
+// StoreOptions are how OpenStore opens a store.
+type StoreOptions struct {
+	// VCH is the name of the folder of whoever opens the store; no two may use one at the same time.
+	VCH string
+	// Capacity is the size of every disk in bytes. The store must have the same.
+	Capacity int64
+	// Encoding is that of a store that is made; "" is VMFSSparse. One that is there has its own.
+	Encoding Encoding
+	Log      *slog.Logger // nil is silent
+}
+
+type storeRecord struct {
+	Version  int      `json:"version"`
+	Capacity int64    `json:"capacity"` // bytes
+	Encoding Encoding `json:"encoding"`
+	CID      string   `json:"cid"` // of the base disk
+}
+
+// A diskRecord is NAME.json.
+type diskRecord struct {
+	Chain  digest.Digest `json:"chain"`
+	Parent string        `json:"parent"` // NAME, or base
+	CID    string        `json:"cid"`
+	Size   int64         `json:"size"` // of the extent, bytes
+}
+
+var vchName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,79}$`)
+
+// OpenStore opens the store in a datastore's folder, making one if there is none.
+func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error) {
+	if !vchName.MatchString(o.VCH) {
+		return nil, fmt.Errorf("%q is no name of a VCH's folder", o.VCH)
+	}
+	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: cmp.Or(o.Encoding, VMFSSparse)}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	err := s.open(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = s.make(ctx); err == nil {
+			err = s.open(ctx)
+		}
+	}
+	for _, f := range []string{"pulls", "images"} {
+		if err == nil {
+			err = d.MakeFolder(ctx, s.own(f))
+		}
+	}
+	if err == nil {
+		err = s.look(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", d.Path("."), err)
+	}
+	return s, nil
+}
+
+// own is a path in the VCH's folder.
+func (s *Store) own(elem ...string) string {
+	return path.Join(append([]string{vchsFolder, s.vch}, elem...)...)
+}
+
+func (s *Store) open(ctx context.Context) error {
+	text, err := s.d.ReadFile(ctx, storeFile, recordLimit)
+	if err != nil {
+		return err
+	}
+	var rec storeRecord
+	if err := json.Unmarshal(text, &rec); err != nil {
+		return fmt.Errorf("parse %s: %w", storeFile, err)
+	}
+	switch {
+	case rec.Version != 1:
+		return fmt.Errorf("it has version %d, which this program does not know", rec.Version)
+	case rec.Capacity != s.capacity:
+		return fmt.Errorf("its disks have %d bytes, those of the VCH %d: a VCH needs a store of the same", rec.Capacity, s.capacity)
+	}
+	if s.encoding = rec.Encoding; s.encoding != VMFSSparse && s.encoding != Hosted {
+		return fmt.Errorf("its disks are %q, which this program does not know", rec.Encoding)
+	}
+	if text, err = s.d.ReadFile(ctx, path.Join(disksFolder, baseName+".vmdk"), recordLimit); err != nil {
+		return err
+	}
+	if s.base, err = vmdk.ParseDescriptor(text); err != nil {
+		return fmt.Errorf("base disk: %w", err)
+	}
+	if got := fmt.Sprintf("%08x", s.base.CID); got != rec.CID {
+		return fmt.Errorf("the content ID of its base disk is %s and was %s: somebody has written to it", got, rec.CID)
+	}
+	return nil
+}
+
+// make makes an empty store. Two may do so at once.
+func (s *Store) make(ctx context.Context) error {
+	if err := s.d.MakeFolder(ctx, disksFolder); err != nil {
+		return err
+	}
+	base := path.Join(disksFolder, baseName+".vmdk")
+	err := s.d.s.retry.do(ctx, func() error {
+		task, err := object.NewVirtualDiskManager(s.d.s.client).CreateVirtualDisk(ctx, s.d.Path(base), s.d.dc, &types.FileBackedVirtualDiskSpec{
+			VirtualDiskSpec: types.VirtualDiskSpec{AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic), DiskType: string(types.VirtualDiskTypeThin)},
+			CapacityKb:      s.capacity >> 10,
+		})
+		if err != nil {
+			return err
+		}
+		return s.d.s.Wait(ctx, task)
+	})
+	if err != nil && !fault.Is(err, &types.FileAlreadyExists{}) {
+		return fmt.Errorf("create base disk: %w", s.d.unavailable(err))
+	}
+	text, err := s.d.ReadFile(ctx, base, recordLimit)
+	if err != nil {
+		return err
+	}
+	desc, err := vmdk.ParseDescriptor(text)
+	if err != nil {
+		return fmt.Errorf("base disk: %w", err)
+	}
+	return s.putJSON(ctx, storeFile, storeRecord{Version: 1, Capacity: s.capacity, Encoding: s.encoding, CID: fmt.Sprintf("%08x", desc.CID)})
+}
+
+// put writes a small file.
+func (s *Store) put(ctx context.Context, name string, text []byte) error {
+	return s.d.Put(ctx, name, int64(len(text)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(text)), nil }, nil)
+}
+
+func (s *Store) putJSON(ctx context.Context, name string, v any) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return s.put(ctx, name, append(text, '\n'))
+}
+
+// look finds out which disks there are.
+func (s *Store) look(ctx context.Context) error {
+	list, err := s.d.List(ctx, disksFolder)
+	if err != nil {
+		return err
+	}
+	disks := map[digest.Digest][]string{}
+	for _, e := range list {
+		name, ok := strings.CutSuffix(e.Name, ".json")
+		if chain, err := chainOf(name); ok && err == nil {
+			disks[chain] = append(disks[chain], name)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.disks = disks
+	return nil
+}
+
+// chainOf is the chain ID in the name of a disk; "" is that of the base disk's content.
+func chainOf(name string) (digest.Digest, error) {
+	hexDigits, _, ok := strings.Cut(name, "-")
+	if !ok {
+		return "", fmt.Errorf("%q is no name of a disk", name)
+	}
+	if hexDigits == baseName {
+		return "", nil
+	}
+	d := digest.NewDigestFromEncoded(digest.SHA256, hexDigits)
+	return d, d.Validate()
+}
+
+// newName names a disk of a layer, as nobody else does.
+func newName(chain digest.Digest) string {
+	var id [6]byte
+	rand.Read(id[:]) // never fails (crypto/rand)
+	first := baseName
+	if chain != "" {
+		first = chain.Encoded()
+	}
+	return first + "-" + hex.EncodeToString(id[:])
+}
+
+// DiskPath is the datastore path of a disk's descriptor.
+func (s *Store) DiskPath(name string) string {
+	return s.d.Path(path.Join(disksFolder, name+".vmdk"))
+}
