@@ -13,7 +13,6 @@ import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -82,7 +81,7 @@ func (s *Server) makeDisksReal(t *simulator.Task, run func() Outcome) Outcome {
 // disksOf lists the datastore paths of a VM's disks.
 func (s *Server) disksOf(ref types.ManagedObjectReference) []string {
 	var names []string
-	s.eachDisk(ref, func(_ *types.VirtualDisk, b *types.VirtualDiskFlatVer2BackingInfo) error {
+	_ = s.eachDisk(ref, func(_ *types.VirtualDisk, b *types.VirtualDiskFlatVer2BackingInfo) error { // of which the only error is the function's
 		names = append(names, b.FileName)
 		return nil
 	})
@@ -243,8 +242,6 @@ type diskManager struct {
 	*simulator.VirtualDiskManager
 	s *Server
 }
-
-var _ mo.Reference = (*diskManager)(nil)
 
 // DeleteVirtualDiskTask implements VirtualDiskManager.DeleteVirtualDisk_Task.
 func (m *diskManager) DeleteVirtualDiskTask(ctx *simulator.Context, req *types.DeleteVirtualDisk_Task) soap.HasFault {

@@ -153,7 +153,12 @@ func (s *Server) makeModel(o Options) error {
 // listen starts the front. The simulator's own HTTP server chooses the address and registers what there is to serve, and ends:
 // it could neither be away nor close while a client is there.
 func (s *Server) listen(o Options) error {
-	if _, err := net.ResolveTCPAddr("tcp", o.Address); err != nil {
+	l, err := net.Listen("tcp", o.Address) // the simulator panics at an address that it cannot have
+	if err != nil {
+		return err
+	}
+	o.Address = l.Addr().String()
+	if err := l.Close(); err != nil {
 		return err
 	}
 	svc := s.Service

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -499,12 +500,18 @@ func TestIdle(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
 	for name, o := range map[string]Options{
 		"distributed port groups on ESXi": {ESX: true, Switched: []string{"x"}},
 		"many ESXi hosts":                 {ESX: true, Hosts: 2},
 		"folder that is not there":        {Datastores: []Datastore{{Name: "x", Dir: filepath.Join(t.TempDir(), "none")}}},
 		"type of datastore":               {Datastores: []Datastore{{Name: "x", Type: "vsan"}}},
 		"datastore twice":                 {Datastores: []Datastore{{Name: "x"}, {Name: "x"}}},
+		"address that is taken":           {Address: taken.Addr().String()},
 		"address":                         {Address: "127.0.0.1:no"},
 	} {
 		t.Run(name, func(t *testing.T) {
