@@ -15,6 +15,9 @@ type ApplyOptions struct {
 	Data io.ReaderAt
 	// High is the Delta.High of the layer below: no cluster from there on was ever mapped.
 	High int64
+	// Reuse is for a file system that a kernel has written to: the stream goes to any clusters in which nothing is in use,
+	// whatever High is. Whoever writes the Delta must write its clusters whole: there may be something in them.
+	Reuse bool
 }
 
 // Apply binds a changeset to the file system, which becomes the one with the changeset
@@ -42,8 +45,19 @@ func (f *FS) Apply(cs *Changeset, o ApplyOptions) (*Delta, error) {
 	}
 	f.applying = true
 	f.resetZones()
-	a := &apply{FS: f, cs: cs, data: o.Data, place: placer{base: o.High, reserved: f.reservedClusters()}}
-	d, err := a.run()
+	a := &apply{FS: f, cs: cs, data: o.Data}
+	var d *Delta
+	var err error
+	if o.Reuse {
+		var used []clusterRange
+		used, err = f.usedClusters()
+		a.place = newPlacer(0, used)
+	} else {
+		a.place = newPlacer(o.High, f.reservedClusters())
+	}
+	if err == nil {
+		d, err = a.run()
+	}
 	f.err = err
 	return d, err
 }
@@ -111,7 +125,7 @@ func (a *apply) fits(blocks int64) error {
 	if blocks == 0 || (a.place.cluster((blocks-1)/clusterBlocks)+1)*clusterBlocks <= a.sb.blocksCount {
 		return nil
 	}
-	left := max(0, a.sb.blocksCount/clusterBlocks-a.place.base) * ClusterSize
+	left := a.place.room(a.sb.blocksCount/clusterBlocks) * ClusterSize
 	return fmt.Errorf("%w: the layer takes at least %d bytes, %d are left", ErrNoSpace, blocks*BlockSize, left)
 }
 

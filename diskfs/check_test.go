@@ -15,7 +15,7 @@ func (c *chain) damage(change func(a *apply) error) {
 	c.reopen()
 	c.fs.applying = true
 	c.fs.resetZones()
-	a := &apply{FS: c.fs, cs: &Changeset{}, place: placer{base: c.high, reserved: c.fs.reservedClusters()}}
+	a := &apply{FS: c.fs, cs: &Changeset{}, place: newPlacer(c.high, c.fs.reservedClusters())}
 	if err := change(a); err != nil {
 		c.t.Fatal(err)
 	}

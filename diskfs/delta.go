@@ -193,14 +193,20 @@ func (d *Delta) WriteMeta(w io.Writer) error {
 	return nil
 }
 
+// Places tells whether a block of the disk is in a cluster that is for the stream.
+func (d *Delta) Places(block int64) bool {
+	_, ok := d.a.place.streamBlock(block)
+	return ok
+}
+
 // Fixed gives every cluster that changes where it stands, whole and in ascending order,
 // to fn, which must not keep p.
 func (d *Delta) Fixed(fn func(cluster int64, p []byte) error) error {
 	a := d.a
 	p := make([]byte, ClusterSize)
 	for _, c := range a.dirtyClusters() {
-		if c >= a.place.base {
-			break // of the stream
+		if d.Places(c * clusterBlocks) {
+			continue
 		}
 		if err := a.readCluster(c, p); err != nil {
 			return err

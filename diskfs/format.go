@@ -56,7 +56,7 @@ func Format(o FormatOptions) (*FS, *Delta, error) {
 	if err := f.initInodes(); err != nil {
 		return nil, nil, err
 	}
-	a := &apply{FS: f, cs: &Changeset{}, place: placer{base: (data + clusterBlocks - 1) / clusterBlocks, reserved: f.reservedClusters()}}
+	a := &apply{FS: f, cs: &Changeset{}, place: newPlacer((data+clusterBlocks-1)/clusterBlocks, f.reservedClusters())}
 	d, err := a.finish()
 	return f, d, err
 }

@@ -240,6 +240,9 @@ func (a *apply) releaseContents(ino uint32, in rawInode) error {
 // before they get there.
 func (a *apply) freeBlocks(at, n int64) error {
 	if b, ok := a.place.streamBlock(at); ok {
+		if b+n > a.cs.blocks+a.length {
+			return &FormatError{Off: at * BlockSize, Field: fmt.Sprintf("block %d", at), Msg: "a file has it, and it is free"}
+		}
 		a.dead = append(a.dead, run{where: b, n: n})
 		return nil
 	}

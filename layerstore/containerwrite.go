@@ -9,7 +9,7 @@ import (
 
 // ApplyToContainer applies the tar of a layer to the disk of a container, whose VM must not run,
 // as if it were a layer's. An error leaves the file system as it was: one that wraps
-// diskfs.ErrNoSpace if there is no room behind all that is in use.
+// diskfs.ErrNoSpace if there is no room.
 func (s *Store) ApplyToContainer(ctx context.Context, id string, layer io.Reader) error {
 	if err := s.SettleContainer(id); err != nil {
 		return err

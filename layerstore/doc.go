@@ -56,11 +56,13 @@
 //	      volumes.json          the volumes that it mounts, and which of them are its own
 //	      disk.vmdk             descriptor of the container's disk
 //	      disk-delta.vmdk       its extent file
+//	      redo                  what is yet to be written to it in place, see redo.go
 //	  volumes/
 //	    NAME/                   of a volume; appears and disappears whole
 //	      volume.json           Volume: the record
 //	      disk.vmdk             descriptor of its disk, which has no parent
 //	      disk-delta.vmdk       its extent file, written by guests
+//	      redo                  as a container's
 //	  boot/                     what guests boot from; belongs to others
 //	  tmp/
 //	    <chain>-delta.vmdk, <chain>.vmdk, <chain>.recipe
@@ -115,6 +117,10 @@
 // A volume's folder is made in the same way, and goes in one rename to tmp. A container's
 // volumes.json is written before the volumes are made that it is the first to name, and goes
 // with the container's folder, after the volumes that are its own: so none is left to nobody.
+//
+// A layer is applied to the disk of a container or a volume in the order: data where nothing is in use, synced; redo, synced and
+// renamed into place; what changes in place, synced; redo removed. After a crash before the rename nothing has happened; after
+// it, whoever opens the disk next does the rest.
 //
 // Open looks into tmp and at nothing else, however large the store is.
 //

@@ -75,11 +75,7 @@ func (g *guestDisk) decide(ctx context.Context, cs *diskfs.Changeset, stream *os
 	if err != nil {
 		return err
 	}
-	high, err := f.High()
-	if err != nil {
-		return err
-	}
-	delta, err := f.Apply(cs, diskfs.ApplyOptions{High: high})
+	delta, err := f.Apply(cs, diskfs.ApplyOptions{Reuse: true})
 	if err != nil {
 		return err
 	}

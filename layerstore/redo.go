@@ -58,7 +58,12 @@ func (g *guestDisk) writeRedo(r io.ReaderAt, delta *diskfs.Delta) (err error) {
 		return err
 	}
 	if old, ok := r.(*diskfs.Replayed); ok {
-		if err := old.Each(func(n int64, p []byte) error { return put(n*diskfs.BlockSize, p) }); err != nil {
+		if err := old.Each(func(n int64, p []byte) error {
+			if delta.Places(n) { // it was free, and there is something else by now
+				return nil
+			}
+			return put(n*diskfs.BlockSize, p)
+		}); err != nil {
 			return err
 		}
 	}

@@ -57,10 +57,12 @@ func TestApplyToKernelsVolume(t *testing.T) {
 		enlarge bool  // the file system too
 		lost    bool  // before it was unmounted
 		foreign bool
+		full    bool   // at its end
 		refused string // the error, if there is to be one
 	}{
 		{name: "unmounted"},
 		{name: "unclean", lost: true},
+		{name: "with room at its beginning alone", full: true},
 		{name: "larger disk", grown: 200 << 20},
 		{name: "enlarged", grown: 200 << 20, enlarge: true},
 		{name: "enlarged, unclean", grown: 200 << 20, enlarge: true, lost: true},
@@ -90,6 +92,9 @@ func TestApplyToKernelsVolume(t *testing.T) {
 				}
 			}()
 			command(t, "sh", "-c", `cd "$0" && mkdir a b && seq 30000 > a/numbers && cp a/numbers b/gone && ln -s ../b a/to && sync && rm b/gone && sync -f .`, dir)
+			if tt.full {
+				command(t, "sh", "-c", `cd "$0" && dd if=/dev/zero of=first bs=1M count=8 status=none; sync; dd if=/dev/zero of=second bs=64k status=none 2>/dev/null; sync; rm first`, dir)
+			}
 			if tt.lost {
 				copied := raw + "-copy"
 				command(t, "cp", "--sparse=always", raw, copied)

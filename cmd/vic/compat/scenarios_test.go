@@ -65,7 +65,7 @@ var scenarios = []scenario{
 	{45, "volume ls/rm", []string{"cmd/vic TestDocker/volumes"}, ""},
 	{46, "volume in use by running cVM", []string{"cmd/vic TestDocker/volumes of containers", "layerstore TestVolumeUse"}, ""},
 	{47, "commit / diff", []string{"cmd/vic TestDocker/inside"}, ""},
-	{48, "cp offline incl. malicious tar", []string{"cmd/vic TestDocker/inside", "layerstore TestApplyToContainer"}, ""},
+	{48, "cp offline incl. malicious tar", []string{"cmd/vic TestDocker/inside", "cmd/vic TestDocker/volumes of containers", "layerstore TestApplyToContainer", "layerstore TestApplyToVolume"}, ""},
 	{49, "cp online incl. concurrency", []string{"cmd/vic TestDocker/inside"}, ""},
 	{50, "engine restart", []string{"cmd/vic TestDocker/restart of the server", "containervm TestReopen"}, ""},
 	{55, "TLS", []string{"cmd/vic TestMutualTLS", "cmd/vic TestCerts", "cmd/vic TestDocker/door"}, ""},
