@@ -19,7 +19,11 @@ import (
 // structures: it takes as long as the data, where a VM to do it takes seconds to boot. The tar is
 // put aside first, for nobody shall wait for the container as long as a client takes to send it.
 func (c *Container) writeStopped(ctx context.Context, dest string, o WriteOptions, from io.Reader) error {
-	if err := c.checkDest(ctx, dest); err != nil {
+	err := c.checkDest(ctx, dest)
+	for errors.Is(err, errTaken) {
+		err = c.checkDest(ctx, dest)
+	}
+	if err != nil {
 		return err // before all is sent
 	}
 	aside, err := os.CreateTemp(c.dir, ".tmp-")
@@ -82,6 +86,9 @@ func (c *Container) applyTar(ctx context.Context, dest string, o WriteOptions, a
 	var held []string // volumes that the entries lead to, as far as is known
 	for {
 		missing, err := c.applyHolding(ctx, dest, o, aside, held)
+		if errors.Is(err, errTaken) { // another was faster, and nothing is written yet
+			continue
+		}
 		if err != nil || missing == nil {
 			return err
 		}
