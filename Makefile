@@ -25,6 +25,9 @@ bench_hcsshim := v0.13.0
 # "context deadline exceeded", which is the go command's own end of fuzzing and no finding.
 fuzz_runs := 10000x
 
+# Tests of layerstore in which one goroutine does all, or a process is killed: the race detector makes them four times as long.
+one_goroutine := Killed|PowerCut|Bomb|ApplyTo|Volume|CoalesceSame
+
 .PHONY: all demo kernel test check fuzz suites bench clean
 all:
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/tether ./cmd/tether
@@ -57,7 +60,8 @@ test:
 	@$(MAKE) --no-print-directory all
 	go vet ./...
 	ORACLES=1 go test -timeout 40m ./...
-	ORACLES=1 go test -race -short ./fetch ./layerstore ./tether/wire ./containervm ./api
+	ORACLES=1 go test -race -short ./fetch ./tether/wire ./containervm ./api ./layerstore/vsphere
+	ORACLES=1 go test -race -short -skip '$(one_goroutine)' ./layerstore
 	ORACLES=1 go test -race -run Concurrent ./vmdk ./layerstore/mount
 	$(call fuzz_all,-test.fuzztime $(fuzz_runs) -test.fuzzminimizetime 0x -test.fuzzcachedir $$dir/$$pkg)
 
