@@ -50,6 +50,12 @@ type Published struct {
 // VCH has the image. What was sent of a layer stays if the rest fails, and is not sent again. Progress, which may be nil, is called from one goroutine at
 // a time.
 func (s *Store) Publish(ctx context.Context, from *layerstore.Store, img *layerstore.Image, progress func(Progress)) (*Published, error) {
+	select {
+	case s.publishing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-s.publishing }()
 	p, err := s.publish(ctx, from, img, progress)
 	if err != nil {
 		return nil, fmt.Errorf("bring image %s to %s: %w", img.ID.Encoded()[:12], s.d.Path("."), err)
@@ -67,6 +73,9 @@ func (s *Store) publish(ctx context.Context, from *layerstore.Store, img *layers
 	disks := make([]*disk, len(chains))
 	for i, c := range chains {
 		disks[i] = &disk{chain: c, done: make(chan struct{})}
+	}
+	if err := s.look(ctx); err != nil { // others bring disks as well
+		return nil, err
 	}
 	pull := s.own("pulls", newName(img.Chain())+".json")
 	for try := 1; ; try++ {

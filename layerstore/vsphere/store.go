@@ -61,6 +61,8 @@ type Store struct {
 	encoding Encoding // of the store, or of one that is made
 	base     *vmdk.Descriptor
 
+	publishing chan struct{} // holds one while there is a Publish: two would send the same
+
 	mu    sync.Mutex
 	disks map[digest.Digest][]string // names of what was complete when it was last looked
 }
@@ -109,7 +111,7 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 	if !vchName.MatchString(o.VCH) {
 		return nil, fmt.Errorf("%q is no name of a VCH's folder", o.VCH)
 	}
-	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: cmp.Or(o.Encoding, VMFSSparse)}
+	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: cmp.Or(o.Encoding, VMFSSparse), publishing: make(chan struct{}, 1)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -125,7 +127,7 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 		}
 	}
 	if err == nil {
-		err = s.look(ctx)
+		err = s.endPulls(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", d.Path("."), err)
@@ -211,6 +213,15 @@ func (s *Store) putJSON(ctx context.Context, name string, v any) error {
 	return s.put(ctx, name, append(text, '\n'))
 }
 
+// endPulls removes what a crash has left of the VCH's pulls: they keep disks from being removed.
+func (s *Store) endPulls(ctx context.Context) error {
+	list, err := s.d.List(ctx, s.own("pulls"))
+	for _, e := range list {
+		err = errors.Join(err, s.d.Remove(ctx, s.own("pulls", e.Name)))
+	}
+	return err
+}
+
 // look finds out which disks there are.
 func (s *Store) look(ctx context.Context) error {
 	list, err := s.d.List(ctx, disksFolder)
@@ -230,10 +241,13 @@ func (s *Store) look(ctx context.Context) error {
 	return nil
 }
 
+// nameID is how many bytes, in hex, tell the disks of one layer apart.
+const nameID = 6
+
 // chainOf is the chain ID in the name of a disk; "" is that of the base disk's content.
 func chainOf(name string) (digest.Digest, error) {
-	hexDigits, _, ok := strings.Cut(name, "-")
-	if !ok {
+	hexDigits, id, _ := strings.Cut(name, "-")
+	if b, err := hex.DecodeString(id); err != nil || len(b) != nameID {
 		return "", fmt.Errorf("%q is no name of a disk", name)
 	}
 	if hexDigits == baseName {
@@ -245,7 +259,7 @@ func chainOf(name string) (digest.Digest, error) {
 
 // newName names a disk of a layer, as nobody else does.
 func newName(chain digest.Digest) string {
-	var id [6]byte
+	var id [nameID]byte
 	rand.Read(id[:]) // never fails (crypto/rand)
 	first := baseName
 	if chain != "" {
