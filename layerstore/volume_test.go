@@ -2,6 +2,7 @@ package layerstore
 
 import (
 	"errors"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -375,6 +376,22 @@ func TestVolumeCheck(t *testing.T) {
 	defer lock.unlock()
 	if got := volumeFindings(t, s); got != "c2 descriptor extent files tables" {
 		t.Errorf("check found %q", got)
+	}
+}
+
+// What looks for a volume's extent file does not make one.
+func TestVolumeWithoutExtent(t *testing.T) {
+	s := openStoreIn(t, filepath.Join(t.TempDir(), "store"), Options{Capacity: testCapacity})
+	makeVolume(t, s, small("vol"))
+	extent := filepath.Join(s.dir.volume("vol"), containerExtent)
+	if err := os.Remove(extent); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.GrowVolume("vol", 4*testCapacity); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("enlarged a volume without an extent file: %v", err)
+	}
+	if _, err := os.Stat(extent); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the extent file: %v", err)
 	}
 }
 

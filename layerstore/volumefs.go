@@ -65,7 +65,11 @@ func (d Dir) openVolumeDisk(name string, flag int) (*Disk, error) {
 
 // lockVolume takes a volume's disk from all VMs and other processes. The error is errBusy if one has it.
 func (d Dir) lockVolume(name string) (*fileLock, error) {
-	alone, err := lockRange(filepath.Join(d.volume(name), containerExtent), unix.F_WRLCK, qemuLocks, qemuLocksLen, false)
+	path := filepath.Join(d.volume(name), containerExtent)
+	if _, err := os.Stat(path); err != nil { // which a lock would make
+		return nil, err
+	}
+	alone, err := lockRange(path, unix.F_WRLCK, qemuLocks, qemuLocksLen, false)
 	if err == nil && alone == nil {
 		err = errBusy
 	}
