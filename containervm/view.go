@@ -108,6 +108,10 @@ func (v *view) mountAt(name string) *viewMount {
 
 // locate finds the file system that has a name, and the name there.
 func (v *view) locate(name string) (*layerstore.FS, string, error) {
+	if err := v.onHost(name); err != nil {
+		v.err = err
+		return nil, "", err
+	}
 	m := v.mountAt(name)
 	if m == nil {
 		return v.root, name, nil
@@ -117,6 +121,16 @@ func (v *view) locate(name string) (*layerstore.FS, string, error) {
 		return nil, "", err
 	}
 	return m.fs, path.Join(m.file, strings.TrimPrefix(name, m.target)), nil
+}
+
+// onHost refuses a name in a folder of the host, which only a guest sees.
+func (v *view) onHost(name string) error {
+	for _, b := range v.c.spec.Binds {
+		if target := strings.TrimPrefix(path.Clean(b.Target), "/"); name == target || strings.HasPrefix(name, target+"/") {
+			return refuse(ErrNotImplemented, "/%s is in %s of the host while the container runs: copy files there, or start the container first", name, b.Source)
+		}
+	}
+	return nil
 }
 
 // open opens what a mount shows.

@@ -264,6 +264,24 @@ func TestCopyIntoParts(t *testing.T) {
 	}
 }
 
+// What is on the host is not in the disk under its place.
+func TestCopyIntoBinds(t *testing.T) {
+	s, image := newDiskSite(t, imageFiles...)
+	s.o.Hypervisor = &sharingRack{s.rack, nil}
+	s.reopen()
+	host := t.TempDir()
+	c := s.create(Spec{ImageID: image, Args: []string{"sleep"}, Binds: []BindMount{{Source: host, Target: "/data"}}})
+	want := " is in " + host + " of the host while the container runs"
+	for _, path := range []string{"/data", "/data/file"} {
+		if got := sees(t, c, path); !strings.Contains(got, want) {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
+	if err := c.WritePath(t.Context(), "/", WriteOptions{}, tarOf(t, "data/x:x")); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("write: %v", err)
+	}
+}
+
 const filledData = "data/ data/file:image data/hard=data/file data/inner/ data/inner/deep:deep"
 
 // Who has a volume when others copy, and who waits for whom.
