@@ -23,7 +23,7 @@ bench_hcsshim := v0.13.0
 
 # Executions of each fuzz target in make test: a few seconds. A time would now and then fail with
 # "context deadline exceeded", which is the go command's own end of fuzzing and no finding.
-fuzz_runs := 10000x
+fuzz_runs := 4000x
 
 # Tests of layerstore in which one goroutine does all, or a process is killed: the race detector makes them four times as long.
 one_goroutine := Killed|PowerCut|Bomb|ApplyTo|Volume|CoalesceSame
