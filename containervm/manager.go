@@ -210,6 +210,10 @@ func (m *Manager) Close() error {
 	return errors.Join(append(errs, m.lock.Close())...)
 }
 
+// gather is how long after one event the next is looked at. QEMU writes each page of much output by itself, ten thousand a
+// second, and events that wait for being looked at become one.
+const gather = 2 * time.Millisecond
+
 // watch tells containers that their logs have grown.
 func (m *Manager) watch() {
 	for {
@@ -224,6 +228,7 @@ func (m *Manager) watch() {
 			if c != nil {
 				c.notify()
 			}
+			time.Sleep(gather)
 		case err, ok := <-m.watcher.Errors:
 			if !ok {
 				return
