@@ -1,6 +1,6 @@
 # make          build bin/vic and bin/tether
 # make demo     install what is missing, then pull and run an image with the docker client
-# make kernel   build a kernel for container VMs, which then boot a second sooner; ten minutes
+# make kernel   build a kernel for container VMs, which then boot a second sooner; a quarter of an hour
 # make test     install what is missing, then run everything that is tested
 # make check    gofmt, go vet and the race detector
 # make fuzz     fuzz every parser for a while
