@@ -91,7 +91,7 @@ type Space struct {
 func (d *Datastore) Space(ctx context.Context) (Space, error) {
 	var m mo.Datastore
 	if err := property.DefaultCollector(d.s.client).RetrieveOne(ctx, d.ds.Reference(), []string{"summary", "capability"}, &m); err != nil {
-		return Space{}, fmt.Errorf("look at datastore %s: %w", d.ds.Name(), d.unavailable(err))
+		return Space{}, fmt.Errorf("look at datastore %s: %w", d.ds.Name(), unavailable(err))
 	}
 	sp := Space{Type: m.Summary.Type, Capacity: m.Summary.Capacity, Free: m.Summary.FreeSpace}
 	if v := m.Capability.VmfsSparseSupported; v != nil {
@@ -108,13 +108,24 @@ func (d *Datastore) check(op, name string) error {
 	return nil
 }
 
-// fail is the error of an operation on a file.
-func (d *Datastore) fail(op, name string, err error) error {
-	return &fs.PathError{Op: op, Path: d.Path(name), Err: d.unavailable(err)}
+// do runs an operation on a file, again where that may help. Its error is that of wrap.
+func (d *Datastore) do(ctx context.Context, op, name string, fn func() error) error {
+	return d.wrap(op, name, d.s.retry.do(ctx, transient, fn))
+}
+
+// wrap names the operation and the file of an error, nil if that is nil. It is fs.ErrNotExist where the server knows no such file.
+func (d *Datastore) wrap(op, name string, err error) error {
+	if fault.Is(err, &types.FileNotFound{}) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return &fs.PathError{Op: op, Path: d.Path(name), Err: unavailable(err)}
+	}
+	return nil
 }
 
 // unavailable marks errors of a server that does not answer.
-func (d *Datastore) unavailable(err error) error {
+func unavailable(err error) error {
 	var status *statusError
 	if errors.As(err, &status) && status.code >= 500 || unreachable(err) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -127,17 +138,13 @@ func (d *Datastore) MakeFolder(ctx context.Context, name string) error {
 	if !fs.ValidPath(name) {
 		return &fs.PathError{Op: "mkdir", Path: name, Err: fs.ErrInvalid}
 	}
-	err := d.s.retry.do(ctx, func() error {
+	return d.do(ctx, "mkdir", name, func() error {
 		err := object.NewFileManager(d.s.client).MakeDirectory(ctx, d.Path(name), d.dc, true)
 		if fault.Is(err, &types.FileAlreadyExists{}) {
 			return nil
 		}
 		return err
 	})
-	if err != nil {
-		return d.fail("mkdir", name, err)
-	}
-	return nil
 }
 
 // Remove removes a file, or a folder with all that is in it. The error is fs.ErrNotExist if there is none.
@@ -145,25 +152,29 @@ func (d *Datastore) Remove(ctx context.Context, name string) error {
 	if err := d.check("remove", name); err != nil {
 		return err
 	}
-	err := d.s.retry.do(ctx, func() error {
-		task, err := object.NewFileManager(d.s.client).DeleteDatastoreFile(ctx, d.Path(name), d.dc)
+	return d.wrap("remove", name, d.s.Do(ctx, func() (*object.Task, error) {
+		return object.NewFileManager(d.s.client).DeleteDatastoreFile(ctx, d.Path(name), d.dc)
+	}))
+}
+
+// Do begins a task and waits for its end. A task that found its object busy is begun again.
+func (s *Session) Do(ctx context.Context, begin func() (*object.Task, error)) error {
+	return s.retry.do(ctx, busy, func() error {
+		var task *object.Task
+		err := s.retry.do(ctx, unreachable, func() (err error) {
+			task, err = begin()
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		return d.s.Wait(ctx, task)
+		return s.Wait(ctx, task)
 	})
-	if fault.Is(err, &types.FileNotFound{}) {
-		err = fs.ErrNotExist
-	}
-	if err != nil {
-		return d.fail("remove", name, err)
-	}
-	return nil
 }
 
 // Wait waits for a task's end, which a lost connection or session does not prevent.
 func (s *Session) Wait(ctx context.Context, task *object.Task) error {
-	return s.retry.do(ctx, func() error {
+	return s.retry.do(ctx, unreachable, func() error {
 		err := task.Wait(ctx)
 		if fault.Is(err, &types.ManagedObjectNotFound{}) && s.alive(ctx, task) { // the collector was the old session's
 			return fmt.Errorf("wait for task: %w: %w", ErrUnavailable, err)
@@ -191,15 +202,12 @@ func (d *Datastore) List(ctx context.Context, name string) ([]Entry, error) {
 		return nil, &fs.PathError{Op: "list", Path: name, Err: fs.ErrInvalid}
 	}
 	var out []Entry
-	err := d.s.retry.do(ctx, func() (err error) {
+	err := d.do(ctx, "list", name, func() (err error) {
 		out, err = d.list(ctx, name)
 		return err
 	})
-	if fault.Is(err, &types.FileNotFound{}) {
-		err = fs.ErrNotExist
-	}
 	if err != nil {
-		return nil, d.fail("list", name, err)
+		return nil, err
 	}
 	return out, nil
 }
@@ -245,11 +253,7 @@ func (d *Datastore) Put(ctx context.Context, name string, size int64, open func(
 	if progress == nil {
 		progress = func(int64) {}
 	}
-	err := d.s.retry.do(ctx, func() error { return d.put(ctx, name, size, open, progress) })
-	if err != nil {
-		return d.fail("write", name, err)
-	}
-	return nil
+	return d.do(ctx, "write", name, func() error { return d.put(ctx, name, size, open, progress) })
 }
 
 // A sourceError is an error of what is to be written.
@@ -361,7 +365,7 @@ func (d *Datastore) Stat(ctx context.Context, name string) (int64, error) {
 		return 0, err
 	}
 	var size int64
-	err := d.s.retry.do(ctx, func() error {
+	err := d.do(ctx, "stat", name, func() error {
 		res, err := d.send(ctx, http.MethodHead, name, nil, 0, nil)
 		if err != nil {
 			return err
@@ -374,7 +378,7 @@ func (d *Datastore) Stat(ctx context.Context, name string) (int64, error) {
 		return nil
 	})
 	if err != nil {
-		return 0, d.fail("stat", name, err)
+		return 0, err
 	}
 	return size, nil
 }
@@ -398,7 +402,7 @@ func (d *Datastore) ReadRange(ctx context.Context, name string, p []byte, off in
 	if len(p) == 0 {
 		return nil
 	}
-	err := d.s.retry.do(ctx, func() error {
+	return d.do(ctx, "read", name, func() error {
 		h := http.Header{"Range": {"bytes=" + strconv.FormatInt(off, 10) + "-" + strconv.FormatInt(off+int64(len(p))-1, 10)}}
 		res, err := d.send(ctx, http.MethodGet, name, nil, 0, h)
 		if err != nil {
@@ -411,10 +415,6 @@ func (d *Datastore) ReadRange(ctx context.Context, name string, p []byte, off in
 		_, err = io.ReadFull(res.Body, p)
 		return err
 	})
-	if err != nil {
-		return d.fail("read", name, err)
-	}
-	return nil
 }
 
 // ReadFile reads a whole file of at most limit bytes. The error is fs.ErrNotExist if there is none.
@@ -423,7 +423,7 @@ func (d *Datastore) ReadFile(ctx context.Context, name string, limit int64) ([]b
 		return nil, err
 	}
 	var text []byte
-	err := d.s.retry.do(ctx, func() error {
+	err := d.do(ctx, "read", name, func() error {
 		res, err := d.send(ctx, http.MethodGet, name, nil, 0, nil)
 		if err != nil {
 			return err
@@ -439,7 +439,7 @@ func (d *Datastore) ReadFile(ctx context.Context, name string, limit int64) ([]b
 		return err
 	})
 	if err != nil {
-		return nil, d.fail("read", name, err)
+		return nil, err
 	}
 	return text, nil
 }

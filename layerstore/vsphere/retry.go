@@ -28,12 +28,12 @@ type backOff struct {
 // defaultBackOff goes on for two minutes, which is how long a vCenter takes to restart its services.
 var defaultBackOff = backOff{first: 500 * time.Millisecond, most: 20 * time.Second, tries: 10}
 
-// do calls fn until it succeeds, fails for good, or has been called often enough.
-func (b backOff) do(ctx context.Context, fn func() error) error {
+// do calls fn until it succeeds, fails with an error after which it is not to be called again, or has been called often enough.
+func (b backOff) do(ctx context.Context, again func(error) bool, fn func() error) error {
 	wait := b.first
 	for try := 1; ; try++ {
 		err := fn()
-		if err == nil || ctx.Err() != nil || !transient(err) {
+		if err == nil || ctx.Err() != nil || !again(err) {
 			return err
 		}
 		if try >= b.tries {

@@ -176,18 +176,14 @@ func (s *Store) make(ctx context.Context) error {
 		return err
 	}
 	base := path.Join(disksFolder, baseName+".vmdk")
-	err := s.d.s.retry.do(ctx, func() error {
-		task, err := object.NewVirtualDiskManager(s.d.s.client).CreateVirtualDisk(ctx, s.d.Path(base), s.d.dc, &types.FileBackedVirtualDiskSpec{
+	err := s.d.s.Do(ctx, func() (*object.Task, error) {
+		return object.NewVirtualDiskManager(s.d.s.client).CreateVirtualDisk(ctx, s.d.Path(base), s.d.dc, &types.FileBackedVirtualDiskSpec{
 			VirtualDiskSpec: types.VirtualDiskSpec{AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic), DiskType: string(types.VirtualDiskTypeThin)},
 			CapacityKb:      s.capacity >> 10,
 		})
-		if err != nil {
-			return err
-		}
-		return s.d.s.Wait(ctx, task)
 	})
 	if err != nil && !fault.Is(err, &types.FileAlreadyExists{}) {
-		return fmt.Errorf("create base disk: %w", s.d.unavailable(err))
+		return fmt.Errorf("create base disk: %w", unavailable(err))
 	}
 	text, err := s.d.ReadFile(ctx, base, recordLimit)
 	if err != nil {
