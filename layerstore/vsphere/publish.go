@@ -78,6 +78,11 @@ func (s *Store) publish(ctx context.Context, from *layerstore.Store, img *layers
 		return nil, err
 	}
 	pull := s.own("pulls", newName(img.Chain())+".json")
+	defer func() { // names nothing that is needed from there on
+		if gone := s.d.Remove(context.WithoutCancel(ctx), pull); !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}()
 	for try := 1; ; try++ {
 		gone, err := s.choose(ctx, disks, pull)
 		if err != nil {
@@ -91,9 +96,6 @@ func (s *Store) publish(ctx context.Context, from *layerstore.Store, img *layers
 		}
 		s.forget(gone)
 	}
-	defer func() { // names nothing that is needed from here on
-		err = errors.Join(err, s.d.Remove(context.WithoutCancel(ctx), pull))
-	}()
 	var mu sync.Mutex
 	p := &Published{}
 	g, sending := errgroup.WithContext(ctx)
@@ -170,7 +172,7 @@ func (s *Store) choose(ctx context.Context, disks []*disk, pull string) (gone st
 		if _, err := s.record(ctx, d.name); errors.Is(err, fs.ErrNotExist) {
 			return d.name, nil
 		} else if err != nil {
-			return "", errors.Join(err, s.d.Remove(context.WithoutCancel(ctx), pull))
+			return "", err
 		}
 	}
 	return "", nil
