@@ -216,13 +216,7 @@ func isBare(f *layerstore.FS) (bool, error) {
 	if _, err := f.Lstat(wire.Copying); !errors.Is(err, fs.ErrNotExist) {
 		return err == nil, err
 	}
-	const most = 64 << 10 // a guest may have made a directory of any size; one that ever was large is not asked for its names
-	info, err := f.Lstat(".")
-	if err != nil || info.Size() > most {
-		return false, err
-	}
-	entries, err := f.ReadDir(".")
-	return len(entries) == 0, err
+	return f.Empty()
 }
 
 // Lstat describes a file. Folders on the way to a mount that are not there are as the guest will make them.

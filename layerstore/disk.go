@@ -264,9 +264,9 @@ func (s *Store) FS(img *Image) (*FS, error) {
 func (d *Disk) Chains() []digest.Digest {
 	var out []digest.Digest
 	for _, name := range d.names {
-		chain, _ := parseHex(name)
-		if name == baseName {
-			chain = ""
+		var chain digest.Digest
+		if d, ok := parseHex(name); ok {
+			chain = d
 		}
 		out = append(out, chain)
 	}

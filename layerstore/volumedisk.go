@@ -239,13 +239,6 @@ func (d Dir) volumeState(name string) (st VolumeState, err error) {
 	st.Unclean = fsys.Unclean()
 	const tail = 4 << 20
 	st.Grown = fsys.Capacity()+tail <= disk.Capacity()
-	// A guest may have made a directory of any size; one that ever was large is not asked for its names.
-	const most = 64 << 10
-	fi, err := fsys.Stat(".")
-	if err != nil || fi.Size() > most {
-		return st, err
-	}
-	entries, err := fsys.ReadDir(".")
-	st.Empty = len(entries) == 0
+	st.Empty, err = fsys.Empty()
 	return st, err
 }
