@@ -37,6 +37,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"maps"
 	"net"
@@ -259,7 +260,7 @@ func (s *Server) Return() error {
 	if err != nil {
 		return err
 	}
-	h := &http.Server{Handler: &s.front, ErrorLog: log.New(noLog{}, "", 0)}
+	h := &http.Server{Handler: &s.front, ErrorLog: log.New(io.Discard, "", 0)} // what clients do wrong they may
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -271,8 +272,3 @@ func (s *Server) Return() error {
 	s.listener = &listening{h, done}
 	return nil
 }
-
-// noLog takes what clients do wrong: they may.
-type noLog struct{}
-
-func (noLog) Write(p []byte) (int, error) { return len(p), nil }

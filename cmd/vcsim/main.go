@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
 	"os/signal"
@@ -156,12 +157,7 @@ func show(w io.Writer, s *vcsim.Server, o options) error {
 	if t := s.Thumbprint(); t != "" {
 		fmt.Fprintf(w, "thumbprint  %s\n", t)
 	}
-	var names []string
-	for name := range folders {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(folders)) {
 		if _, err := fmt.Fprintf(w, "datastore   %s  %s\n", name, folders[name]); err != nil {
 			return err
 		}
