@@ -60,6 +60,9 @@ type Machine interface {
 type NIC struct {
 	End string // on the host, as Dial has it: "net0", "net1", …
 	MAC string
+	// Network is the hypervisor's network that the interface is on. "" is the one for networks that the VCH carries
+	// itself, whose frames come by Dial.
+	Network string
 }
 
 // MachineInfo is what a Machine tells of itself.
