@@ -19,29 +19,39 @@ func (c *Config) GuestInfo() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return Keyed(GuestInfoKey, values), nil
+}
+
+// Keyed are the strings that Pack has made as keys, which are key and a number, and values of a VM's extraConfig.
+func Keyed(key string, values []string) map[string]string {
 	info := make(map[string]string, len(values))
 	for i, v := range values {
-		info[fmt.Sprint(GuestInfoKey, i)] = v
+		info[fmt.Sprint(key, i)] = v
 	}
-	return info, nil
+	return info
 }
 
 // ReadGuestInfo returns the strings of a Config, for ParseConfig, from what GuestInfo has made. get returns the value of
 // a key; its error is returned.
 func ReadGuestInfo(get func(key string) (string, error)) ([]string, error) {
+	return ReadKeyed(GuestInfoKey, configPrefix, get)
+}
+
+// ReadKeyed returns the strings with the prefix that Keyed was given.
+func ReadKeyed(key, prefix string, get func(key string) (string, error)) ([]string, error) {
 	var values []string
 	for i, n := 0, 1; i < n; i++ {
-		v, err := get(fmt.Sprint(GuestInfoKey, i))
+		v, err := get(fmt.Sprint(key, i))
 		if err != nil {
 			return nil, err
 		}
 		if i == 0 {
-			p, ok, err := parsePart(v)
+			p, ok, err := parsePart(prefix, v)
 			if err != nil {
 				return nil, err
 			}
 			if !ok {
-				return nil, fmt.Errorf("wire: %s0 is %.20q, no configuration", GuestInfoKey, v)
+				return nil, fmt.Errorf("wire: %s0 is %.20q, no configuration", key, v)
 			}
 			n = p.count
 		}
