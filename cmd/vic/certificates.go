@@ -9,10 +9,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"vic/api/certificate"
 )
 
 // certificateFiles are the files of TLS, PEM, by dockerd's names.
@@ -98,16 +99,8 @@ func readPair(certFile, keyFile string) (tls.Certificate, error) {
 		}
 		return pair, fmt.Errorf("--tlscert %s, --tlskey %s: %w", certFile, keyFile, err)
 	}
-	leaf := pair.Leaf
-	if err := valid(leaf, time.Now()); err != nil {
+	if err := certificate.CheckServer(pair.Leaf, time.Now()); err != nil {
 		return pair, fmt.Errorf("--tlscert %s: %w", certFile, err)
-	}
-	uses := leaf.ExtKeyUsage
-	if len(uses) > 0 && !slices.Contains(uses, x509.ExtKeyUsageServerAuth) && !slices.Contains(uses, x509.ExtKeyUsageAny) {
-		return pair, fmt.Errorf("--tlscert %s: the certificate is not for a server: its extended key usage lacks serverAuth", certFile)
-	}
-	if len(leaf.DNSNames) == 0 && len(leaf.IPAddresses) == 0 {
-		return pair, fmt.Errorf("--tlscert %s: the certificate has no subject alternative name, so no client takes it", certFile)
 	}
 	return pair, nil
 }
@@ -118,7 +111,7 @@ func readAuthorities(file string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the certificates of clients' authorities, --tlscacert: %w", err)
 	}
-	found, err := parseCertificates(text)
+	found, err := certificate.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("--tlscacert %s: %w", file, err)
 	}
@@ -126,7 +119,7 @@ func readAuthorities(file string) (*x509.CertPool, error) {
 	var outdated error
 	usable := false
 	for _, c := range found {
-		if err := valid(c, time.Now()); err != nil {
+		if err := certificate.Valid(c, time.Now()); err != nil {
 			outdated = errors.Join(outdated, err)
 			continue
 		}
@@ -137,17 +130,6 @@ func readAuthorities(file string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("--tlscacert %s: %w", file, outdated)
 	}
 	return pool, nil
-}
-
-// valid says whether a certificate counts now.
-func valid(c *x509.Certificate, now time.Time) error {
-	switch {
-	case now.After(c.NotAfter):
-		return fmt.Errorf("the certificate of %s expired on %s", c.Subject, c.NotAfter.UTC().Format(time.RFC3339))
-	case now.Before(c.NotBefore):
-		return fmt.Errorf("the certificate of %s counts only from %s on: is this machine's clock right?", c.Subject, c.NotBefore.UTC().Format(time.RFC3339))
-	}
-	return nil
 }
 
 // listener is l with TLS.

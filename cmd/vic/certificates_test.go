@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"io"
 	"log/slog"
 	"math/big"
@@ -22,6 +23,12 @@ import (
 	"testing"
 	"time"
 )
+
+// An issuer signs certificates.
+type issuer struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
 
 // forge writes DIR/NAME/{cert,key}.pem for a certificate that change has made different from a good one,
 // signed by ca, or by itself if that is nil.
@@ -42,12 +49,21 @@ func forge(t *testing.T, dir, name string, ca *issuer, change func(*x509.Certifi
 	if ca == nil {
 		ca = &issuer{c, key}
 	}
-	der, err := ca.sign(c, key)
+	der, err := x509.CreateCertificate(rand.Reader, c, ca.cert, &key.PublicKey, ca.key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := writePair(filepath.Join(dir, name), der, key); err != nil {
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
 		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for file, b := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: der}, "key.pem": {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(filepath.Join(dir, name, file), pem.EncodeToMemory(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if c, err = x509.ParseCertificate(der); err != nil {
 		t.Fatal(err)

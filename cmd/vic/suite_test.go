@@ -16,6 +16,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"vic/api/certificate"
 	"vic/bench/testimage"
 )
 
@@ -91,7 +92,7 @@ func newSuite(t *testing.T, flags ...string) *suite {
 	}
 	t.Cleanup(func() { s.registry.Stop() })
 	s.image = s.push(t, "lib/bb:1", v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin", "FROM=image"}, Labels: map[string]string{"kind": "test"}})
-	if err := makeCertificates(filepath.Join(dir, "certs"), []string{"127.0.0.1"}, time.Now(), 1); err != nil {
+	if err := certificate.Make(filepath.Join(dir, "certs"), []string{"127.0.0.1"}, time.Now(), 1); err != nil {
 		t.Fatal(err)
 	}
 	s.serve(t, flags...)
