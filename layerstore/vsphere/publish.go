@@ -1,8 +1,9 @@
+//go:build linux
+
 package vsphere
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -135,12 +136,6 @@ func (s *Store) publish(ctx context.Context, from *layerstore.Store, img *layers
 	return p, s.putJSON(ctx, s.own("images", img.ID.Encoded()+".json"), imageRecord{img.ID, p.Disks})
 }
 
-// An imageRecord says that a VCH has an image.
-type imageRecord struct {
-	ID    digest.Digest `json:"id"`
-	Disks []string      `json:"disks"` // top first
-}
-
 // maxChoices bounds how often disks are removed by others between being found and being wanted.
 const maxChoices = 8
 
@@ -217,29 +212,6 @@ func (s *Store) find(ctx context.Context, chain digest.Digest, parent string, ci
 		}
 	}
 	return "", nil
-}
-
-// forget drops a disk that is there no more.
-func (s *Store) forget(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if chain, err := chainOf(name); err == nil {
-		s.disks[chain] = slices.DeleteFunc(s.disks[chain], func(n string) bool { return n == name })
-	}
-}
-
-// record reads the record of a disk. The error is fs.ErrNotExist if the disk is not complete.
-func (s *Store) record(ctx context.Context, name string) (*diskRecord, error) {
-	file := path.Join(disksFolder, name+".json")
-	text, err := s.d.ReadFile(ctx, file, recordLimit)
-	if err != nil {
-		return nil, err
-	}
-	var rec diskRecord
-	if err := json.Unmarshal(text, &rec); err != nil {
-		return nil, fmt.Errorf("%s is cut off: %w", s.d.Path(file), fs.ErrNotExist)
-	}
-	return &rec, nil
 }
 
 // send sends a disk's files: extent, descriptor, and when its parent is there, the record.

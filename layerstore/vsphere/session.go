@@ -5,7 +5,8 @@
 // was asked for meanwhile is asked for again. So its users see an outage only as time, bounded by their
 // contexts. A Datastore is a folder on a datastore, seen through a Session.
 //
-// All types may be used concurrently.
+// All types may be used concurrently. What reads a local store is there on Linux alone, as those are; vic-machine, which runs elsewhere too,
+// has the rest.
 package vsphere
 
 import (

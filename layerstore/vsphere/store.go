@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
@@ -102,6 +103,12 @@ type diskRecord struct {
 	Parent string        `json:"parent"` // NAME, or base
 	CID    string        `json:"cid"`
 	Size   int64         `json:"size"` // of the extent, bytes
+}
+
+// An imageRecord says that a VCH has an image.
+type imageRecord struct {
+	ID    digest.Digest `json:"id"`
+	Disks []string      `json:"disks"` // top first
 }
 
 var vchName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,79}$`)
@@ -235,6 +242,29 @@ func (s *Store) look(ctx context.Context) error {
 	defer s.mu.Unlock()
 	s.disks = disks
 	return nil
+}
+
+// forget drops a disk that is there no more.
+func (s *Store) forget(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if chain, err := chainOf(name); err == nil {
+		s.disks[chain] = slices.DeleteFunc(s.disks[chain], func(n string) bool { return n == name })
+	}
+}
+
+// record reads the record of a disk. The error is fs.ErrNotExist if the disk is not complete.
+func (s *Store) record(ctx context.Context, name string) (*diskRecord, error) {
+	file := path.Join(disksFolder, name+".json")
+	text, err := s.d.ReadFile(ctx, file, recordLimit)
+	if err != nil {
+		return nil, err
+	}
+	var rec diskRecord
+	if err := json.Unmarshal(text, &rec); err != nil {
+		return nil, fmt.Errorf("%s is cut off: %w", s.d.Path(file), fs.ErrNotExist)
+	}
+	return &rec, nil
 }
 
 // nameID is how many bytes, in hex, tell the disks of one layer apart.
