@@ -81,21 +81,28 @@ func (d *Datastore) Reference() types.ManagedObjectReference { return d.ds.Refer
 // A Space says how much a datastore has room for, in bytes, and what it is.
 type Space struct {
 	Type           string // VMFS, NFS, NFS41, vsan, VVOL, ...
+	Version        string // of VMFS, "" if it is another
 	Capacity, Free int64
 	// SparseDeltas tells that disks of virtual machines may be vmfsSparse deltas there; it is false where the
 	// server does not say.
 	SparseDeltas bool
 }
 
+// Kind is the type, and its version if it has one.
+func (sp Space) Kind() string { return strings.TrimSpace(sp.Type + " " + sp.Version) }
+
 // Space asks for it.
 func (d *Datastore) Space(ctx context.Context) (Space, error) {
 	var m mo.Datastore
-	if err := property.DefaultCollector(d.s.client).RetrieveOne(ctx, d.ds.Reference(), []string{"summary", "capability"}, &m); err != nil {
+	if err := property.DefaultCollector(d.s.client).RetrieveOne(ctx, d.ds.Reference(), []string{"summary", "capability", "info"}, &m); err != nil {
 		return Space{}, fmt.Errorf("look at datastore %s: %w", d.ds.Name(), unavailable(err))
 	}
 	sp := Space{Type: m.Summary.Type, Capacity: m.Summary.Capacity, Free: m.Summary.FreeSpace}
 	if v := m.Capability.VmfsSparseSupported; v != nil {
 		sp.SparseDeltas = *v
+	}
+	if vmfs, ok := m.Info.(*types.VmfsDatastoreInfo); ok && vmfs.Vmfs != nil {
+		sp.Version = vmfs.Vmfs.Version
 	}
 	return sp, nil
 }
@@ -155,6 +162,17 @@ func (d *Datastore) Remove(ctx context.Context, name string) error {
 	return d.wrap("remove", name, d.s.Do(ctx, func() (*object.Task, error) {
 		return object.NewFileManager(d.s.client).DeleteDatastoreFile(ctx, d.Path(name), d.dc)
 	}))
+}
+
+// createDisk has the server make a disk, thin and empty.
+func (d *Datastore) createDisk(ctx context.Context, name string, capacity int64) error {
+	err := d.s.Do(ctx, func() (*object.Task, error) {
+		return object.NewVirtualDiskManager(d.s.client).CreateVirtualDisk(ctx, d.Path(name), d.dc, &types.FileBackedVirtualDiskSpec{
+			VirtualDiskSpec: types.VirtualDiskSpec{AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic), DiskType: string(types.VirtualDiskTypeThin)},
+			CapacityKb:      capacity >> 10,
+		})
+	})
+	return d.wrap("create disk", name, err)
 }
 
 // Do begins a task and waits for its end. A task that found its object busy is begun again.

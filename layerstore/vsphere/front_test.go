@@ -27,7 +27,7 @@ func (f *front) set(fn func(http.ResponseWriter, *http.Request) bool) { f.fault.
 
 // behind connects through a front.
 func (s *site) behind() (*front, *Session) {
-	u := *s.server.URL
+	u := *s.URL()
 	u.User, u.Path = nil, ""
 	f := &front{ReverseProxy: httputil.NewSingleHostReverseProxy(&u)}
 	f.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}

@@ -13,9 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/vmware/govmomi/simulator"
-
 	"vic/bench/corpus"
+	"vic/bench/vcsim"
 	"vic/fetch/archive"
 	"vic/layerstore"
 )
@@ -120,7 +119,7 @@ func TestPublish(t *testing.T) {
 }
 
 func testPublish(t *testing.T, e Encoding) {
-	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	s, ctx := newSite(t, vcsim.Options{}), t.Context()
 	d := s.datastore(s.connect(s.endpoint()), "vic/store")
 	ls, img := pulled(t, 3)
 	st, err := OpenStore(ctx, d, StoreOptions{VCH: "one", Capacity: capacity, Encoding: e})
@@ -195,7 +194,7 @@ func testPublish(t *testing.T, e Encoding) {
 
 // Two VCHs that bring the same image at once both have it whole, and nobody writes a file twice.
 func TestPublishAtOnce(t *testing.T) {
-	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	s, ctx := newSite(t, vcsim.Options{}), t.Context()
 	f, c := s.behind()
 	var mu sync.Mutex
 	written := map[string]int{}
@@ -235,7 +234,7 @@ func TestPublishAtOnce(t *testing.T) {
 
 // An upload that fails for good leaves nothing that looks complete, and what was complete is not sent again.
 func TestPublishFails(t *testing.T) {
-	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	s, ctx := newSite(t, vcsim.Options{}), t.Context()
 	f, c := s.behind()
 	d := s.datastore(c, "store")
 	ls, img := pulled(t, 5)
@@ -283,7 +282,7 @@ func (s *site) whole(d *Datastore, name string) {
 
 // Disks go when the last VCH that has an image of them has it no more.
 func TestSweep(t *testing.T) {
-	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	s, ctx := newSite(t, vcsim.Options{}), t.Context()
 	d := s.datastore(s.connect(s.endpoint()), "store")
 	ls, img := pulled(t, 2)
 	more := pull(t, ls, corpus.Shape{Layers: 3, Files: 60, Sizes: corpus.Fixed(5000), Whiteouts: 0.1, Compression: "zstd"})
@@ -361,7 +360,7 @@ func TestSweep(t *testing.T) {
 
 // Pulls and sweeps of several VCHs at the same time: who has an image has all of it.
 func TestSweepAtOnce(t *testing.T) {
-	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	s, ctx := newSite(t, vcsim.Options{}), t.Context()
 	d := s.datastore(s.connect(s.endpoint()), "store")
 	ls, img := pulled(t, 2)
 	var wg sync.WaitGroup

@@ -20,7 +20,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/vmware/govmomi/fault"
-	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/vmdk"
@@ -183,14 +182,9 @@ func (s *Store) make(ctx context.Context) error {
 		return err
 	}
 	base := path.Join(disksFolder, baseName+".vmdk")
-	err := s.d.s.Do(ctx, func() (*object.Task, error) {
-		return object.NewVirtualDiskManager(s.d.s.client).CreateVirtualDisk(ctx, s.d.Path(base), s.d.dc, &types.FileBackedVirtualDiskSpec{
-			VirtualDiskSpec: types.VirtualDiskSpec{AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic), DiskType: string(types.VirtualDiskTypeThin)},
-			CapacityKb:      s.capacity >> 10,
-		})
-	})
+	err := s.d.createDisk(ctx, base, s.capacity)
 	if err != nil && !fault.Is(err, &types.FileAlreadyExists{}) {
-		return fmt.Errorf("create base disk: %w", unavailable(err))
+		return err
 	}
 	text, err := s.d.ReadFile(ctx, base, recordLimit)
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -19,49 +21,56 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/session"
-	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
+
+	"vic/bench/vcsim"
 )
 
-// A site is a simulated vCenter with one datastore.
+// A site is a simulated vSphere.
 type site struct {
-	t      *testing.T
-	model  *simulator.Model
-	server *simulator.Server
+	t *testing.T
+	*vcsim.Server
 }
 
 const user, password = "vic", "s3cret"
 
 // folder is where the simulator keeps a datastore.
-func (s *site) folder(d *Datastore) string {
-	s.t.Helper()
-	var m mo.Datastore
-	if err := property.DefaultCollector(d.s.client).RetrieveOne(s.t.Context(), d.Reference(), []string{"summary.url"}, &m); err != nil {
-		s.t.Fatal(err)
-	}
-	return m.Summary.Url
-}
+func (s *site) folder(d *Datastore) string { return s.Folder(d.ds.Name()) }
 
-func newSite(t *testing.T, model *simulator.Model) *site {
+// newSite starts a vSphere. Its datastore is of a kind that takes vmfsSparse deltas, unless the options say otherwise.
+func newSite(t *testing.T, o vcsim.Options) *site {
 	t.Helper()
-	model.Machine = 0
-	if err := model.Create(); err != nil {
+	o.User = url.UserPassword(user, password)
+	if o.Datastores == nil {
+		o.Datastores = []vcsim.Datastore{{Name: "LocalDS_0", Type: vcsim.VMFS5}}
+	}
+	server, err := vcsim.Start(t.Context(), o)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(model.Remove)
-	model.Service.TLS = new(tls.Config)
-	model.Service.RegisterEndpoints = true
-	model.Service.Listen = &url.URL{Host: "127.0.0.1:0", User: url.UserPassword(user, password)}
-	s := &site{t: t, model: model, server: model.Service.NewServer()}
-	t.Cleanup(s.server.Close)
-	return s
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &site{t, server}
 }
 
 func (s *site) endpoint() Endpoint {
-	return Endpoint{Server: s.server.URL.Host, User: user, Password: password, Thumbprint: s.server.CertificateInfo().ThumbprintSHA256}
+	return Endpoint{Server: s.URL().Host, User: user, Password: password, Thumbprint: s.Thumbprint()}
+}
+
+// certificate is the server's.
+func (s *site) certificate() *x509.Certificate {
+	s.t.Helper()
+	conn, err := tls.Dial("tcp", s.URL().Host, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0]
 }
 
 func (s *site) connect(e Endpoint) *Session {
@@ -89,11 +98,12 @@ func (s *site) datastore(c *Session, root string) *Datastore {
 }
 
 func TestConnect(t *testing.T) {
-	s := newSite(t, simulator.VPX())
+	s := newSite(t, vcsim.Options{})
 	good := s.endpoint()
-	info := s.server.CertificateInfo()
-	ca, err := s.server.CertificateFile()
-	if err != nil {
+	cert := s.certificate()
+	sha1, sha256 := soap.ThumbprintSHA1(cert), soap.ThumbprintSHA256(cert)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -101,12 +111,12 @@ func TestConnect(t *testing.T) {
 		edit func(*Endpoint)
 		want string // in the error; "" if there is none
 	}{
-		{"SHA-256", func(e *Endpoint) {}, ""},
-		{"SHA-1", func(e *Endpoint) { e.Thumbprint = info.ThumbprintSHA1 }, ""},
+		{"SHA-256", func(e *Endpoint) { e.Thumbprint = sha256 }, ""},
+		{"SHA-1", func(e *Endpoint) { e.Thumbprint = sha1 }, ""},
 		{"lower case", func(e *Endpoint) { e.Thumbprint = strings.ToLower(e.Thumbprint) }, ""},
 		{"CA", func(e *Endpoint) { e.Thumbprint, e.CAFile = "", ca }, ""},
-		{"URL", func(e *Endpoint) { e.Server = s.server.URL.String() }, ""},
-		{"no trust", func(e *Endpoint) { e.Thumbprint = "" }, info.ThumbprintSHA256},
+		{"URL", func(e *Endpoint) { e.Server = (&url.URL{Scheme: "https", Host: s.URL().Host, Path: "/sdk"}).String() }, ""},
+		{"no trust", func(e *Endpoint) { e.Thumbprint = "" }, sha256},
 		{"wrong thumbprint", func(e *Endpoint) { e.Thumbprint = strings.Repeat("AB:", 31) + "AB" }, "does not match"},
 		{"no CA", func(e *Endpoint) { e.CAFile = "/nope" }, "read trusted certificates"},
 		{"wrong password", func(e *Endpoint) { e.Password = "guess" }, "log in to"},
@@ -143,9 +153,9 @@ func noise(n int) []byte {
 }
 
 func TestFiles(t *testing.T) {
-	for name, model := range map[string]*simulator.Model{"vCenter": simulator.VPX(), "ESXi": simulator.ESX()} {
+	for name, o := range map[string]vcsim.Options{"vCenter": {}, "ESXi": {ESX: true}} {
 		t.Run(name, func(t *testing.T) {
-			s, ctx := newSite(t, model), t.Context()
+			s, ctx := newSite(t, o), t.Context()
 			d := s.datastore(s.connect(s.endpoint()), "vic/store")
 			if _, err := d.List(ctx, "."); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("list what is not there: %v", err)
@@ -225,9 +235,7 @@ func TestFiles(t *testing.T) {
 }
 
 func TestOpenDatastore(t *testing.T) {
-	m := simulator.VPX()
-	m.Datastore = 2
-	s, ctx := newSite(t, m), t.Context()
+	s, ctx := newSite(t, vcsim.Options{Datastores: []vcsim.Datastore{{Name: "LocalDS_0"}, {Name: "LocalDS_1"}}}), t.Context()
 	c := s.connect(s.endpoint())
 	if _, err := c.OpenDatastore(ctx, "", "", ""); err == nil || !strings.Contains(err.Error(), "LocalDS_0") || !strings.Contains(err.Error(), "LocalDS_1") {
 		t.Errorf("one of two: %v", err)
@@ -248,7 +256,7 @@ func TestOpenDatastore(t *testing.T) {
 }
 
 func TestBrokenUploads(t *testing.T) {
-	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	s, ctx := newSite(t, vcsim.Options{}), t.Context()
 	f, c := s.behind()
 	d := s.datastore(c, "")
 	data := noise(4 << 20)
@@ -318,7 +326,7 @@ func (b bad) Read([]byte) (int, error) { return 0, b.err }
 
 // A session that the server has dropped, and a server that is away, are seen as time.
 func TestAway(t *testing.T) {
-	s, ctx := newSite(t, simulator.VPX()), t.Context()
+	s, ctx := newSite(t, vcsim.Options{}), t.Context()
 	f, c := s.behind()
 	d := s.datastore(c, "")
 	drop := func() {
