@@ -418,6 +418,11 @@ func (c *Container) Rename(name string) error {
 	if r != nil {
 		err = c.renameConnections(r)
 	}
+	if d, ok := c.m.o.Disks.(Registered); ok {
+		if err := d.RenameContainer(context.Background(), c.id, name); err != nil { // that it has is what counts
+			c.m.o.Log.Warn("rename what the hypervisor shows", "container", c.id, "name", name, "error", err)
+		}
+	}
 	if err := errors.Join(err, c.save()); err != nil {
 		return fmt.Errorf("rename container: %w", err)
 	}

@@ -75,6 +75,14 @@ type MachineInfo struct {
 	Template bool
 	// Reason is why the VM has ended, in the hypervisor's words; "" if it has not, or did not say.
 	Reason string
+	// Window is what the control stream bears on its way, for wire.ConnectOptions; 0 if it is a fast one.
+	Window int
+}
+
+// An Observed Machine may be paused and let go on by others than Pause and Resume.
+type Observed interface {
+	// Changed has a value after Info().Paused may have become another.
+	Changed() <-chan struct{}
 }
 
 // VM says what a Hypervisor is to run.
@@ -136,6 +144,8 @@ const SharedFile = "file"
 type Boot struct {
 	Kernel, Initrd string // paths
 	Cmdline        string // kernel parameters; a panic must end the VM (panic=-1)
+	// ISO is the path of a bootable CD with all of these, for a hypervisor that boots no kernel by itself; "" if there is none.
+	ISO string `json:",omitempty"`
 }
 
 // A Booter provides the guest's kernel, initramfs and tether.
@@ -160,4 +170,12 @@ type Disks interface {
 	ApplyToContainer(ctx context.Context, id string, layer io.Reader) error
 	// SettleContainer finishes what a crash left of an ApplyToContainer.
 	SettleContainer(id string) error
+}
+
+// Registered are Disks that make of a container something with a name for people. CreateContainer is called in place of
+// CreateContainerDisk.
+type Registered interface {
+	CreateContainer(ctx context.Context, id, name string, image digest.Digest) error
+	// RenameContainer gives it another name. The container has that already.
+	RenameContainer(ctx context.Context, id, name string) error
 }

@@ -264,7 +264,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 	}
 	err := ctx.Err()
 	if err == nil {
-		if err = c.makeFiles(); err != nil {
+		if err = c.makeFiles(ctx); err != nil {
 			err = errors.Join(err, c.removeFiles(true))
 		}
 	}
@@ -280,8 +280,8 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 }
 
 // makeFiles makes the container's disk, its volumes and its record.
-func (c *Container) makeFiles() error {
-	if _, err := c.m.o.Disks.CreateContainerDisk(c.id, c.spec.ImageID); err != nil {
+func (c *Container) makeFiles(ctx context.Context) error {
+	if err := c.makeDisk(ctx); err != nil {
 		return fmt.Errorf("create container: %w", err)
 	}
 	if err := c.claimVolumes(); err != nil {
@@ -291,6 +291,14 @@ func (c *Container) makeFiles() error {
 		return fmt.Errorf("create container: %w", err)
 	}
 	return nil
+}
+
+func (c *Container) makeDisk(ctx context.Context) error {
+	if d, ok := c.m.o.Disks.(Registered); ok {
+		return d.CreateContainer(ctx, c.id, c.spec.Name, c.spec.ImageID)
+	}
+	_, err := c.m.o.Disks.CreateContainerDisk(c.id, c.spec.ImageID)
+	return err
 }
 
 // reserve takes the container's name, making one up if it has none.

@@ -32,6 +32,42 @@ func (c *Container) Pause(ctx context.Context) error {
 	return c.saveState()
 }
 
+// observe takes in that others have paused the VM or let it go on.
+func (c *Container) observe(ctx context.Context, r *run, m Observed) {
+	for {
+		select {
+		case <-m.Changed():
+		case <-ctx.Done():
+			return
+		}
+		if c.acquire(ctx) != nil {
+			return
+		}
+		err := c.adoptPause(r)
+		c.releaseOp()
+		if err != nil {
+			c.m.o.Log.Warn("take in that the VM was paused", "container", c.id, "error", err)
+		}
+	}
+}
+
+// adoptPause brings the state to what the VM does. Pause and Unpause have done so if it was they. The caller holds op.
+func (c *Container) adoptPause(r *run) error {
+	paused := r.machine.Info().Paused
+	c.mu.Lock()
+	same := c.run != r || !r.started || c.state.Status != Running && c.state.Status != Paused || paused == (c.state.Status == Paused)
+	c.mu.Unlock()
+	if same {
+		return nil
+	}
+	if !paused {
+		return c.resumed(r)
+	}
+	c.setPaused(r, true)
+	c.emit("pause", nil)
+	return c.saveState()
+}
+
 // Unpause lets the VM go on; what signals came meanwhile reach the process now. The error is
 // of no kind if no VM stands still.
 func (c *Container) Unpause(ctx context.Context) error {
@@ -57,6 +93,11 @@ func (c *Container) resume(ctx context.Context, r *run) error {
 	if err := r.machine.Resume(ctx); err != nil {
 		return fmt.Errorf("cannot unpause container %s: %w", c.id, err)
 	}
+	return c.resumed(r)
+}
+
+// resumed takes in that the VM goes on.
+func (c *Container) resumed(r *run) error {
 	signals, was := c.setPaused(r, false)
 	if !was {
 		return nil

@@ -33,6 +33,9 @@ func (c *Container) serve(r *run) {
 		c.m.o.Log.Warn("watch log", "container", c.id, "error", err)
 	}
 	r.wg.Go(func() { c.serveControl(ctx, r) })
+	if m, ok := r.machine.(Observed); ok {
+		r.wg.Go(func() { c.observe(ctx, r, m) })
+	}
 	for _, k := range r.connections {
 		c.serveConnection(r, k)
 	}
@@ -105,7 +108,7 @@ func (c *Container) connect(ctx context.Context, r *run) (*wire.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, helloPatience)
 	defer cancel()
-	return wire.Connect(ctx, rw, wire.ConnectOptions{Token: c.token, Health: func(h Health) { c.takeHealth(r, h) }})
+	return wire.Connect(ctx, rw, wire.ConnectOptions{Token: c.token, Window: r.machine.Info().Window, Health: func(h Health) { c.takeHealth(r, h) }})
 }
 
 func (c *Container) setConn(r *run, conn *wire.Conn) {
@@ -278,7 +281,7 @@ func (c *Container) reattach(ctx context.Context) {
 	close(r.up)
 	c.runs = 1
 	c.run = r
-	vm := VM{ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: c.boot, Log: filepath.Join(c.dir, logFile)}
+	vm := VM{ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: c.boot, Log: filepath.Join(c.dir, logFile), Console: filepath.Join(c.dir, consoleFile)}
 	machine, err := c.m.o.Hypervisor.Find(ctx, vm)
 	if err != nil {
 		if !errors.Is(err, ErrNoMachine) {
