@@ -19,6 +19,7 @@ type logPort struct {
 	mu   sync.Mutex
 	f    *os.File
 	uart *uart // in place of f
+	bell *bell // nil without a uart, and without a port for it
 	buf  []byte
 	pipe *portPipe // nil until there was much to write at once
 }
@@ -30,7 +31,9 @@ func openLog(d *devices) (*logPort, error) {
 	}
 	l := new(logPort)
 	if p.dev == "" {
-		l.uart, err = openUART(p.uart)
+		if l.uart, err = openUART(p.uart); err == nil {
+			l.bell, err = openBell(l.uart)
+		}
 	} else {
 		l.f, err = os.OpenFile(p.dev, os.O_WRONLY, 0)
 	}
@@ -79,6 +82,7 @@ const portWrite = 32 << 10
 func (l *logPort) send() error {
 	if l.uart != nil {
 		_, err := l.uart.Write(l.buf)
+		l.bell.ring()
 		return err
 	}
 	if len(l.buf) <= portWrite {
