@@ -134,6 +134,9 @@ func (d *Datastore) wrap(op, name string, err error) error {
 // unavailable marks errors of a server that does not answer.
 func unavailable(err error) error {
 	var status *statusError
+	if err == nil || errors.Is(err, ErrUnavailable) {
+		return err
+	}
 	if errors.As(err, &status) && status.code >= 500 || unreachable(err) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
@@ -173,38 +176,6 @@ func (d *Datastore) createDisk(ctx context.Context, name string, capacity int64)
 		})
 	})
 	return d.wrap("create disk", name, err)
-}
-
-// Do begins a task and waits for its end. A task that found its object busy is begun again.
-func (s *Session) Do(ctx context.Context, begin func() (*object.Task, error)) error {
-	return s.retry.do(ctx, busy, func() error {
-		var task *object.Task
-		err := s.retry.do(ctx, unreachable, func() (err error) {
-			task, err = begin()
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		return s.Wait(ctx, task)
-	})
-}
-
-// Wait waits for a task's end, which a lost connection or session does not prevent.
-func (s *Session) Wait(ctx context.Context, task *object.Task) error {
-	return s.retry.do(ctx, unreachable, func() error {
-		err := task.Wait(ctx)
-		if fault.Is(err, &types.ManagedObjectNotFound{}) && s.alive(ctx, task) { // the collector was the old session's
-			return fmt.Errorf("wait for task: %w: %w", ErrUnavailable, err)
-		}
-		return err
-	})
-}
-
-// alive says whether the server still knows a task.
-func (s *Session) alive(ctx context.Context, task *object.Task) bool {
-	var m mo.Task
-	return property.DefaultCollector(s.client).RetrieveOne(ctx, task.Reference(), []string{"info.state"}, &m) == nil
 }
 
 // An Entry is what List says of a file.
@@ -433,6 +404,39 @@ func (d *Datastore) ReadRange(ctx context.Context, name string, p []byte, off in
 		_, err = io.ReadFull(res.Body, p)
 		return err
 	})
+}
+
+// ReadAvailable reads up to len(p) bytes of a file at byte off: what there is of them, in one request. It is io.EOF if there is
+// nothing, yet.
+func (d *Datastore) ReadAvailable(ctx context.Context, name string, p []byte, off int64) (n int, err error) {
+	if err := d.check("read", name); err != nil {
+		return 0, err
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	empty := false
+	err = d.do(ctx, "read", name, func() error {
+		h := http.Header{"Range": {"bytes=" + strconv.FormatInt(off, 10) + "-" + strconv.FormatInt(off+int64(len(p))-1, 10)}}
+		res, err := d.send(ctx, http.MethodGet, name, nil, 0, h)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		empty = res.StatusCode == http.StatusRequestedRangeNotSatisfiable || res.StatusCode == http.StatusOK && res.ContentLength == 0
+		if empty {
+			return nil
+		}
+		if err := fileStatus(res, http.StatusPartialContent); err != nil {
+			return err
+		}
+		n, err = io.ReadFull(res.Body, p[:min(int64(len(p)), max(0, res.ContentLength))])
+		return err
+	})
+	if err == nil && (empty || n == 0) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // ReadFile reads a whole file of at most limit bytes. The error is fs.ErrNotExist if there is none.
