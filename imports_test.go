@@ -31,6 +31,7 @@ var allowed = map[string][]string{
 	"containervm/appliance": {"tether/wire"},
 	"containervm/network":   {"containervm"},
 	"containervm/qemu":      {"containervm", "tether/wire"},
+	"containervm/vspc":      {"containervm/vspc/telnet"},
 	"api":                   {"api/build", "containervm", "diskfs", "fetch", "fetch/archive", "layerstore"},
 	"api/certificate":       {},
 	"api/build":             {"containervm", "fetch/archive", "layerstore"},
@@ -51,7 +52,8 @@ var allowed = map[string][]string{
 	"bench/vcsim":           {"vmdk"},
 	"bench/vcsim/bridge":    {"bench/vcsim", "tether/wire"},
 
-	"cmd/vic/compat/suites": {"bench/testimage"},
+	"cmd/vic/compat/suites":   {"bench/testimage"},
+	"containervm/vspc/telnet": {},
 }
 
 // tetherModules are all modules that PID 1 may link.
