@@ -17,7 +17,8 @@ func (a hardwareAddr) String() string { return net.HardwareAddr(a[:]).String() }
 // group tells whether frames to a go to more than one station.
 func (a hardwareAddr) group() bool { return a[0]&1 != 0 }
 
-// macOf makes a locally administered address from an IPv4 address, docker's way.
+// macOf makes a locally administered address from an IPv4 address, docker's way. vSphere takes it as a static one ("all unique
+// manually generated addresses are supported", vSphere Networking, VMware OUI in Static MAC Addresses).
 func macOf(ip netip.Addr) hardwareAddr {
 	b := ip.As4()
 	return hardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}

@@ -157,6 +157,11 @@ func (e *Endpoint) Serve(conn io.ReadWriteCloser) error {
 	e.serving = conn
 	e.mu.Unlock()
 
+	if e.n.wired {
+		for _, frame := range e.announcements() {
+			e.enqueue(frame)
+		}
+	}
 	stop := make(chan struct{})
 	var writer sync.WaitGroup
 	writer.Go(func() {
@@ -182,6 +187,9 @@ func (e *Endpoint) Serve(conn io.ReadWriteCloser) error {
 func (e *Endpoint) readFrames(conn io.Reader) error {
 	r := bufio.NewReaderSize(conn, batchSize)
 	limit := uint32(e.n.mtu + headerSize)
+	if e.n.wired { // where adapters put packets together
+		limit = maxOffloaded + headerSize
+	}
 	for {
 		var length [lengthSize]byte
 		if _, err := io.ReadFull(r, length[:]); err != nil {

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,8 @@ type Fabric struct {
 	mu       sync.RWMutex
 	networks []*Network
 	places   map[string][]*Endpoint // by container
+	// strangers are hardware addresses on the Segment that were told of, at most maxStrangers.
+	strangers map[hardwareAddr]bool
 }
 
 // Options of a Fabric. The zero value works.
@@ -29,6 +32,12 @@ type Options struct {
 	HostGateway netip.Addr
 	// Resolv is the file with the host's name servers; "" means /etc/resolv.conf.
 	Resolv string
+	// Segment is the wire that the guests of all networks are on. nil has each network be a switch of its own, to which
+	// guests' connections are all there is.
+	Segment *Segment
+	// Range is where Choose finds subnets, an IPv4 prefix of 26 bits at most, which it divides into sixteen, or into such of
+	// 16 bits if those are more. The zero Prefix is docker's.
+	Range netip.Prefix
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
 }
@@ -41,7 +50,11 @@ func New(o Options) *Fabric {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Fabric{o: o, log: o.Log, places: map[string][]*Endpoint{}}
+	f := &Fabric{o: o, log: o.Log, places: map[string][]*Endpoint{}, strangers: map[hardwareAddr]bool{}}
+	if o.Segment != nil {
+		o.Segment.listen(f.overhear)
+	}
+	return f
 }
 
 // Open implements containervm.Networks.
@@ -68,7 +81,7 @@ func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	for _, p := range candidates() {
+	for _, p := range f.candidates() {
 		if !slices.ContainsFunc(host, p.Overlaps) && !slices.ContainsFunc(taken, p.Overlaps) {
 			return p, nil
 		}
@@ -76,9 +89,19 @@ func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
 	return netip.Prefix{}, errors.New("none of them is free")
 }
 
-// candidates are docker's own.
-func candidates() []netip.Prefix {
+// candidates are docker's own, or parts of the Range.
+func (f *Fabric) candidates() []netip.Prefix {
 	var all []netip.Prefix
+	if r := f.o.Range.Masked(); r.IsValid() {
+		bits := max(r.Bits()+4, 16)
+		size := uint64(1) << (32 - bits)
+		first := r.Addr().As4()
+		begin := uint64(binary.BigEndian.Uint32(first[:]))
+		for a := begin; a < begin+1<<(32-r.Bits()); a += size {
+			all = append(all, netip.PrefixFrom(addrOf(uint32(a)), bits))
+		}
+		return all
+	}
 	for i := byte(17); i <= 31; i++ {
 		all = append(all, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, i, 0, 0}), 16))
 	}
@@ -111,10 +134,19 @@ func (f *Fabric) owns(a netip.Addr) bool {
 	})
 }
 
-func (f *Fabric) enter(e *Endpoint) {
+// enter has the Fabric know an endpoint. On a Segment no two of all networks may have the same hardware address.
+func (f *Fabric) enter(e *Endpoint) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.o.Segment != nil {
+		for _, all := range f.places {
+			if slices.ContainsFunc(all, func(o *Endpoint) bool { return o.mac == e.mac }) {
+				return errMACInUse(e.mac)
+			}
+		}
+	}
 	f.places[e.container] = append(f.places[e.container], e)
+	return nil
 }
 
 func (f *Fabric) leave(e *Endpoint) {
@@ -137,4 +169,30 @@ func (f *Fabric) placesOf(e *Endpoint) []*Endpoint {
 		}
 	}
 	return all
+}
+
+// maxStrangers is how many strange stations are told of.
+const maxStrangers = 64
+
+// overhear tells of a station on the Segment that uses an address of a network of ours.
+func (f *Fabric) overhear(mac hardwareAddr, ip netip.Addr) {
+	f.mu.RLock()
+	networks := slices.Clone(f.networks)
+	f.mu.RUnlock()
+	for _, n := range networks {
+		if e := n.endpointOf(ip); n.ours(ip) || e != nil && e.mac != mac {
+			f.mu.Lock()
+			told := f.strangers[mac] || len(f.strangers) >= maxStrangers
+			if !told {
+				f.strangers[mac] = true
+			}
+			f.mu.Unlock()
+			if told {
+				return
+			}
+			f.log.Warn("another station on the wire has an address of this one's networks: does another VCH use it with the same range?",
+				"interface", f.o.Segment.name, "station", mac, "address", ip, "network", n.conf.Name)
+			return
+		}
+	}
 }

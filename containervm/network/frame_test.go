@@ -14,7 +14,7 @@ import (
 
 // Frames of the guest 172.30.0.2, 02:42:ac:1e:00:02, as tcpdump showed them; spaces are for people.
 const (
-	pingGateway = "0242ac1e0001 0242ac1e0002 0800 4500001c000040004001e279 ac1e0002 ac1e0001 0800f7ff00000000"
+	pingGateway = "0242ac1e0001 0242ac1e0002 0800 4500001c000040004001e2a1 ac1e0002 ac1e0001 0800f7ff00000000"
 	arpGateway  = "ffffffffffff 0242ac1e0002 0806 0001 0800 06 04 0001 0242ac1e0002 ac1e0002 000000000000 ac1e0001"
 )
 
@@ -76,7 +76,7 @@ func TestGatewayAnswers(t *testing.T) {
 	// in the name of others.
 	send(strings.Replace(arpGateway, "000000000000 ac1e0001", "000000000000 ac1e0009", 1))
 	send(strings.Replace(pingGateway, " ac1e0001 ", " ac1e0009 ", 1))
-	send(strings.Replace(pingGateway, "e279 ac1e0002 ac1e0001 ", "8e98 ac1e0002 08080808 ", 1))
+	send(strings.Replace(pingGateway, "e2a1 ac1e0002 ac1e0001 ", "7eb1 ac1e0002 08080808 ", 1))
 	send(arpGateway)
 	frame, err := readFrame(c)
 	if err != nil {

@@ -32,7 +32,7 @@ var _ containervm.Network = (*Network)(nil)
 var _ containervm.Networks = (*Fabric)(nil)
 
 // fabric makes one whose host has no name servers, unless o says so.
-func fabric(t *testing.T, o Options) *Fabric {
+func fabric(t testing.TB, o Options) *Fabric {
 	t.Helper()
 	if o.Resolv == "" {
 		o.Resolv = filepath.Join(t.TempDir(), "none")
@@ -42,7 +42,7 @@ func fabric(t *testing.T, o Options) *Fabric {
 }
 
 // openOn makes a network that does not outlive the test.
-func openOn(t *testing.T, f *Fabric, conf containervm.NetworkConfig) *Network {
+func openOn(t testing.TB, f *Fabric, conf containervm.NetworkConfig) *Network {
 	t.Helper()
 	if conf.Name == "" {
 		conf.Name = "net"
@@ -73,7 +73,7 @@ func open(t *testing.T, o Options) *Network {
 	return openOn(t, fabric(t, o), containervm.NetworkConfig{})
 }
 
-func join(t *testing.T, n *Network, o containervm.JoinOptions) *Endpoint {
+func join(t testing.TB, n *Network, o containervm.JoinOptions) *Endpoint {
 	t.Helper()
 	e, err := n.join(o)
 	if err != nil {

@@ -167,10 +167,21 @@ func (l *link) ParseHeader(*stack.PacketBuffer) bool    { return true }
 func (l *link) Close()                                  {}
 func (l *link) SetOnCloseAction(func())                 {}
 
-// Capabilities: checksums of what comes are not looked at, for a socket between two processes damages nothing.
+// Capabilities: checksums of what comes are not looked at, for a socket between two processes damages nothing, and a
+// Segment has looked.
 func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityResolutionRequired | stack.CapabilityRXChecksumOffload
 }
+
+// SupportedGSO implements stack.GSOEndpoint: a Segment cuts long packets, and makes the checksums of TCP.
+func (l *link) SupportedGSO() stack.SupportedGSO {
+	if l.n.wired {
+		return stack.HostGSOSupported
+	}
+	return stack.GSONotSupported
+}
+
+func (l *link) GSOMaxSize() uint32 { return maxOffloaded }
 
 func protocol(a netip.Addr) tcpip.NetworkProtocolNumber {
 	if a.Is6() {

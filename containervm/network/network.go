@@ -1,5 +1,5 @@
-// Package network connects container VMs with each other, the host and the world,
-// without any privilege: each network is an Ethernet switch, a gateway, a name server and a port
+// Package network connects container VMs with each other, the host and the world. If QEMU carries the guests' frames it does
+// so without any privilege: each network is an Ethernet switch, a gateway, a name server and a port
 // forwarder inside the VCH's process. Networks share nothing that a frame could pass through.
 //
 //	guest ─virtio-net─ QEMU ─UNIX socket─► Endpoint ─► switch ─► Endpoint ─► another guest
@@ -20,6 +20,23 @@
 //
 // A guest that does not read, being paused perhaps, must not hold up others: frames for it wait in a
 // queue, and those it has no room for are dropped, as Ethernet may.
+//
+// # Segment
+//
+// Guests elsewhere are on a wire with this machine, which on vSphere is the port group for bridge networks (OpenSegment). Then
+// they reach each other without us, and only the gateways are here:
+//
+//	guest ─vmxnet3─ port group ─► interface of this machine ─► Segment ─► Endpoint ─► gateway
+//
+// A vSwitch lets a port send in no other name than its own, so all gateways have the interface's hardware address and are told apart
+// by IP. Guests have addresses made from their IP, which are locally administered: vSphere takes any static address but
+// reserved ones of VMware's own prefixes. Networks have no IP in common, and VCHs on one port group must not either
+// (Options.Range), so a hardware address is used once. Frames are checked as those from QEMU are, on their way to the gateway. What
+// guests send each other is not seen: who is root in one, with CAP_NET_RAW or CAP_NET_ADMIN, can send to guests of other networks on the port group, in
+// any IP address's name; what keeps guests of two networks apart is that none has a route to the other.
+//
+// Interfaces put TCP packets together and cut them up, which is worth a factor of three, and may leave checksums to each
+// other: offload.go.
 //
 // # Gateway
 //
@@ -47,6 +64,7 @@
 package network
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -75,6 +93,7 @@ type Network struct {
 	pool     *pool
 	pool6    *pool // nil without IPv6
 	link     *link
+	wired    bool           // guests are on a Segment, where they reach each other
 	wg       sync.WaitGroup // the name server's
 
 	mu     sync.RWMutex
@@ -89,6 +108,12 @@ func newNetwork(f *Fabric, conf containervm.NetworkConfig) (*Network, error) {
 		f: f, conf: conf, mtu: conf.MTU, log: f.log, gateway: conf.Gateway, gateway6: conf.Gateway6,
 		mac: macOf(conf.Gateway), pool: newPool(conf.Subnet, conf.Range, conf.Gateway, conf.Reserved),
 		byMAC: map[hardwareAddr]*Endpoint{}, byIP: map[netip.Addr]*Endpoint{}, byName: map[string][]*Endpoint{},
+	}
+	if s := f.o.Segment; s != nil {
+		if conf.MTU > s.mtu {
+			return nil, fmt.Errorf("%w: MTU %d is more than the %d of interface %s", containervm.ErrInvalid, conf.MTU, s.mtu, s.name)
+		}
+		n.mac, n.mtu, n.wired = s.mac, cmp.Or(conf.MTU, s.mtu), true
 	}
 	n.local6 = linkLocal(n.mac)
 	if n.mtu == 0 {
@@ -129,6 +154,10 @@ func (n *Network) Close() error {
 
 var errClosed = errors.New("network: closed")
 
+func errMACInUse(a hardwareAddr) error {
+	return fmt.Errorf("network: hardware address %s is in use", a)
+}
+
 // Join implements containervm.Network.
 func (n *Network) Join(o containervm.JoinOptions) (containervm.Endpoint, error) {
 	e, err := n.join(o)
@@ -162,7 +191,10 @@ func (n *Network) join(o containervm.JoinOptions) (*Endpoint, error) {
 		n.giveBack(e)
 		return nil, err
 	}
-	n.f.enter(e)
+	if err := n.f.enter(e); err != nil {
+		n.remove(e)
+		return nil, err
+	}
 	return e, nil
 }
 
@@ -180,7 +212,7 @@ func (n *Network) add(e *Endpoint, names []string) error {
 		return errClosed
 	}
 	if n.byMAC[e.mac] != nil || e.mac == n.mac {
-		return fmt.Errorf("network: hardware address %s is in use", e.mac)
+		return errMACInUse(e.mac)
 	}
 	if err := n.link.know(e); err != nil {
 		return err
@@ -252,6 +284,12 @@ func (n *Network) forward(e *Endpoint, frame []byte) {
 		n.toGateway(frame)
 		return
 	}
+	if n.wired { // the other guests have it already
+		if dst.group() && n.callsGateway(frame) {
+			n.link.deliver(frame)
+		}
+		return
+	}
 	if !dst.group() {
 		n.mu.RLock()
 		to := n.byMAC[dst]
@@ -268,15 +306,21 @@ func (n *Network) forward(e *Endpoint, frame []byte) {
 		}
 	}
 	n.mu.RUnlock()
-	if frameType(frame) == etherARP || frameType(frame) == etherIPv6 && n.solicits(frame) {
+	if n.callsGateway(frame) {
 		n.link.deliver(frame)
 	}
 }
 
-// solicits tells whether an IPv6 frame asks for the gateway's hardware address.
-func (n *Network) solicits(frame []byte) bool {
-	target, ok := solicited(frame)
-	return ok && n.ours(target)
+// callsGateway tells whether a frame to a group may ask for the gateway's hardware address.
+func (n *Network) callsGateway(frame []byte) bool {
+	switch frameType(frame) {
+	case etherARP:
+		return true
+	case etherIPv6:
+		target, ok := solicited(frame)
+		return ok && n.ours(target)
+	}
+	return false
 }
 
 // ours tells whether an address is the gateway's own.
@@ -312,7 +356,7 @@ func (n *Network) fromGateway(frame []byte) {
 	defer n.mu.RUnlock()
 	if to := n.byMAC[dst]; to != nil {
 		to.enqueue(frame)
-	} else if dst.group() {
+	} else if dst.group() && !n.wired {
 		for _, to := range n.byMAC {
 			to.enqueue(frame)
 		}

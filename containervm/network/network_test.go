@@ -57,7 +57,7 @@ func hostEcho(t *testing.T, addr string) netip.AddrPort {
 }
 
 // hostAddr is an IPv4 address of the host's that is not a loopback's.
-func hostAddr(t *testing.T) netip.Addr {
+func hostAddr(t testing.TB) netip.Addr {
 	t.Helper()
 	all, err := hostNetworks()
 	if err != nil {
@@ -397,6 +397,23 @@ func TestChoose(t *testing.T) {
 	}
 	if len(taken) < 20 {
 		t.Errorf("chose %d subnets", len(taken))
+	}
+}
+
+func TestChooseInRange(t *testing.T) {
+	for within, want := range map[string]struct {
+		n           int
+		first, last string
+	}{
+		"10.64.0.0/12":     {16, "10.64.0.0/16", "10.79.0.0/16"},
+		"10.64.0.0/11":     {32, "10.64.0.0/16", "10.95.0.0/16"},
+		"198.18.7.0/24":    {16, "198.18.7.0/28", "198.18.7.240/28"},
+		"255.255.255.0/24": {16, "255.255.255.0/28", "255.255.255.240/28"},
+	} {
+		all := New(Options{Range: netip.MustParsePrefix(within)}).candidates()
+		if len(all) != want.n || all[0].String() != want.first || all[len(all)-1].String() != want.last {
+			t.Errorf("%s is divided into %v", within, all)
+		}
 	}
 }
 
