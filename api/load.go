@@ -79,7 +79,11 @@ func (s *Server) loadImage(r *http.Request, out *progressStream, e *archive.Entr
 
 // tellLoading says in Docker's words how far a layer has come.
 func tellLoading(out *progressStream, e layerstore.ProgressEvent) {
-	if e.Layer != "" && e.Stage >= layerstore.StageFetching && e.Stage < layerstore.StageDone {
+	switch {
+	case e.Layer == "":
+	case e.Stage == layerstore.StageSending:
+		out.layer(shortDigest(e.Layer), "Sending to datastore", e.Sent, e.ToSend)
+	case e.Stage >= layerstore.StageFetching && e.Stage < layerstore.StageDone:
 		out.layer(shortDigest(e.Layer), "Loading layer", e.Current, e.Total)
 	}
 }

@@ -138,6 +138,8 @@ func tellLayer(out *progressStream, e layerstore.ProgressEvent) {
 	case layerstore.StageBound:
 		// Its files were unpacked while they came.
 		out.layer(id, "Extracting", e.Total, e.Total)
+	case layerstore.StageSending:
+		out.layer(id, "Sending to datastore", e.Sent, e.ToSend)
 	case layerstore.StageDone:
 		out.layer(id, "Pull complete", 0, 0)
 	case layerstore.StageExists:

@@ -17,6 +17,7 @@ const (
 	StageFetching              // Current of Total bytes of the blob have come
 	StageFetched               // blob and tar are verified; it waits for the layer below
 	StageBound                 // its disk is complete, and is being made durable
+	StageSending               // it is in the store, and Sent of ToSend bytes of its disk in the store's Mirror
 	StageDone                  // it is in the store
 	StageExists                // it was in the store already
 )
@@ -28,6 +29,8 @@ type ProgressEvent struct {
 	Stage Stage
 	// Current and Total count bytes of the blob, from StageFetching on.
 	Current, Total int64
+	// Sent and ToSend count bytes of the layer's disk, in StageSending.
+	Sent, ToSend int64
 	// Updated, in the last event, is false if the store had all that was pulled:
 	// the image is up to date.
 	Updated bool

@@ -26,6 +26,9 @@ type pull struct {
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // something about a flight has changed; one is enough
 	riders []*rider      // of the missing layers, bottom first
+
+	mirroring Mirroring // nil without a mirror
+	told      int       // of how many of riders the mirror knows
 }
 
 // Pull brings an image and its layers into the store, unless they are there, and
@@ -70,7 +73,17 @@ func (s *Store) Pull(ctx context.Context, src Source, name reference.Named, o Pu
 		return nil, fmt.Errorf("pull image: %w", err)
 	}
 	defer lease.release()
-	if err := s.pullLayers(ctx, p, src, plan.layers, o.Progress); err != nil {
+	if s.mirror != nil {
+		if p.mirroring, err = s.mirror.Begin(ctx, s); err != nil {
+			return nil, fmt.Errorf("pull image: %w", err)
+		}
+		defer func() {
+			if err := p.mirroring.Close(); err != nil {
+				s.log.Warn("end the mirror's part in a pull", "image", plan.id, "error", err)
+			}
+		}()
+	}
+	if err := s.pullLayers(ctx, p, src, plan, o.Progress); err != nil {
 		return nil, fmt.Errorf("pull image: %w", err)
 	}
 	updated, err := s.commitImage(plan, names)
@@ -123,8 +136,9 @@ func (s *Store) findDonors(missing []planLayer) (*lease, error) {
 	return s.dir.lease(chains)
 }
 
-// pullLayers brings those layers of an image, bottom first, that are missing.
-func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, layers []planLayer, progress func(ProgressEvent)) error {
+// pullLayers brings those layers of an image, bottom first, that are missing, and then the image into the mirror.
+func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, plan *plan, progress func(ProgressEvent)) error {
+	layers := plan.layers
 	missing := layers
 	for len(missing) > 0 && !missing[0].again && s.dir.serves(missing[0].chain, missing[1:]) {
 		missing = missing[1:]
@@ -140,21 +154,35 @@ func (s *Store) pullLayers(ctx context.Context, p *pull, src Source, layers []pl
 	s.board(ctx, p, src, missing)
 	defer s.leave(p)
 	var tick <-chan time.Time
-	if progress != nil && len(missing) > 0 {
+	var mirrored <-chan error
+	if progress != nil && (len(missing) > 0 || p.mirroring != nil) {
 		t := time.NewTicker(progressInterval)
 		defer t.Stop()
 		tick = t.C
 	}
 	for {
 		events, left, err := s.look(p)
+		p.tellMirror(events, len(events)-left)
 		rep.report(events)
-		if err != nil || left == 0 {
+		if err != nil || left == 0 && p.mirroring == nil {
 			return err
 		}
+		if left == 0 && mirrored == nil {
+			mirrored = p.commitMirror(plan)
+		}
 		select {
+		case err := <-mirrored:
+			if err == nil {
+				events, _, _ = s.look(p) // all have landed
+				rep.report(events)
+			}
+			return err
 		case <-p.wake:
 		case <-tick:
 		case <-ctx.Done():
+			if mirrored != nil { // it ends with ctx
+				<-mirrored
+			}
 			return context.Cause(ctx)
 		}
 	}

@@ -149,7 +149,7 @@ func (s *Store) remake(ctx context.Context, src Source, layers []planLayer, prog
 		return err
 	}
 	defer lease.release()
-	return s.pullLayers(ctx, p, src, layers, progress)
+	return s.pullLayers(ctx, p, src, &plan{layers: layers}, progress)
 }
 
 // isSound checks one layer in full, without rebuilding its tar.

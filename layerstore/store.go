@@ -36,6 +36,8 @@ type Options struct {
 	Parallel int
 	// Limits bound what an image may make the store do.
 	Limits Limits
+	// Mirror has the disks of all images as well; nil is none.
+	Mirror Mirror
 	// Log gets what nobody is there to be told. nil is silent.
 	Log *slog.Logger
 }
@@ -87,12 +89,13 @@ func (l Limits) orDefault(capacity int64) Limits {
 // A Store is an open store. All its methods may be used at the same time, and
 // other processes may have the same store open.
 type Store struct {
-	dir   Dir
-	info  versionRecord
-	lim   Limits
-	log   *slog.Logger
-	slots *slots
-	queue committer
+	dir    Dir
+	info   versionRecord
+	lim    Limits
+	mirror Mirror
+	log    *slog.Logger
+	slots  *slots
+	queue  committer
 
 	mu      sync.Mutex
 	closed  bool
@@ -124,6 +127,7 @@ func Open(dir string, o Options) (*Store, error) {
 	s := &Store{
 		dir:     Dir(dir),
 		log:     o.Log,
+		mirror:  o.Mirror,
 		pulls:   make(map[*pull]struct{}),
 		flights: make(map[digest.Digest]*flight),
 	}

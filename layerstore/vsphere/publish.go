@@ -6,191 +6,323 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 
 	"vic/layerstore"
 	"vic/vmdk"
 )
 
-// uploads is how many files are sent at the same time.
-const uploads = 4
-
-// A Progress tells of one disk on its way to the datastore.
-type Progress struct {
-	Chain       digest.Digest // of the layer; "" is the empty file system under all
-	Sent, Total int64         // bytes of its extent
-}
-
-// A disk is one of an image's chain.
-type disk struct {
-	chain  digest.Digest
-	name   string
-	parent string
-	desc   *vmdk.Descriptor // what the descriptor is, or was if it is there
-	there  bool
-	done   chan struct{} // closed when its record is there, or never will be
-	ok     bool          // set before done is closed
-}
-
 // Published are the disks of an image on a datastore.
 type Published struct {
 	// Disks are the names of the disks, top first, without the base disk.
 	Disks []string
-	// Sent is how many bytes of extents were sent.
+	// Sent is how many bytes of extents were sent, for whomever that was.
 	Sent int64
 }
 
 // Publish brings the disks of an image to the datastore that are not there, several at once, and notes that this
-// VCH has the image. What was sent of a layer stays if the rest fails, and is not sent again. Progress, which may be nil, is called from one goroutine at
-// a time.
-func (s *Store) Publish(ctx context.Context, from *layerstore.Store, img *layerstore.Image, progress func(Progress)) (*Published, error) {
-	select {
-	case s.publishing <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+// VCH has the image. What was sent of a layer stays if the rest fails, and is not sent again. An image that this Store
+// has published before costs nothing.
+func (s *Store) Publish(ctx context.Context, from *layerstore.Store, img *layerstore.Image) (_ *Published, err error) {
+	if disks := s.published(from, img); disks != nil {
+		return &Published{Disks: disks}, nil
 	}
-	defer func() { <-s.publishing }()
-	p, err := s.publish(ctx, from, img, progress)
-	if err != nil {
-		return nil, fmt.Errorf("bring image %s to %s: %w", img.ID.Encoded()[:12], s.d.Path("."), err)
-	}
-	return p, nil
+	p := s.begin(ctx, from)
+	defer func() { err = errors.Join(err, p.Close()) }()
+	return p.commit(img.ID, img.Chain())
 }
 
-func (s *Store) publish(ctx context.Context, from *layerstore.Store, img *layerstore.Image, progress func(Progress)) (_ *Published, err error) {
+// published are the disks of an image that was published by this Store and has the same in the local one, else nil.
+func (s *Store) published(from *layerstore.Store, img *layerstore.Image) []string {
+	s.mu.Lock()
+	disks := s.images[img.ID]
+	s.mu.Unlock()
+	if disks == nil {
+		return nil
+	}
 	top, err := from.OpenDisk(img.Chain())
+	if err != nil {
+		return nil // Publish finds out
+	}
+	defer top.Close() // read only
+	same := slices.EqualFunc(disks, top.Chains(), func(name string, chain digest.Digest) bool {
+		of, err := chainOf(name)
+		return err == nil && of == chain
+	})
+	if !same {
+		return nil
+	}
+	return disks
+}
+
+// Begin implements layerstore.Mirror: the disks of the image's layers are sent while others still come.
+func (s *Store) Begin(ctx context.Context, from *layerstore.Store) (layerstore.Mirroring, error) {
+	return s.begin(ctx, from), nil
+}
+
+// A publication brings the disks of one image to the datastore. It is a layerstore.Mirroring.
+type publication struct {
+	s    *Store
+	from *layerstore.Store
+	ctx  context.Context
+	stop context.CancelFunc
+	wg   sync.WaitGroup // of choosing
+
+	choosing chan struct{} // holds one while disks are chosen
+	looked   bool          // guarded by choosing, like claims
+	claims   []*claim
+
+	mu    sync.Mutex
+	next  digest.Digest             // the highest layer told of, whose chain is to be chosen
+	again bool                      // there is a next
+	disks map[digest.Digest][]*disk // that it uses; of one layer several if the chain below has changed
+	image digest.Digest             // that is being committed; Store.committing has it
+}
+
+func (s *Store) begin(ctx context.Context, from *layerstore.Store) *publication {
+	p := &publication{s: s, from: from, choosing: make(chan struct{}, 1), disks: map[digest.Digest][]*disk{}}
+	p.ctx, p.stop = context.WithCancel(ctx)
+	return p
+}
+
+// Layer implements layerstore.Mirroring.
+func (p *publication) Layer(chain digest.Digest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.next = chain
+	if p.again {
+		return // whoever chooses takes this one
+	}
+	p.again = true
+	p.wg.Go(func() {
+		select {
+		case p.choosing <- struct{}{}:
+		case <-p.ctx.Done():
+			return
+		}
+		defer func() { <-p.choosing }()
+		p.mu.Lock()
+		chain := p.next
+		p.again = false
+		p.mu.Unlock()
+		if _, err := p.chain(chain); err != nil { // commit does it again, and tells
+			p.s.log.Debug("bring a layer to the datastore", "layer", chain, "error", err)
+		}
+	})
+}
+
+// Sent implements layerstore.Mirroring.
+func (p *publication) Sent(chain digest.Digest) (sent, total int64, done bool) {
+	p.mu.Lock()
+	disks := p.disks[chain]
+	p.mu.Unlock()
+	if len(disks) == 0 {
+		l, err := p.from.Layer(chain)
+		return 0, 0, err == nil && l.Disk != chain // it has no disk of its own
+	}
+	d := disks[len(disks)-1]
+	select {
+	case <-d.done:
+		return d.sent.Load(), d.total.Load(), d.err == nil
+	default:
+		return d.sent.Load(), d.total.Load(), false
+	}
+}
+
+// Commit implements layerstore.Mirroring.
+func (p *publication) Commit(image, top digest.Digest) error {
+	_, err := p.commit(image, top)
+	return err
+}
+
+func (p *publication) commit(image, top digest.Digest) (*Published, error) {
+	out, err := p.finish(image, top)
+	if err != nil {
+		return nil, fmt.Errorf("bring image %s to %s: %w", image.Encoded()[:12], p.s.d.Path("."), err)
+	}
+	return out, nil
+}
+
+func (p *publication) finish(image, top digest.Digest) (*Published, error) {
+	select {
+	case p.choosing <- struct{}{}:
+	case <-p.ctx.Done():
+		return nil, p.ctx.Err()
+	}
+	disks, err := p.chain(top)
+	<-p.choosing
 	if err != nil {
 		return nil, err
 	}
-	defer top.Close() // read only
-	chains := top.Chains()
-	disks := make([]*disk, len(chains))
-	for i, c := range chains {
-		disks[i] = &disk{chain: c, done: make(chan struct{})}
+	out := &Published{}
+	for _, d := range slices.Backward(disks) { // what fails first is lowest
+		select {
+		case <-d.done:
+		case <-p.ctx.Done():
+			return nil, p.ctx.Err()
+		}
+		if d.err != nil {
+			return nil, d.err
+		}
 	}
-	if err := s.look(ctx); err != nil { // others bring disks as well
+	for _, d := range disks {
+		out.Disks = append(out.Disks, d.name)
+		out.Sent += d.total.Load()
+	}
+	p.s.mu.Lock()
+	p.s.committing[image]++
+	p.s.mu.Unlock()
+	p.image = image
+	if err := p.s.putJSON(p.ctx, p.s.own("images", image.Encoded()+".json"), imageRecord{image, out.Disks}); err != nil {
 		return nil, err
 	}
-	pull := s.own("pulls", newName(img.Chain())+".json")
-	defer func() { // names nothing that is needed from there on
-		if gone := s.d.Remove(context.WithoutCancel(ctx), pull); !errors.Is(gone, fs.ErrNotExist) {
-			err = errors.Join(err, gone)
+	p.s.mu.Lock()
+	p.s.images[image] = out.Disks
+	p.s.mu.Unlock()
+	return out, nil
+}
+
+// Close implements layerstore.Mirroring.
+func (p *publication) Close() error {
+	p.stop()
+	p.wg.Wait()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), partingTime)
+	defer cancel()
+	var errs []error
+	for _, disks := range p.disks {
+		for _, d := range disks {
+			errs = append(errs, p.s.leave(ctx, d))
 		}
-	}()
-	for try := 1; ; try++ {
-		gone, err := s.choose(ctx, disks, pull)
-		if err != nil {
+	}
+	for _, c := range p.claims {
+		errs = append(errs, p.s.drop(ctx, c))
+	}
+	if p.image != "" {
+		p.s.mu.Lock()
+		if p.s.committing[p.image]--; p.s.committing[p.image] == 0 {
+			delete(p.s.committing, p.image)
+		}
+		p.s.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// chain chooses the disks of a layer's chain, top first, and has those sent that are not there. Call it with choosing held.
+func (p *publication) chain(top digest.Digest) ([]*disk, error) {
+	local, err := p.from.OpenDisk(top)
+	if err != nil {
+		return nil, err
+	}
+	chains := local.Chains()
+	local.Close()  // read only
+	if !p.looked { // others bring disks as well
+		if err := p.s.look(p.ctx); err != nil {
 			return nil, err
 		}
-		if gone == "" {
-			break
+		p.looked = true
+	}
+	for try := 1; ; try++ {
+		disks, gone, err := p.choose(chains)
+		if err != nil || gone == "" {
+			return disks, err
 		}
 		if try == maxChoices {
 			return nil, fmt.Errorf("disk %s was removed while it was wanted, the last of %d times", gone, try)
 		}
-		s.forget(gone)
+		p.s.forget(gone)
 	}
-	var mu sync.Mutex
-	p := &Published{}
-	g, sending := errgroup.WithContext(ctx)
-	g.SetLimit(uploads)
-	for i, d := range slices.Backward(disks) { // parents first, so that none waits for one that waits for its turn
-		var below *disk
-		if i+1 < len(disks) {
-			below = disks[i+1]
-		}
-		if d.there {
-			d.ok = true
-			close(d.done)
-			continue
-		}
-		g.Go(func() error {
-			defer close(d.done)
-			n, err := s.send(sending, from, d, below, func(pr Progress) {
-				if progress != nil {
-					mu.Lock()
-					defer mu.Unlock()
-					progress(pr)
-				}
-			})
-			mu.Lock()
-			p.Sent += n
-			mu.Unlock()
-			d.ok = err == nil
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	for _, d := range disks {
-		p.Disks = append(p.Disks, d.name)
-	}
-	return p, s.putJSON(ctx, s.own("images", img.ID.Encoded()+".json"), imageRecord{img.ID, p.Disks})
 }
+
+// partingTime is how long a publication that has ended takes at most to remove its claims.
+const partingTime = 30 * time.Second
 
 // maxChoices bounds how often disks are removed by others between being found and being wanted.
 const maxChoices = 8
 
-// choose finds for each disk the one that is on the datastore, or names a new one, and says in the file pull that they are
-// wanted. It returns the name of one that was removed meanwhile, if any was.
-func (s *Store) choose(ctx context.Context, disks []*disk, pull string) (gone string, err error) {
-	parent, below := baseName, s.base
+// choose finds for each disk of a chain, top first, the one that the publication uses already, that is on its way, or that is on the
+// datastore, or begins to send it. Of what it has found or will make it says in a claim that it is wanted, and then looks whether that is still
+// there. It returns the name of one that is not, if there is one.
+func (p *publication) choose(chains []digest.Digest) (disks []*disk, gone string, err error) {
+	s := p.s
+	var parent *disk
+	below := s.base
+	var found, made []*disk
 	var names []string
-	for _, d := range slices.Backward(disks) {
-		cid := vmdk.CIDFor("vsphere " + d.chain.String())
-		d.parent = parent
-		if d.name, err = s.find(ctx, d.chain, parent, cid); err != nil {
-			return "", err
+	for _, chain := range slices.Backward(chains) {
+		d := p.uses(chain, parent)
+		if d == nil {
+			d = &disk{chain: chain, parent: parent, done: make(chan struct{}), users: 1}
+			cid := vmdk.CIDFor("vsphere " + chain.String())
+			if d.name, err = s.find(p.ctx, chain, d.below(), cid); err != nil {
+				return nil, "", err
+			}
+			if d.name != "" {
+				found = append(found, d)
+				close(d.done)
+			} else {
+				d.name = newName(chain)
+				made = append(made, d)
+			}
+			d.desc = s.child(below, d.name+"-delta.vmdk", d.below()+".vmdk", cid)
+			names = append(names, d.name)
 		}
-		if d.there = d.name != ""; !d.there {
-			d.name = newName(d.chain)
-		}
-		d.desc = s.child(below, d.name+"-delta.vmdk", parent+".vmdk", cid)
-		parent, below = d.name, d.desc
-		names = append(names, d.name)
+		parent, below = d, d.desc
+		disks = append(disks, d)
 	}
-	if err := s.putJSON(ctx, pull, names); err != nil {
-		return "", err
+	slices.Reverse(disks)
+	if len(names) == 0 {
+		return disks, "", nil
 	}
-	for _, d := range disks {
-		if !d.there {
-			continue
-		}
-		if _, err := s.record(ctx, d.name); errors.Is(err, fs.ErrNotExist) {
-			return d.name, nil
-		} else if err != nil {
-			return "", err
-		}
-	}
-	return "", nil
-}
-
-// child describes a delta.
-func (s *Store) child(parent *vmdk.Descriptor, extent, hint string, cid uint32) *vmdk.Descriptor {
-	if s.encoding == Hosted {
-		return parent.Child(extent, hint, cid)
-	}
-	return parent.COWDChild(extent, hint, cid)
-}
-
-// extent is the extent file of the top disk of a chain, in the store's encoding.
-func (s *Store) extent(d *layerstore.Disk) (*io.SectionReader, error) {
-	if s.encoding == Hosted {
-		return d.Extent()
-	}
-	c, err := d.COWD(1)
+	c, err := s.claim(p.ctx, names)
+	p.claims = append(p.claims, c)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return io.NewSectionReader(c, 0, c.Size()), nil
+	for _, d := range found {
+		if _, err := s.record(p.ctx, d.name); errors.Is(err, fs.ErrNotExist) {
+			return nil, d.name, nil
+		} else if err != nil {
+			return nil, "", err
+		}
+		p.use(d)
+	}
+	for _, d := range made {
+		if !s.start(p.ctx, p.from, d, c) { // another publication began meanwhile, and all above are to stand on its disk
+			return p.choose(chains)
+		}
+		p.use(d)
+	}
+	return disks, "", nil
+}
+
+// uses returns the disk of a layer over a parent that the publication uses, or uses from now on since it is on its way. It is nil if there
+// is none.
+func (p *publication) uses(chain digest.Digest, parent *disk) *disk {
+	below := (&disk{parent: parent}).below()
+	p.mu.Lock()
+	i := slices.IndexFunc(p.disks[chain], func(d *disk) bool { return d.below() == below })
+	var d *disk
+	if i >= 0 {
+		d = p.disks[chain][i]
+	}
+	p.mu.Unlock()
+	if d == nil {
+		if d = p.s.join(sendKey{chain, below}); d != nil {
+			p.use(d)
+		}
+	}
+	return d
+}
+
+func (p *publication) use(d *disk) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.disks[d.chain] = append(p.disks[d.chain], d)
 }
 
 // find returns the name of a disk of a layer over a parent, "" if there is none.
@@ -212,47 +344,4 @@ func (s *Store) find(ctx context.Context, chain digest.Digest, parent string, ci
 		}
 	}
 	return "", nil
-}
-
-// send sends a disk's files: extent, descriptor, and when its parent is there, the record.
-func (s *Store) send(ctx context.Context, from *layerstore.Store, d, below *disk, progress func(Progress)) (int64, error) {
-	chain, err := from.OpenDisk(d.chain)
-	if err != nil {
-		return 0, err
-	}
-	defer chain.Close() // read only
-	extent, err := s.extent(chain)
-	if err != nil {
-		return 0, err
-	}
-	text, err := d.desc.Marshal()
-	if err != nil {
-		return 0, err
-	}
-	file := path.Join(disksFolder, d.name)
-	open := func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(extent, 0, extent.Size())), nil }
-	if err := s.d.Put(ctx, file+"-delta.vmdk", extent.Size(), open, func(n int64) { progress(Progress{d.chain, n, extent.Size()}) }); err != nil {
-		return 0, err
-	}
-	if err := s.put(ctx, file+".vmdk", text); err != nil {
-		return extent.Size(), err
-	}
-	if below != nil {
-		select {
-		case <-below.done:
-		case <-ctx.Done():
-			return extent.Size(), ctx.Err()
-		}
-		if !below.ok {
-			return extent.Size(), fmt.Errorf("disk %s is not there", below.name)
-		}
-	}
-	rec := diskRecord{Chain: d.chain, Parent: d.parent, CID: fmt.Sprintf("%08x", d.desc.CID), Size: extent.Size()}
-	if err := s.putJSON(ctx, file+".json", rec); err != nil {
-		return extent.Size(), err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.disks[d.chain] = append(s.disks[d.chain], d.name)
-	return extent.Size(), nil
 }

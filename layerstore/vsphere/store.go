@@ -61,10 +61,13 @@ type Store struct {
 	encoding Encoding // of the store, or of one that is made
 	base     *vmdk.Descriptor
 
-	publishing chan struct{} // holds one while there is a Publish: two would send the same
+	sending chan struct{} // holds one for each extent that is being sent
 
-	mu    sync.Mutex
-	disks map[digest.Digest][]string // names of what was complete when it was last looked
+	mu         sync.Mutex
+	disks      map[digest.Digest][]string // names of what was complete when it was last looked
+	coming     map[sendKey]*disk          // what is on its way
+	images     map[digest.Digest][]string // that this Store has published: their disks, top first
+	committing map[digest.Digest]int      // images whose record is there before the local store has them
 }
 
 // An Encoding is the format of a store's deltas.
@@ -117,7 +120,8 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 	if !vchName.MatchString(o.VCH) {
 		return nil, fmt.Errorf("%q is no name of a VCH's folder", o.VCH)
 	}
-	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: cmp.Or(o.Encoding, VMFSSparse), publishing: make(chan struct{}, 1)}
+	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: cmp.Or(o.Encoding, VMFSSparse), sending: make(chan struct{}, uploads),
+		coming: map[sendKey]*disk{}, images: map[digest.Digest][]string{}, committing: map[digest.Digest]int{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

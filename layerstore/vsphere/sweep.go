@@ -17,6 +17,9 @@ func (s *Store) Forget(ctx context.Context, id digest.Digest) error {
 	if err := id.Validate(); err != nil {
 		return fmt.Errorf("forget image %q: %w", id, err)
 	}
+	s.mu.Lock()
+	delete(s.images, id)
+	s.mu.Unlock()
 	if err := s.d.Remove(ctx, s.own("images", id.Encoded()+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -1,0 +1,108 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+
+	"vic/vmdk"
+)
+
+// uploads is how many extents are sent at the same time.
+const uploads = 4
+
+// A disk is one of an image's chain: it is on the datastore, or on its way for all publications of this process
+// that want it. When the last of these has let go of it before it is there, it is given up.
+type disk struct {
+	chain  digest.Digest
+	name   string
+	parent *disk            // nil for the base disk
+	desc   *vmdk.Descriptor // what the descriptor is, or was if it is there
+
+	claim  *claim             // names it
+	cancel context.CancelFunc // of sending it
+	done   chan struct{}      // closed when its record is there, or never will be
+	err    error              // set before done is closed
+
+	sent, total atomic.Int64 // bytes of the extent; total is 0 for one that was there
+
+	users int // guarded by Store.mu
+}
+
+// below is the name of a disk's parent.
+func (d *disk) below() string {
+	if d.parent == nil {
+		return baseName
+	}
+	return d.parent.name
+}
+
+// A claim is a file in the pulls folder, which names disks that are wanted. It goes when nobody holds it.
+type claim struct {
+	file    string
+	holders int // guarded by Store.mu
+}
+
+// claim names disks as wanted, for the caller and those disks that it is to protect.
+func (s *Store) claim(ctx context.Context, names []string) (*claim, error) {
+	c := &claim{file: s.own("pulls", newName("")+".json"), holders: 1}
+	return c, s.putJSON(ctx, c.file, names)
+}
+
+// drop lets go of a claim.
+func (s *Store) drop(ctx context.Context, c *claim) error {
+	s.mu.Lock()
+	c.holders--
+	last := c.holders == 0
+	s.mu.Unlock()
+	if !last {
+		return nil
+	}
+	if err := s.d.Remove(ctx, c.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// A sendKey is what disks on their way are told apart by.
+type sendKey struct {
+	chain  digest.Digest
+	parent string
+}
+
+// join returns a disk that is on its way, which the caller leaves, or nil.
+func (s *Store) join(key sendKey) *disk {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.coming[key]
+	if d == nil || d.users == 0 {
+		return nil
+	}
+	d.users++
+	return d
+}
+
+// leave lets go of a disk.
+func (s *Store) leave(ctx context.Context, d *disk) error {
+	s.mu.Lock()
+	d.users--
+	last := d.users == 0
+	s.mu.Unlock()
+	if !last || d.claim == nil {
+		return nil
+	}
+	d.cancel()
+	<-d.done
+	return s.drop(ctx, d.claim)
+}
+
+// child describes a delta.
+func (s *Store) child(parent *vmdk.Descriptor, extent, hint string, cid uint32) *vmdk.Descriptor {
+	if s.encoding == Hosted {
+		return parent.Child(extent, hint, cid)
+	}
+	return parent.COWDChild(extent, hint, cid)
+}

@@ -1,0 +1,103 @@
+//go:build linux
+
+package vsphere
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path"
+
+	"vic/layerstore"
+)
+
+// start begins to send a disk that c names. It reports false if another like it is on its way already.
+func (s *Store) start(ctx context.Context, from *layerstore.Store, d *disk, c *claim) bool {
+	key := sendKey{d.chain, d.below()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other := s.coming[key]; other != nil && other.users > 0 {
+		return false
+	}
+	s.coming[key] = d
+	d.claim = c
+	c.holders++
+	ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		if d.err = s.send(ctx, from, d); d.err != nil {
+			d.err = fmt.Errorf("disk %s: %w", d.name, d.err)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.coming[key] == d {
+			delete(s.coming, key)
+		}
+		if d.err == nil {
+			s.disks[d.chain] = append(s.disks[d.chain], d.name)
+		}
+		close(d.done)
+	}()
+	return true
+}
+
+// send sends a disk's files: extent, descriptor, and when its parent is there, the record.
+func (s *Store) send(ctx context.Context, from *layerstore.Store, d *disk) error {
+	size, err := s.sendExtent(ctx, from, d)
+	if err != nil {
+		return err
+	}
+	if d.parent != nil {
+		select {
+		case <-d.parent.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if d.parent.err != nil {
+			return fmt.Errorf("the one below is not there: %w", d.parent.err)
+		}
+	}
+	rec := diskRecord{Chain: d.chain, Parent: d.below(), CID: fmt.Sprintf("%08x", d.desc.CID), Size: size}
+	return s.putJSON(ctx, path.Join(disksFolder, d.name+".json"), rec)
+}
+
+// sendExtent sends the extent and the descriptor, when it is its turn.
+func (s *Store) sendExtent(ctx context.Context, from *layerstore.Store, d *disk) (int64, error) {
+	select {
+	case s.sending <- struct{}{}:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	defer func() { <-s.sending }()
+	chain, err := from.OpenDisk(d.chain)
+	if err != nil {
+		return 0, err
+	}
+	defer chain.Close() // read only
+	extent, err := s.extent(chain)
+	if err != nil {
+		return 0, err
+	}
+	text, err := d.desc.Marshal()
+	if err != nil {
+		return 0, err
+	}
+	d.total.Store(extent.Size())
+	file := path.Join(disksFolder, d.name)
+	open := func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(extent, 0, extent.Size())), nil }
+	if err := s.d.Put(ctx, file+"-delta.vmdk", extent.Size(), open, d.sent.Store); err != nil {
+		return 0, err
+	}
+	return extent.Size(), s.put(ctx, file+".vmdk", text)
+}
+
+// extent is the extent file of the top disk of a chain, in the store's encoding.
+func (s *Store) extent(d *layerstore.Disk) (*io.SectionReader, error) {
+	if s.encoding == Hosted {
+		return d.Extent()
+	}
+	c, err := d.COWD(1)
+	if err != nil {
+		return nil, err
+	}
+	return io.NewSectionReader(c, 0, c.Size()), nil
+}

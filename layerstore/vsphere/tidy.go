@@ -1,0 +1,42 @@
+//go:build linux
+
+package vsphere
+
+import (
+	"context"
+	"maps"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"vic/layerstore"
+)
+
+// Tidy forgets the images that the local store does not have, or has no more.
+func (s *Store) Tidy(ctx context.Context, local *layerstore.Store) error {
+	list, err := s.d.List(ctx, s.own("images"))
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	keep := maps.Clone(s.committing) // before the local store is asked: which has those that are committed by then
+	s.mu.Unlock()
+	ids, err := local.ImageIDs()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		keep[id]++
+	}
+	for _, e := range list {
+		hexDigits, ok := strings.CutSuffix(e.Name, ".json")
+		id := digest.NewDigestFromEncoded(digest.SHA256, hexDigits)
+		if !ok || id.Validate() != nil || keep[id] > 0 {
+			continue
+		}
+		if err := s.Forget(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
