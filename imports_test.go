@@ -36,7 +36,7 @@ var allowed = map[string][]string{
 	"api/certificate":       {},
 	"api/build":             {"containervm", "fetch/archive", "layerstore"},
 	"cmd/tether":            {"tether"},
-	"cmd/vic":               {"api", "api/certificate", "bench", "bench/corpus", "bench/layout", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "diskfs", "fetch", "fetch/archive", "layerstore", "layerstore/mount"},
+	"cmd/vic":               {"api", "api/certificate", "bench", "bench/corpus", "bench/layout", "containervm", "containervm/boot", "containervm/network", "containervm/qemu", "containervm/vspc", "containervm/vsphere", "diskfs", "fetch", "fetch/archive", "layerstore", "layerstore/mount", "layerstore/vsphere"},
 	"cmd/vic/acceptance":    {},
 	"cmd/vic/compat":        {},
 	"cmd/demo":              {"bench/testimage"},
@@ -49,6 +49,7 @@ var allowed = map[string][]string{
 	"bench/corpus":          {"bench/layout"},
 	"bench/layout":          {},
 	"bench/figures":         {"bench/testimage"},
+	"bench/vsphere":         {"bench/corpus", "fetch/archive", "layerstore", "layerstore/vsphere"},
 	"bench/vcsim":           {"vmdk"},
 	"bench/vcsim/bridge":    {"bench/vcsim", "tether/wire"},
 

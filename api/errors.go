@@ -106,6 +106,12 @@ func statusOf(err error) int {
 			return c.status
 		}
 	}
+	if u, ok := errors.AsType[interface {
+		error
+		Unavailable() bool
+	}](err); ok && u.Unavailable() { // a hypervisor's management that is away for a while
+		return http.StatusServiceUnavailable
+	}
 	return http.StatusInternalServerError
 }
 

@@ -40,14 +40,14 @@ type extentFile struct {
 }
 
 // createExtentFile makes an empty extent file. A small one is better off in the
-// page cache.
-func createExtentFile(path string, small bool) (*extentFile, error) {
+// page cache, and so is one that a mirror reads soon.
+func createExtentFile(path string, cached bool) (*extentFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	e := &extentFile{File: f}
-	if !small {
+	if !cached {
 		if d, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT, 0); err == nil {
 			e.direct = d
 		}

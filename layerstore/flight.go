@@ -359,7 +359,7 @@ const smallBlob = 4 << 20
 // parent, once that is bound. A layer that turns out empty leaves the stack as
 // it is.
 func (f *flight) fetchAndBind(ctx context.Context, r *rider, l *Layer) (_ *stack, err error) {
-	file, err := createExtentFile(f.s.dir.tmpExtent(l.Chain), r.layer.blob.Size < smallBlob)
+	file, err := createExtentFile(f.s.dir.tmpExtent(l.Chain), r.layer.blob.Size < smallBlob || f.s.mirror != nil)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,14 @@ import (
 )
 
 // ErrUnavailable is wrapped by errors of a server that does not answer, or says that it cannot now.
-var ErrUnavailable = errors.New("vSphere is not available")
+var ErrUnavailable error = unavailableError{}
+
+type unavailableError struct{}
+
+func (unavailableError) Error() string { return "vSphere is not available" }
+
+// Unavailable tells those who do not know this package that the same may succeed later.
+func (unavailableError) Unavailable() bool { return true }
 
 // A backOff says how often and when what failed is tried again.
 type backOff struct {

@@ -81,11 +81,15 @@ const (
 	Hosted Encoding = "hosted"
 )
 
+// DefaultCapacity is the size of a store's disks, in bytes, if nobody says otherwise.
+const DefaultCapacity = 64 << 30
+
 // StoreOptions are how OpenStore opens a store.
 type StoreOptions struct {
 	// VCH is the name of the folder of whoever opens the store; no two may use one at the same time.
 	VCH string
-	// Capacity is the size of every disk in bytes. The store must have the same.
+	// Capacity is the size of every disk in bytes. A store that is there must have the same; 0 is whatever it has, and
+	// DefaultCapacity for one that is made.
 	Capacity int64
 	// Encoding is that of a store that is made; "" is VMFSSparse. One that is there has its own.
 	Encoding Encoding
@@ -145,6 +149,9 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 	return s, nil
 }
 
+// Capacity is the size of every disk in bytes.
+func (s *Store) Capacity() int64 { return s.capacity }
+
 // own is a path in the VCH's folder.
 func (s *Store) own(elem ...string) string {
 	return path.Join(append([]string{vchsFolder, s.vch}, elem...)...)
@@ -162,6 +169,8 @@ func (s *Store) open(ctx context.Context) error {
 	switch {
 	case rec.Version != 1:
 		return fmt.Errorf("it has version %d, which this program does not know", rec.Version)
+	case s.capacity == 0 && rec.Capacity > 0:
+		s.capacity = rec.Capacity
 	case rec.Capacity != s.capacity:
 		return fmt.Errorf("its disks have %d bytes, those of the VCH %d: a VCH needs a store of the same", rec.Capacity, s.capacity)
 	}
@@ -182,6 +191,7 @@ func (s *Store) open(ctx context.Context) error {
 
 // make makes an empty store. Two may do so at once.
 func (s *Store) make(ctx context.Context) error {
+	s.capacity = cmp.Or(s.capacity, DefaultCapacity)
 	if err := s.d.MakeFolder(ctx, disksFolder); err != nil {
 		return err
 	}

@@ -1,0 +1,199 @@
+// Command vsphere measures what a datastore costs a pull, and how often vSphere is asked for a container. A simulated
+// vCenter on this machine, a process of its own, has the datastore.
+//
+// An image is pulled from an OCI layout into a new store, once without a mirror and once with the datastore as one, in turns. Both
+// include all syncs of the local store. The datastore is in memory, for on the disk of the local store it would share that
+// disk's bandwidth, which datastores do not. That a datastore's host is another machine cannot be had here: so CPU time is
+// printed as well, of the pulling program and of the simulator, which share the processors.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vic/bench/corpus"
+	"vic/fetch/archive"
+	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "vsphere:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
+	flags := flag.NewFlagSet("vsphere", flag.ContinueOnError)
+	runs := flags.Int("runs", 5, "turns")
+	layout := flags.String("layout", "", "OCI layout with the image; default one of 8 layers is generated")
+	folder := flags.String("datastore", "/dev/shm", "folder in which the datastore's is made")
+	format := flags.String("format", string(datastore.VMFSSparse), "format of the disks: vmfsSparse or hosted")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp("", "vic-vsphere-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	if *layout == "" {
+		*layout = filepath.Join(work, "image")
+		sizes, err := corpus.ParseSizes("lognormal:16KiB,2")
+		if err != nil {
+			return err
+		}
+		shape := corpus.Shape{Layers: 8, Files: 8000, Sizes: sizes, Compression: "gzip"}
+		if _, err := corpus.Write(ctx, *layout, shape); err != nil {
+			return err
+		}
+	}
+	a, err := archive.OpenFolder(*layout)
+	if err != nil {
+		return err
+	}
+	defer a.Close() // read only
+	sim, err := startSimulator(ctx, work, *folder)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sim.stop()) }()
+	session, err := datastore.Connect(ctx, sim.endpoint())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, session.Close(context.WithoutCancel(ctx))) }()
+
+	b := bench{work: work, image: a, sim: sim, session: session, format: datastore.Encoding(*format)}
+	for turn := range *runs {
+		pulls := []func(context.Context, int) error{b.pullLocal, b.pullMirrored}
+		if turn%2 == 1 {
+			slices.Reverse(pulls)
+		}
+		for _, pull := range pulls {
+			if err := pull(ctx, turn); err != nil {
+				return err
+			}
+		}
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "pull of an OCI layout\tmedian, s\tbest\tCPU, s\tsimulator's, s")
+	for _, k := range []struct {
+		name string
+		*times
+	}{{"local store", &b.local}, {"and datastore", &b.mirrored}} {
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\n", k.name, median(k.wall), slices.Min(k.wall), median(k.own), median(k.theirs))
+	}
+	fmt.Fprintf(w, "ratio\t%.2f\t%.2f\t%.2f\n", median(b.mirrored.wall)/median(b.local.wall), slices.Min(b.mirrored.wall)/slices.Min(b.local.wall),
+		median(b.mirrored.own)/median(b.local.own))
+	fmt.Fprintf(w, "sent\t%d MB in %d disks\n", b.sent/1e6, b.disks)
+	return w.Flush()
+}
+
+// A bench is what the turns have in common, and what they came to.
+type bench struct {
+	work    string
+	image   *archive.Archive
+	sim     *simulator
+	session *datastore.Session
+	format  datastore.Encoding
+
+	local, mirrored times
+	sent            int64
+	disks           int
+}
+
+// times are those of several pulls, in seconds: on the clock, and of processors.
+type times struct{ wall, own, theirs []float64 }
+
+func (b *bench) pullLocal(ctx context.Context, turn int) error {
+	_, err := b.pull(ctx, filepath.Join(b.work, fmt.Sprintf("local-%d", turn)), nil, &b.local)
+	return err
+}
+
+func (b *bench) pullMirrored(ctx context.Context, turn int) (err error) {
+	folder := fmt.Sprintf("turn-%d", turn)
+	all, err := b.session.OpenDatastore(ctx, "", datastoreName, "bench")
+	if err != nil {
+		return err
+	}
+	d, err := b.session.OpenDatastore(ctx, "", datastoreName, path.Join("bench", folder))
+	if err != nil {
+		return err
+	}
+	s, err := datastore.OpenStore(ctx, d, datastore.StoreOptions{VCH: "bench", Encoding: b.format})
+	if err != nil {
+		return err
+	}
+	img, err := b.pull(ctx, filepath.Join(b.work, fmt.Sprintf("mirrored-%d", turn)), s, &b.mirrored)
+	if err != nil {
+		return err
+	}
+	b.disks, b.sent = 0, 0
+	list, err := d.List(ctx, "disks")
+	for _, e := range list {
+		if ok, _ := filepath.Match("*-delta.vmdk", e.Name); ok {
+			b.disks, b.sent = b.disks+1, b.sent+e.Size
+		}
+	}
+	if err == nil && b.disks == 0 {
+		err = fmt.Errorf("no disk of image %s is on the datastore", img.ID)
+	}
+	return errors.Join(err, all.Remove(ctx, folder))
+}
+
+// pull pulls the image into a new store, which it removes.
+func (b *bench) pull(ctx context.Context, dir string, mirror layerstore.Mirror, t *times) (img *layerstore.Image, err error) {
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	s, err := layerstore.Open(dir, layerstore.Options{Mirror: mirror})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	src, err := b.image.Entries()[0].Resolve(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	own, theirs, err := b.cpu()
+	if err != nil {
+		return nil, err
+	}
+	img, err = s.Pull(ctx, src, nil, layerstore.PullOptions{})
+	t.wall = append(t.wall, time.Since(began).Seconds())
+	ownAfter, theirsAfter, cpuErr := b.cpu()
+	t.own, t.theirs = append(t.own, ownAfter-own), append(t.theirs, theirsAfter-theirs)
+	return img, errors.Join(err, cpuErr)
+}
+
+// cpu is how many seconds of processors this program and the simulator have used.
+func (b *bench) cpu() (own, theirs float64, err error) {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		return 0, 0, err
+	}
+	theirs, err = b.sim.cpu()
+	return float64(r.Utime.Nano()+r.Stime.Nano()) / 1e9, theirs, err
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	n := len(v)
+	return (v[(n-1)/2] + v[n/2]) / 2
+}
