@@ -51,7 +51,7 @@ var allowed = map[string][]string{
 	"bench/figures":         {"bench/testimage"},
 	"bench/vsphere":         {"bench/corpus", "fetch/archive", "layerstore", "layerstore/vsphere"},
 	"bench/vcsim":           {"vmdk"},
-	"bench/vcsim/bridge":    {"bench/vcsim", "tether/wire"},
+	"bench/vcsim/bridge":    {"bench/vcsim", "containervm/vspc/telnet", "tether/wire"},
 
 	"cmd/vic/compat/suites":   {"bench/testimage"},
 	"containervm/vspc/telnet": {},

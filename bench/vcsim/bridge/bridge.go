@@ -6,11 +6,13 @@
 //	CD-ROM with an ISO                   ide-cd, booted from
 //	vmxnet3                              vmxnet3, on the user network, or on a switch behind a unix socket (Options.Networks)
 //	serial port, by URI                  isa-serial on a TCP connection, made or awaited, plain or telnet
+//	serial port, by proxy                isa-serial on a connection as an ESXi host makes it, to a virtual serial port concentrator
 //	serial port, on a file               isa-serial on the file of the datastore
 //	extraConfig guestinfo.KEY            an SMBIOS OEM string "guestinfo.KEY=VALUE"
 //	a tether's configuration in it       the OEM strings that a tether reads on QEMU
 //	power on, off, reset                 a QEMU begins, ends
 //	suspend, power on                    the guest stands still, goes on
+//	relocate                             the guest stands still while its proxies are told of a vMotion
 //	shut down guest                      the ACPI power button
 //	reconfigure                          disks and vmxnet3 are plugged and unplugged, serial ports connected elsewhere
 //	powered off                          QEMU has ended
@@ -27,6 +29,7 @@ package bridge
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -47,6 +50,8 @@ type Options struct {
 	// Networks says for names of networks the unix socket of the switch that is each: QEMU connects and sends frames, each
 	// after its length as 4 bytes, big-endian. VMs on other networks have each a network of its own with DHCP and a way out.
 	Networks map[string]string
+	// RootCAs are who proxies of serial ports have certificates from, if their URI begins with telnets; nil means the system's.
+	RootCAs *x509.CertPool
 	// Log is told of VMs that begin, end and fail; nil is silent.
 	Log *slog.Logger
 }
@@ -137,11 +142,15 @@ func (b *Bridge) around(t *simulator.Task, run func() vcsim.Outcome) vcsim.Outco
 		}
 	case "VirtualMachine.suspend", "VirtualMachine.standbyGuest":
 		if m != nil {
-			err = m.execute(b.ctx, "stop", nil)
+			err = m.suspend(b.ctx)
 		}
 	case "VirtualMachine.shutdownGuest":
 		if m != nil { // it is off when the guest has done so
 			return outcome(m.execute(b.ctx, "system_powerdown", nil))
+		}
+	case "VirtualMachine.relocateVm":
+		if m != nil && vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+			return m.relocate(b.ctx, run)
 		}
 	case "VirtualMachine.destroy":
 		o := run()
@@ -175,7 +184,7 @@ func (b *Bridge) powerOn(vm *simulator.VirtualMachine, m *machine, run func() vc
 	case vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn:
 		return run() // refuses
 	case m != nil: // suspended
-		if err := m.execute(b.ctx, "cont", nil); err != nil {
+		if err := m.resume(b.ctx); err != nil {
 			return outcome(err)
 		}
 		return run()

@@ -558,23 +558,32 @@ func TestTether(t *testing.T) {
 	}
 	l.await(vm, "runtime.powerState", func(v any) bool { return v == types.VirtualMachinePowerStatePoweredOff })
 
-	f, err := os.Open(l.s.Folder("datastore1") + "/two/log")
+	stdout, exit := output(t, l.s.Folder("datastore1")+"/two/log")
+	if want := "over the port\nfrom the first layerfrom the secondbox\n"; stdout != want || exit.Code != 7 {
+		console, _ := os.ReadFile(l.s.Folder("datastore1") + "/two/console")
+		t.Errorf("stdout %q, want %q; exit %+v; console:\n%s", stdout, want, exit, console)
+	}
+	l.must(vm.Destroy(ctx))
+}
+
+// output is what a log says that a container wrote, and how it ended.
+func output(t *testing.T, log string) (stdout string, exit wire.Exit) {
+	t.Helper()
+	f, err := os.Open(log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var stdout []byte
-	var exit wire.Exit
 	for r := wire.NewLogReader(f, 0); ; {
 		rec, err := r.Next()
 		if err == io.EOF {
-			break
+			return stdout, exit
 		} else if err != nil {
 			t.Fatal(err)
 		}
 		switch rec.Type {
 		case wire.Stdout:
-			stdout = append(stdout, rec.Data...)
+			stdout += string(rec.Data)
 		case wire.Diagnostic:
 			t.Logf("diagnostic: %s", rec.Data)
 		case wire.RecExit:
@@ -583,11 +592,6 @@ func TestTether(t *testing.T) {
 			}
 		}
 	}
-	if want := "over the port\nfrom the first layerfrom the secondbox\n"; string(stdout) != want || exit.Code != 7 {
-		console, _ := os.ReadFile(l.s.Folder("datastore1") + "/two/console")
-		t.Errorf("stdout %q, want %q; exit %+v; console:\n%s", stdout, want, exit, console)
-	}
-	l.must(vm.Destroy(ctx))
 }
 
 // TestPower looks at the power states of VMs that have nothing to boot from.
@@ -656,14 +660,14 @@ func TestPower(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxied := uriBacking("tcp://vch:1")
-	proxied.ProxyURI = "telnet://127.0.0.1:1"
+	proxied := uriBacking("vic.control")
+	proxied.ProxyURI = "tcp://127.0.0.1:1"
 	for name, d := range map[string]types.BaseVirtualDevice{
-		"counterpart":        e1000,
-		"proxy":              serialPort(-90, proxied),
-		"telnet://HOST:PORT": serialPort(-90, uriBacking("telnets://127.0.0.1:1")),
-		"is no file":         serialPort(-90, l.fileBacking("../out")),
-		"directory":          serialPort(-90, l.fileBacking("")), // a folder, for QEMU
+		"counterpart":                          e1000,
+		"telnet://HOST:PORT or telnets://HOST": serialPort(-90, proxied),
+		"tcp://HOST:PORT or telnet://HOST":     serialPort(-90, uriBacking("telnets://127.0.0.1:1")),
+		"is no file":                           serialPort(-90, l.fileBacking("../out")),
+		"directory":                            serialPort(-90, l.fileBacking("")), // a folder, for QEMU
 	} {
 		t.Run(name, func(t *testing.T) {
 			vm := create(strings.NewReplacer("/", "-", ":", "-").Replace(name), d)

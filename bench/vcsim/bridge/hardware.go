@@ -18,6 +18,7 @@ import (
 // hardware is what a VM has, in QEMU's words.
 type hardware struct {
 	name, uuid       string
+	instance         string // UUID
 	memoryMB, cpus   int
 	strings          []string // SMBIOS OEM strings
 	controllers, cds []part
@@ -39,7 +40,7 @@ func (b *Bridge) hardware(vm *simulator.VirtualMachine) (*hardware, error) {
 	if c.Firmware == string(types.GuestOsDescriptorFirmwareTypeEfi) {
 		return nil, errors.New("the bridge has no EFI firmware")
 	}
-	h := &hardware{name: vm.Name, uuid: c.Uuid, memoryMB: int(c.Hardware.MemoryMB), cpus: int(c.Hardware.NumCPU), plugged: map[int32]part{}}
+	h := &hardware{name: vm.Name, uuid: c.Uuid, instance: c.InstanceUuid, memoryMB: int(c.Hardware.MemoryMB), cpus: int(c.Hardware.NumCPU), plugged: map[int32]part{}}
 	var err error
 	if h.strings, err = oemStrings(c.ExtraConfig); err != nil {
 		return nil, err
@@ -106,7 +107,7 @@ func (b *Bridge) device(h *hardware, device types.BaseVirtualDevice) error {
 		if len(h.serials) == maxSerials {
 			return fmt.Errorf("a PC has %d serial ports", maxSerials)
 		}
-		s, err := b.serial(d, connected)
+		s, err := b.serial(h, d, connected)
 		h.serials = append(h.serials, s)
 		return err
 	case *types.VirtualIDEController, *types.VirtualPS2Controller, *types.VirtualPCIController, *types.VirtualSIOController,
@@ -197,17 +198,20 @@ func (b *Bridge) networkOf(backing types.BaseVirtualDeviceBackingInfo) (string, 
 	return "", fmt.Errorf("backing %T has no counterpart", backing)
 }
 
-// A backend is where a serial port leads, as QMP's chardev-change takes it.
-type backend map[string]any
+// A backend is where a serial port leads: as QMP's chardev-change takes it, or a proxy.
+type backend struct {
+	chardev map[string]any
+	proxy   *proxy
+}
 
 func newBackend(kind string, data map[string]any) backend {
-	return backend{"type": kind, "data": data}
+	return backend{chardev: map[string]any{"type": kind, "data": data}}
 }
 
 // nowhere is where a port leads that is not connected.
 func nowhere() backend { return newBackend("null", map[string]any{}) }
 
-func (b *Bridge) serial(d *types.VirtualSerialPort, connected bool) (backend, error) {
+func (b *Bridge) serial(h *hardware, d *types.VirtualSerialPort, connected bool) (backend, error) {
 	if !connected {
 		return nowhere(), nil
 	}
@@ -217,11 +221,11 @@ func (b *Bridge) serial(d *types.VirtualSerialPort, connected bool) (backend, er
 		return newBackend("file", map[string]any{"out": path, "append": true}), err
 	case *types.VirtualSerialPortURIBackingInfo:
 		if s.ProxyURI != "" {
-			return nil, errors.New("a proxy has no counterpart")
+			return b.proxy(h, s)
 		}
 		host, port, telnet, err := parseURI(s.ServiceURI)
 		if err != nil {
-			return nil, err
+			return backend{}, err
 		}
 		socket := map[string]any{"addr": map[string]any{"type": "inet", "data": map[string]any{"host": host, "port": port}},
 			"nodelay": true, "telnet": telnet}
@@ -232,7 +236,25 @@ func (b *Bridge) serial(d *types.VirtualSerialPort, connected bool) (backend, er
 		}
 		return newBackend("socket", socket), nil
 	}
-	return nil, fmt.Errorf("backing %T has no counterpart", d.Backing)
+	return backend{}, fmt.Errorf("backing %T has no counterpart", d.Backing)
+}
+
+func (b *Bridge) proxy(h *hardware, s *types.VirtualSerialPortURIBackingInfo) (backend, error) {
+	u, err := url.Parse(s.ProxyURI)
+	if err != nil {
+		return backend{}, err
+	}
+	if u.Scheme != "telnet" && u.Scheme != "telnets" || u.Port() == "" {
+		return backend{}, fmt.Errorf("%q is not telnet://HOST:PORT or telnets://HOST:PORT", s.ProxyURI)
+	}
+	p := &proxy{uri: s.ProxyURI, roots: b.o.RootCAs, direction: 'C', service: s.ServiceURI, name: h.name}
+	if s.Direction == string(types.VirtualDeviceURIBackingOptionDirectionServer) {
+		p.direction = 'S'
+	}
+	if p.bios, err = vmwareUUID(h.uuid); err == nil {
+		p.instance, err = vmwareUUID(h.instance)
+	}
+	return backend{proxy: p}, err
 }
 
 // parseURI reads tcp://HOST:PORT or telnet://HOST:PORT. Those with TLS are none of the bridge's.

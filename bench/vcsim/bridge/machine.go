@@ -50,7 +50,8 @@ type machine struct {
 	mu        sync.Mutex
 	plugged   map[int32]part
 	serials   []backend
-	listeners map[int32]*listener // to the interfaces
+	proxied   [maxSerials]*proxied // of the ports, those with a proxy
+	listeners map[int32]*listener  // to the interfaces
 }
 
 // start starts QEMU with the hardware and returns when the guest runs.
@@ -202,6 +203,11 @@ func (m *machine) close() error {
 	err := m.mon.conn.Close()
 	for _, l := range m.listeners {
 		err = errors.Join(err, l.close())
+	}
+	for _, x := range m.proxied {
+		if x != nil {
+			err = errors.Join(err, x.close())
+		}
 	}
 	m.mu.Unlock()
 	m.wg.Wait()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"reflect"
 
 	"github.com/vmware/govmomi/simulator"
@@ -47,7 +48,29 @@ func (b *Bridge) replug(vm *simulator.VirtualMachine, m *machine) error {
 
 // connect leads a serial port elsewhere.
 func (m *machine) connect(ctx context.Context, port int, to backend) error {
-	return m.execute(ctx, "chardev-change", map[string]any{"id": fmt.Sprintf("serial%d", port), "backend": to})
+	chardev := to.chardev
+	var x *proxied
+	if to.proxy != nil {
+		path := filepath.Join(m.dir, fmt.Sprintf("serial%d", port))
+		var err error
+		if x, err = newProxied(path, *to.proxy, m.log); err != nil {
+			return err
+		}
+		socket := map[string]any{"addr": map[string]any{"type": "unix", "data": map[string]any{"path": path}}, "server": false}
+		chardev = newBackend("socket", socket).chardev
+	}
+	if err := m.execute(ctx, "chardev-change", map[string]any{"id": fmt.Sprintf("serial%d", port), "backend": chardev}); err != nil {
+		if x != nil {
+			err = errors.Join(err, x.close())
+		}
+		return err
+	}
+	old := m.proxied[port]
+	m.proxied[port] = x
+	if old != nil {
+		return old.close()
+	}
+	return nil
 }
 
 // plug adds a device; after an error it is not there.

@@ -1,0 +1,196 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"vic/containervm/vspc"
+)
+
+const (
+	testBIOS     = "420f1122-3344-5566-7788-99aabbccddee"
+	testInstance = "500f1122-3344-5566-7788-99aabbccddee"
+)
+
+// concentrator serves at an address, or at any.
+func concentrator(t *testing.T, address string) (*vspc.Server, string) {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := vspc.NewServer(vspc.Options{})
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return s, l.Addr().String()
+}
+
+// dialPort waits for a port of the test's VM, and until the guest hears what is said there.
+func dialPort(t *testing.T, s *vspc.Server, guest net.Conn) net.Conn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	conn, err := s.Dial(ctx, testBIOS, "vic.control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(guest, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// newPort makes a port whose guest is the connection that it returns.
+func newPort(t *testing.T, uri string) (*proxied, net.Conn) {
+	t.Helper()
+	p := proxy{uri: uri, direction: 'C', service: "vic.control", name: "one"}
+	var err error
+	if p.bios, err = vmwareUUID(testBIOS); err != nil {
+		t.Fatal(err)
+	}
+	if p.instance, err = vmwareUUID(testInstance); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "serial")
+	x, err := newProxied(path, p, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := x.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	guest, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { guest.Close() })
+	if err := guest.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return x, guest
+}
+
+// passes sends random bytes both ways.
+func passes(t *testing.T, a, b net.Conn) {
+	t.Helper()
+	toA, toB := make([]byte, 100<<10), make([]byte, 100<<10)
+	rand.Read(toA)
+	rand.Read(toB)
+	go func() { _, _ = a.Write(toB) }() // the other end tells whether it came
+	go func() { _, _ = b.Write(toA) }()
+	for name, x := range map[string]struct {
+		conn net.Conn
+		want []byte
+	}{"one": {a, toA}, "other": {b, toB}} {
+		got := make([]byte, len(x.want))
+		if n, err := io.ReadFull(x.conn, got); err != nil || !bytes.Equal(got, x.want) {
+			t.Fatalf("%s way: %d bytes, %v; equal: %v", name, n, err, bytes.Equal(got, x.want))
+		}
+	}
+}
+
+// TestProxied has a port without a VM go through what ports do.
+func TestProxied(t *testing.T) {
+	s, address := concentrator(t, "127.0.0.1:0")
+	x, guest := newPort(t, "telnet://"+address)
+	conn := dialPort(t, s, guest)
+	passes(t, conn, guest)
+
+	t.Run("moves", func(t *testing.T) {
+		m, err := x.begin(t.Context(), []byte{1, 2, 3, 0xff})
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := make([]byte, 8<<10)
+		rand.Read(late)
+		for _, c := range []net.Conn{conn, guest} { // both wait
+			go func() { _, _ = c.Write(late) }()
+		}
+		if err := m.commit(); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []net.Conn{conn, guest} {
+			got := make([]byte, len(late))
+			if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, late) {
+				t.Fatalf("%v; equal: %v", err, bytes.Equal(got, late))
+			}
+		}
+		passes(t, conn, guest)
+	})
+	t.Run("stays", func(t *testing.T) {
+		m, err := x.begin(t.Context(), []byte{1, 2, 3, 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.abort(); err != nil {
+			t.Fatal(err)
+		}
+		passes(t, conn, guest)
+	})
+	t.Run("proxy goes and comes", func(t *testing.T) {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("read after the end: %v", err)
+		}
+		if _, err := guest.Write(bytes.Repeat([]byte("nobody hears it"), 100<<10)); err != nil { // more than fits anywhere
+			t.Fatal(err)
+		}
+		s, _ := concentrator(t, address)
+		conn := dialPort(t, s, guest)
+		end := []byte("now they do")
+		go func() { _, _ = guest.Write(end) }()
+		var got []byte // some of what nobody should hear may still have been on its way
+		for b := make([]byte, 4<<10); !bytes.HasSuffix(got, end); {
+			n, err := conn.Read(b)
+			if err != nil {
+				t.Fatalf("%v after %d bytes", err, len(got))
+			}
+			got = append(got, b[:n]...)
+		}
+		if m, err := x.begin(t.Context(), []byte{1}); err != nil || m.source == nil {
+			t.Errorf("moves %+v, %v", m, err)
+		} else if err := m.commit(); err != nil {
+			t.Error(err)
+		}
+		passes(t, conn, guest)
+	})
+	t.Run("without a proxy", func(t *testing.T) {
+		x, guest := newPort(t, "telnet://127.0.0.1:1")
+		m, err := x.begin(t.Context(), []byte{1, 2, 3, 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.commit(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := guest.Write(make([]byte, 1<<20)); err != nil {
+			t.Error(err)
+		}
+	})
+}
