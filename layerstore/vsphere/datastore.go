@@ -75,6 +75,9 @@ func suggest(ctx context.Context, err error, list func(context.Context) ([]strin
 // Path is a file's datastore path: "[NAME] FOLDER/FILE".
 func (d *Datastore) Path(name string) string { return d.ds.Path(path.Join(d.root, name)) }
 
+// Datacenter is the one that the datastore is in.
+func (d *Datastore) Datacenter() *object.Datacenter { return d.dc }
+
 // Reference is the datastore's managed object.
 func (d *Datastore) Reference() types.ManagedObjectReference { return d.ds.Reference() }
 
@@ -314,7 +317,7 @@ func (b *body) stop() error {
 // ErrUnavailable.
 func (d *Datastore) send(ctx context.Context, method, name string, body io.Reader, size int64, header http.Header) (*http.Response, error) {
 	epoch := d.s.seen()
-	for {
+	for again := false; ; {
 		u, ticket, err := d.ds.ServiceTicket(ctx, path.Join(d.root, name), method)
 		if err != nil {
 			return nil, err
@@ -335,11 +338,12 @@ func (d *Datastore) send(ctx context.Context, method, name string, body io.Reade
 			req.Close = true
 		}
 		res, err := d.s.client.Client.Client.Do(req)
-		if err != nil || res.StatusCode != http.StatusUnauthorized || epoch != d.s.seen() {
+		if err != nil || res.StatusCode != http.StatusUnauthorized || again {
 			return res, err
 		}
+		again = true
 		res.Body.Close()
-		if err := d.s.authenticate(ctx, epoch); err != nil {
+		if err := d.s.authenticate(ctx, epoch); err != nil { // unless somebody else has since
 			return nil, err
 		}
 		if body != nil {
