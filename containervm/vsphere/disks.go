@@ -1,0 +1,195 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// Capacity implements containervm.Disks.
+func (d *Driver) Capacity() int64 { return d.o.Local.Capacity() }
+
+// folderOf is the folder of a container on this machine.
+func (d *Driver) folderOf(id string) string { return filepath.Join(d.o.Local.Dir(), "containers", id) }
+
+// CreateContainerDisk implements containervm.Disks.
+func (d *Driver) CreateContainerDisk(id string, image digest.Digest) (string, error) {
+	return "", d.CreateContainer(context.Background(), id, "container", image)
+}
+
+// CreateContainer implements containervm.Registered: it makes the container's VM, and what belongs to it on this machine. What an error
+// leaves RemoveContainer removes.
+func (d *Driver) CreateContainer(ctx context.Context, id, name string, image digest.Digest) error {
+	if err := d.Available(); err != nil {
+		return err
+	}
+	if _, err := d.o.Local.CreateContainerDisk(id, image); err != nil { // from here on the image's layers stay
+		return err
+	}
+	parent, err := d.published(ctx, image)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := d.createVM(context.WithoutCancel(ctx), id, d.newVM(id, name, parent)); err != nil { // a task goes on whoever waits
+		return fmt.Errorf("make virtual machine: %w", err)
+	}
+	return nil
+}
+
+// published is the path of an image's disk on the datastore.
+func (d *Driver) published(ctx context.Context, image digest.Digest) (string, error) {
+	top, err := d.o.Images.TopDisk(ctx, image)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return top, err
+	}
+	img, err := d.o.Local.Image(image.String())
+	if err != nil {
+		return "", err
+	}
+	if _, err := d.o.Images.Publish(ctx, d.o.Local, img); err != nil {
+		return "", err
+	}
+	return d.o.Images.TopDisk(ctx, image)
+}
+
+func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMachineConfigSpec) error {
+	ctx, cancel := context.WithTimeout(ctx, taskTime)
+	defer cancel()
+	again := false
+	result, err := d.o.Session.Run(ctx, func() (*object.Task, error) {
+		if again { // the answer was lost: it may be there
+			if v, err := d.lookUp(ctx, id); err != nil || v.power != gone {
+				return nil, errors.Join(err, errThere)
+			}
+		}
+		again = true
+		return d.folder.CreateVM(ctx, spec, d.pool, nil)
+	})
+	if errors.Is(err, errThere) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ref, ok := result.(types.ManagedObjectReference)
+	if !ok {
+		return fmt.Errorf("the task's result is a %T", result)
+	}
+	d.watch.learn(ref, UUID(id))
+	return nil
+}
+
+// errThere says that a VM is there that was about to be made.
+var errThere = errors.New("it is there already")
+
+// lookUp finds a container's VM, also one that the watcher has not seen, or not in the pool. Its power is gone if there is none.
+func (d *Driver) lookUp(ctx context.Context, id string) (seen, error) {
+	uuid := UUID(id)
+	if v := d.watch.lookUp(uuid); v.power != gone {
+		return v, nil
+	}
+	var found object.Reference
+	err := d.o.Session.Call(ctx, func() (err error) {
+		found, err = object.NewSearchIndex(d.client).FindByUuid(ctx, d.dc, uuid, true, nil)
+		return err
+	})
+	if err != nil {
+		return seen{}, fmt.Errorf("look for the container's VM: %w", err)
+	}
+	if found == nil {
+		return seen{uuid: uuid}, nil
+	}
+	v := seen{ref: found.Reference(), uuid: uuid}
+	err = d.o.Session.Call(ctx, func() (err error) {
+		v.power, err = object.NewVirtualMachine(d.client, v.ref).PowerState(ctx)
+		return err
+	})
+	if isGone(err) {
+		return seen{uuid: uuid}, nil
+	}
+	return v, err
+}
+
+// isGone says whether an error is that an object is no more.
+func isGone(err error) bool { return fault.Is(err, &types.ManagedObjectNotFound{}) }
+
+// RemoveContainer implements containervm.Disks. The VM is destroyed, whatever it does.
+func (d *Driver) RemoveContainer(id string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), taskTime)
+	defer cancel()
+	if err := d.Available(); err != nil {
+		return fmt.Errorf("remove virtual machine: %w", err)
+	}
+	if err := d.destroy(ctx, id); err != nil {
+		return fmt.Errorf("remove virtual machine: %w", err)
+	}
+	return d.o.Local.RemoveContainer(id)
+}
+
+// destroy destroys a container's VM, and what else is in its folder.
+func (d *Driver) destroy(ctx context.Context, id string) error {
+	v, err := d.lookUp(ctx, id)
+	if err != nil {
+		return err
+	}
+	if v.power == on || v.power == suspended {
+		if err := d.powerOff(ctx, v.ref); err != nil {
+			return err
+		}
+	}
+	if v.power != gone {
+		if err := d.freeDisks(ctx, id, v.ref); err != nil {
+			return err
+		}
+		vm := object.NewVirtualMachine(d.client, v.ref)
+		err := d.o.Session.Do(ctx, func() (*object.Task, error) { return vm.Destroy(ctx) })
+		if err != nil && !isGone(err) {
+			return err
+		}
+		d.watch.forget(v.ref)
+	}
+	// What serial ports have written is not the VM's for vSphere.
+	if err := d.o.Containers.Remove(ctx, id); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// powerOff pulls the plug. It is no error if that was done already.
+func (d *Driver) powerOff(ctx context.Context, ref types.ManagedObjectReference) error {
+	vm := object.NewVirtualMachine(d.client, ref)
+	err := d.o.Session.Do(ctx, func() (*object.Task, error) { return vm.PowerOff(ctx) })
+	if isGone(err) || isIn(err, off) {
+		return nil
+	}
+	return err
+}
+
+// isIn says whether an error is that a VM has that power state, which is not the one that the call needs.
+func isIn(err error, p power) bool {
+	var state *types.InvalidPowerState
+	_, ok := fault.As(err, &state)
+	return ok && state.ExistingState == p
+}
+
+// RenameContainer implements containervm.Registered.
+func (d *Driver) RenameContainer(ctx context.Context, id, name string) error {
+	if err := d.Available(); err != nil {
+		return err
+	}
+	v, err := d.lookUp(ctx, id)
+	if err != nil || v.power == gone {
+		return err
+	}
+	return d.reconfigure(ctx, v.ref, types.VirtualMachineConfigSpec{Name: vmName(name, id)})
+}

@@ -1,0 +1,362 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
+
+	"vic/bench/vcsim"
+	"vic/containervm"
+	datastore "vic/layerstore/vsphere"
+	"vic/tether/wire"
+)
+
+func TestUUID(t *testing.T) {
+	if got, want := UUID("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"), "01234567-89ab-4def-8123-456789abcdef"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestVM looks at what an administrator sees of a container.
+func TestVM(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	id := s.create(1)
+	vm := s.config(id)
+	if want := "box-" + id[:12]; vm.Name != want || vm.Config.InstanceUuid != UUID(id) || vm.Runtime.PowerState != off {
+		t.Errorf("VM %s, instance UUID %s, %s; want %s", vm.Name, vm.Config.InstanceUuid, vm.Runtime.PowerState, want)
+	}
+	spec := s.spec(id)
+	m := s.start(spec)
+	vm = s.config(id)
+	extra := map[string]string{}
+	for _, o := range vm.Config.ExtraConfig {
+		extra[o.GetOptionValue().Key], _ = o.GetOptionValue().Value.(string)
+	}
+	text, err := wire.ReadGuestInfo(func(key string) (string, error) { return extra[key], nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, err := wire.ParseConfig(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := rootDisk(vm.Config.Hardware.Device)
+	if conf.ID != id || conf.Root.Serial == "" || conf.Root.Serial != serialOf(root) || conf.Time != 0 || extra["monitor_control.restrict_backdoor"] != "TRUE" {
+		t.Errorf("the guest is told %+v; extraConfig %v", conf, extra)
+	}
+	parent := root.Backing.(*types.VirtualDiskFlatVer2BackingInfo).Parent
+	if top, err := s.o.Images.TopDisk(t.Context(), s.image.ID); err != nil || parent == nil || parent.FileName != top {
+		t.Errorf("the disk's parent is %+v, want %s, %v", parent, top, err)
+	}
+	if h := vm.Config.Hardware; h.MemoryMB != 260 || h.NumCPU != 2 {
+		t.Errorf("%d MB and %d CPUs", h.MemoryMB, h.NumCPU)
+	}
+	cards := devices[*types.VirtualVmxnet3](vm.Config.Hardware.Device)
+	if len(cards) != 1 || cards[0].MacAddress != spec.NICs[0].MAC || vm.Runtime.PowerState != on {
+		t.Errorf("it is %s, with %d cards", vm.Runtime.PowerState, len(cards))
+	}
+	if err := s.RenameContainer(t.Context(), id, "other"); err != nil || s.config(id).Name != "other-"+id[:12] {
+		t.Errorf("renamed to %s, %v", s.config(id).Name, err)
+	}
+	if _, err := s.Start(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "runs already") {
+		t.Errorf("second start: %v", err)
+	}
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(m)
+	if _, err := s.Find(t.Context(), spec); !errors.Is(err, containervm.ErrNoMachine) {
+		t.Errorf("find a VM that has ended: %v", err)
+	}
+	if err := s.RemoveContainer(id); err != nil {
+		t.Fatal(err)
+	}
+	if s.vm(id) != nil {
+		t.Error("the VM is still there")
+	}
+	for _, path := range []string{s.folderOf(id), s.file(id, "")} {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", path, err)
+		}
+	}
+	if err := s.RemoveContainer(id); err != nil {
+		t.Errorf("removed again: %v", err)
+	}
+}
+
+// TestLog has a guest write to its log in two runs, and the VCH be away meanwhile.
+func TestLog(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	id := s.create(1)
+	spec := s.spec(id)
+	m := s.start(spec)
+	bell := s.take(m.uuid + " " + BellService)
+	s.write(id, 1, "one ")
+	ring(t, bell)
+	s.has(spec.Log, "one ")
+	s.write(id, 1, "two ")
+	bell.Close() // as when the VCH's host loses its connection
+	s.write(id, 1, "three ")
+	bell = s.take(m.uuid + " " + BellService)
+	s.has(spec.Log, "one two three ")
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.write(id, 1, "four ")
+	found, err := s.Find(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.take(m.uuid + " " + BellService)
+	s.has(spec.Log, "one two three four ")
+	if err := found.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.write(id, 1, "five ")
+	if err := os.WriteFile(s.file(id, consoleName(1)), []byte(strings.Repeat("x", 2*maxConsole)+"the end"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.must(s.vm(id).PowerOff(t.Context()))
+	s.until("it is off", func() bool { return s.watch.lookUp(UUID(id)).power == off })
+	if _, err := s.Find(t.Context(), spec); !errors.Is(err, containervm.ErrNoMachine) {
+		t.Errorf("find a VM that has ended: %v", err)
+	}
+	s.has(spec.Log, "one two three four five ")
+	if text, err := os.ReadFile(spec.Console); err != nil || len(text) != maxConsole || !strings.HasSuffix(string(text), "the end") {
+		t.Errorf("%d bytes of console, %v", len(text), err)
+	}
+	m = s.start(spec)
+	s.write(id, 2, "six")
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(m)
+	s.has(spec.Log, "one two three four five six")
+}
+
+// ring rings the bell.
+func ring(t *testing.T, bell interface{ Write([]byte) (int, error) }) {
+	t.Helper()
+	if _, err := bell.Write([]byte{0}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOthers has an administrator do things to VMs.
+func TestOthers(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	ctx := t.Context()
+	for name, x := range map[string]struct {
+		n      int
+		do     func(id string)
+		reason string
+	}{
+		"power off": {1, func(id string) { s.must(s.vm(id).PowerOff(ctx)) }, "its virtual machine was powered off"},
+		"destroy": {2, func(id string) {
+			s.must(s.vm(id).PowerOff(ctx))
+			s.must(s.vm(id).Destroy(ctx))
+		}, "its virtual machine was"},
+		"power off while vCenter is away": {3, func(id string) {
+			if err := s.sim.Away(); err != nil {
+				t.Fatal(err)
+			}
+			s.must(s.vm(id).PowerOff(ctx))
+			if err := s.sim.Return(); err != nil {
+				t.Fatal(err)
+			}
+		}, "its virtual machine was powered off"},
+		"destroy while vCenter is away": {4, func(id string) {
+			if err := s.sim.Away(); err != nil {
+				t.Fatal(err)
+			}
+			s.must(s.vm(id).PowerOff(ctx))
+			s.must(s.vm(id).Destroy(ctx))
+			if err := s.sim.Return(); err != nil {
+				t.Fatal(err)
+			}
+		}, "its virtual machine was deleted"},
+		"power off after the session was dropped": {5, func(id string) {
+			if err := s.sim.DropSessions(ctx); err != nil {
+				t.Fatal(err)
+			}
+			s.must(s.vm(id).PowerOff(ctx))
+		}, "its virtual machine was powered off"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			id := s.create(x.n)
+			m := s.start(s.spec(id))
+			x.do(id)
+			s.wait(m)
+			if got := m.Info().Reason; !strings.HasPrefix(got, x.reason) {
+				t.Errorf("it ended for %q, want %q", got, x.reason)
+			}
+		})
+	}
+	t.Run("start one that was destroyed", func(t *testing.T) {
+		id := s.create(6)
+		s.must(s.vm(id).Destroy(ctx))
+		if _, err := s.Start(ctx, s.spec(id)); err == nil || !strings.Contains(err.Error(), "somebody has deleted it") {
+			t.Errorf("start: %v", err)
+		}
+		if err := s.RemoveContainer(id); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("suspend", func(t *testing.T) {
+		id := s.create(7)
+		m := s.start(s.spec(id))
+		paused := func(want bool) {
+			t.Helper()
+			select {
+			case <-m.Changed():
+			case <-time.After(patience):
+				t.Fatal("nobody says so")
+			}
+			if got := m.Info().Paused; got != want {
+				t.Errorf("paused %v, want %v", got, want)
+			}
+		}
+		s.must(s.vm(id).Suspend(ctx))
+		paused(true)
+		found, err := s.Find(ctx, s.spec(id))
+		if err != nil || !found.Info().Paused {
+			t.Errorf("find a VM that is suspended: %v", err)
+		}
+		found.Close()
+		s.must(s.vm(id).PowerOn(ctx))
+		paused(false)
+		if err := m.Pause(ctx); err != nil || !m.Info().Paused || s.config(id).Runtime.PowerState != suspended {
+			t.Errorf("pause: %v", err)
+		}
+		if err := m.Pause(ctx); err != nil {
+			t.Errorf("pause again: %v", err)
+		}
+		if err := m.Resume(ctx); err != nil || m.Info().Paused {
+			t.Errorf("resume: %v", err)
+		}
+		if err := m.Resume(ctx); err != nil {
+			t.Errorf("resume again: %v", err)
+		}
+	})
+}
+
+// TestAway asks for things while vCenter does not answer. VMs that run do not mind.
+func TestAway(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	running, made := s.create(1), s.create(2)
+	spec := s.spec(running)
+	m := s.start(spec)
+	if err := s.sim.Away(); err != nil {
+		t.Fatal(err)
+	}
+	s.until("it is lost", func() bool { return s.Available() != nil })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for name, do := range map[string]func() error{
+		"create": func() error { return s.CreateContainer(ctx, strings.Repeat("ab", 32), "box", s.image.ID) },
+		"start":  func() error { _, err := s.Start(ctx, s.spec(made)); return err },
+		"kill":   m.Kill,
+		"pause":  func() error { return m.Pause(ctx) },
+		"remove": func() error { return s.RemoveContainer(made) },
+		"rename": func() error { return s.RenameContainer(ctx, made, "x") },
+	} {
+		if err := do(); !errors.Is(err, datastore.ErrUnavailable) {
+			t.Errorf("%s: %v, want %v", name, err, datastore.ErrUnavailable)
+		}
+	}
+	if err := s.sim.Return(); err != nil {
+		t.Fatal(err)
+	}
+	s.until("it is found again", func() bool { return s.Available() == nil })
+	select {
+	case <-m.Done():
+		t.Error("a VM has ended that has not")
+	default:
+	}
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(m)
+	if err := s.RemoveContainer(made); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRefused asks for what cannot be had.
+func TestRefused(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	id := s.create(1)
+	for name, x := range map[string]struct {
+		edit func(*containervm.VM)
+		kind error
+		text string
+	}{
+		"folder":       {func(v *containervm.VM) { v.Shares = []containervm.Share{{Path: "/"}} }, containervm.ErrInvalid, "folders of the host"},
+		"CPUs":         {func(v *containervm.VM) { v.CPUSet = []int{0} }, containervm.ErrInvalid, "vSphere chooses"},
+		"local volume": {func(v *containervm.VM) { v.Disks = []containervm.Disk{{Path: "/store/volumes/a/disk.vmdk"}} }, containervm.ErrNotImplemented, "not on a datastore"},
+		"network":      {func(v *containervm.VM) { v.NICs[0].Network = "nowhere" }, nil, "find network nowhere"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			vm := s.spec(id)
+			x.edit(&vm)
+			_, err := s.Start(t.Context(), vm)
+			if err == nil || x.kind != nil && !errors.Is(err, x.kind) || !strings.Contains(err.Error(), x.text) {
+				t.Errorf("error %v, want one of %v with %q", err, x.kind, x.text)
+			}
+		})
+	}
+}
+
+// TestNICs plugs interfaces, and dials them.
+func TestNICs(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	ctx := t.Context()
+	id := s.create(1)
+	spec := s.spec(id)
+	m := s.start(spec)
+	has := func(want ...string) {
+		t.Helper()
+		var got []string
+		for _, c := range devices[*types.VirtualVmxnet3](s.config(id).Config.Hardware.Device) {
+			got = append(got, c.MacAddress)
+		}
+		if strings.Join(got, " ") != strings.Join(want, " ") {
+			t.Errorf("cards %v, want %v", got, want)
+		}
+	}
+	const first, second, third = "02:42:ac:11:00:02", "02:42:ac:12:00:03", "02:42:ac:12:00:04"
+	go func() {
+		if c, err := m.Dial(ctx, "net0"); err == nil {
+			c.Close()
+		}
+	}()
+	s.take(first)
+	if err := m.AddNIC(ctx, containervm.NIC{End: "net1", MAC: second, Network: "public"}); err != nil {
+		t.Fatal(err)
+	}
+	has(first, second)
+	if _, err := m.Dial(ctx, "net1"); err == nil || !strings.Contains(err.Error(), "not the container host's") {
+		t.Errorf("dial net1: %v", err)
+	}
+	if err := m.AddNIC(ctx, containervm.NIC{End: "net1", MAC: third}); err != nil {
+		t.Fatal(err)
+	}
+	has(first, third)
+	m.Close()
+	found, err := s.Find(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer found.Close()
+	for range 2 {
+		if err := found.RemoveNIC(ctx, "net1"); err != nil {
+			t.Fatal(err)
+		}
+		has(first)
+	}
+}
