@@ -201,11 +201,21 @@ func (i *netInterface) route(gateways []netip.Addr, preference int) error {
 
 // hardwareLinks are the interfaces that are no loopback and no tunnel, in the kernel's order.
 func hardwareLinks() ([]netlink.Link, error) {
-	links, err := netlink.LinkList()
+	links, err := undisturbed(netlink.LinkList)
 	return slices.DeleteFunc(links, func(l netlink.Link) bool {
 		_, err := os.Stat("/sys/class/net/" + l.Attrs().Name + "/device")
 		return err != nil
 	}), err
+}
+
+// undisturbed lists something of the kernel's, again if it changed meanwhile, until it keeps still.
+func undisturbed[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 100 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 // findLinks finds the interface of each NIC: by its MAC address, or else in the

@@ -34,7 +34,9 @@ func (g *guest) serveVMware() {
 	tools := &guestrpc.Tools{Shutdown: g.endByHost, SetClock: stepClock, Diagnose: g.diagnose}
 	go tools.Run(context.Background()) // for the life of the VM
 	go func() {                        // likewise
-		if err := g.report(tools); err != nil {
+		if err := watchAddresses(g.diagnose, func(nics []guestrpc.NIC) error {
+			return tools.Report(guestrpc.Guest{Hostname: g.conf.Hostname, NICs: nics})
+		}); err != nil {
 			g.diagnose(err)
 		}
 	}()
@@ -57,8 +59,8 @@ func (g *guest) endByHost(reboot bool) error {
 // changesRest is for how long addresses that change without end are not told.
 const changesRest = time.Second
 
-// report tells vSphere the addresses that the guest has, now and whenever they change.
-func (g *guest) report(tools *guestrpc.Tools) error {
+// watchAddresses tells the addresses that the guest has, now and whenever they change. What comes of that is told to diagnose.
+func watchAddresses(diagnose func(error), tell func([]guestrpc.NIC) error) error {
 	for {
 		changes := make(chan netlink.AddrUpdate, 64)
 		if err := netlink.AddrSubscribe(changes, nil); err != nil {
@@ -70,10 +72,10 @@ func (g *guest) report(tools *guestrpc.Tools) error {
 			}
 			nics, err := reportedNICs()
 			if err == nil {
-				err = tools.Report(guestrpc.Guest{Hostname: g.conf.Hostname, NICs: nics})
+				err = tell(nics)
 			}
 			if err != nil {
-				g.diagnose(err)
+				diagnose(err)
 			}
 		}
 		time.Sleep(changesRest)
@@ -88,19 +90,27 @@ func reportedNICs() ([]guestrpc.NIC, error) {
 	}
 	var nics []guestrpc.NIC
 	for _, l := range links {
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		nic, err := reportedNIC(l)
 		if err != nil {
-			return nil, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
-		}
-		nic := guestrpc.NIC{MAC: l.Attrs().HardwareAddr}
-		for _, a := range addrs {
-			if p, ok := prefix(a.IPNet); ok {
-				nic.Addresses = append(nic.Addresses, p)
-			}
+			return nil, err
 		}
 		nics = append(nics, nic)
 	}
 	return nics, nil
+}
+
+func reportedNIC(l netlink.Link) (guestrpc.NIC, error) {
+	addrs, err := undisturbed(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return guestrpc.NIC{}, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+	}
+	nic := guestrpc.NIC{MAC: l.Attrs().HardwareAddr}
+	for _, a := range addrs {
+		if p, ok := prefix(a.IPNet); ok {
+			nic.Addresses = append(nic.Addresses, p)
+		}
+	}
+	return nic, nil
 }
 
 func prefix(n *net.IPNet) (netip.Prefix, bool) {

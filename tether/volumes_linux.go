@@ -1,6 +1,7 @@
 package tether
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -76,6 +77,9 @@ func (v *volume) enlarge() error {
 	if blocks%groupSize < tail {
 		blocks -= blocks % groupSize
 	}
+	if now, err := blockCount(dev); err != nil || now >= blocks {
+		return err
+	}
 	f, err := v.open(false)
 	if err != nil {
 		return err
@@ -90,6 +94,17 @@ func (v *volume) enlarge() error {
 		return errno
 	}
 	return nil
+}
+
+// blockCount reads how large an ext4 is, from s_blocks_count_lo and _hi of its superblock (Linux,
+// Documentation/filesystems/ext4/super.rst).
+func blockCount(dev io.ReaderAt) (uint64, error) {
+	var super [1024]byte
+	if _, err := dev.ReadAt(super[:], 1024); err != nil {
+		return 0, err
+	}
+	le := binary.LittleEndian
+	return uint64(le.Uint32(super[0x4:])) | uint64(le.Uint32(super[0x150:]))<<32, nil
 }
 
 // open makes a mount of the volume's file system that is nowhere in the tree of names.
