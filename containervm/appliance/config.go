@@ -21,8 +21,9 @@ const (
 	// prefix begins each of those strings.
 	prefix = "vic-appliance1:"
 
-	// Store is where the state disk is mounted: vic serve's --store.
-	Store = "/var/lib/vic"
+	// StateFolder is where the state disk is mounted, and Store what vic serve is told with --store.
+	StateFolder = "/var/lib/vic"
+	Store       = StateFolder + "/store"
 	// Folder is the one for files that only this VCH has.
 	Folder = "/etc/vic"
 	// Roots is the folder of the certificates that vic serve trusts registries by, beside those of the ISO.
@@ -37,7 +38,7 @@ type Config struct {
 	Version string `json:"version"`
 	// Name of the VCH.
 	Name string `json:"name"`
-	// Hostname of the VM. "" means Name.
+	// Hostname of the VM. "" means Name, with dashes for what no host name has.
 	Hostname string `json:"hostname,omitempty"`
 	// Args are those of vic serve, which also gets --store.
 	Args []string `json:"args"`
@@ -179,8 +180,8 @@ func (c *Config) check() error {
 	if c.Name == "" || len(c.Name) > 80 || strings.ContainsFunc(c.Name, func(r rune) bool { return r < ' ' || r == '/' }) {
 		bad("%.90q is no name of a VCH", c.Name)
 	}
-	if len(c.HostName()) > 64 {
-		bad("host name %q is longer than 64 bytes", c.HostName())
+	if h := c.Hostname; len(h) > maxHostname || dashed(h) != h {
+		bad("%.70q is no host name", h)
 	}
 	for _, e := range c.Env {
 		if name, _, ok := strings.Cut(e, "="); !ok || name == "" || strings.Contains(e, "\x00") {
@@ -224,12 +225,26 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
+// maxHostname is what Linux takes.
+const maxHostname = 64
+
 // HostName is what the VM is called.
 func (c *Config) HostName() string {
-	if c.Hostname == "" {
-		return c.Name
+	if c.Hostname != "" {
+		return c.Hostname
 	}
-	return c.Hostname
+	h := dashed(c.Name)
+	return h[:min(len(h), maxHostname)]
+}
+
+// dashed has dashes in place of what may not be in a host name.
+func dashed(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == '.' {
+			return r
+		}
+		return '-'
+	}, name)
 }
 
 // SyslogAddress takes Syslog apart as net.Dial wants it. Both are "" if there is none.

@@ -125,7 +125,8 @@ func TestCheck(t *testing.T) {
 		{"whole", func(*Config) {}, ""},
 		{"least", func(c *Config) { *c = Config{Name: "vch"} }, ""},
 		{"no name", func(c *Config) { c.Name = "" }, "no name of a VCH"},
-		{"host name", func(c *Config) { c.Hostname = strings.Repeat("x", 65) }, "longer than 64 bytes"},
+		{"long host name", func(c *Config) { c.Hostname = strings.Repeat("x", 65) }, "is no host name"},
+		{"host name with a space", func(c *Config) { c.Hostname = "a b" }, "is no host name"},
 		{"variable", func(c *Config) { c.Env = []string{"X"} }, "not KEY=VALUE"},
 		{"interface twice", func(c *Config) { c.NICs[1].Name = "client" }, "no name of an interface"},
 		{"interface of a long name", func(c *Config) { c.NICs[1].Name = strings.Repeat("x", 16) }, "no name of an interface"},
@@ -156,6 +157,14 @@ func TestSyslogAddress(t *testing.T) {
 		network, address, err := (&Config{Syslog: c.syslog}).SyslogAddress()
 		if err != nil || network != c.network || address != c.address {
 			t.Errorf("%q: got %q %q %v", c.syslog, network, address, err)
+		}
+	}
+}
+
+func TestHostName(t *testing.T) {
+	for name, want := range map[string]string{"vch": "vch", "VCH 1": "VCH-1", "büro_2": "b-ro-2", strings.Repeat("x", 80): strings.Repeat("x", 64)} {
+		if got := (&Config{Name: name}).HostName(); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
 		}
 	}
 }

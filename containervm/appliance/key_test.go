@@ -46,9 +46,12 @@ func discWith(t *testing.T, files map[string][]byte) []byte {
 // TestKey puts a key into an ISO, and has xorriso and cpio find it where the guest's kernel does.
 func TestKey(t *testing.T) {
 	needTool(t, "cpio")
-	iso := discWith(t, map[string][]byte{KeyFile: EmptyKey(), "INITRD": make([]byte, 100_000), "VMLINUZ": []byte("x")})
+	iso := discWith(t, map[string][]byte{KeyFile: EmptyKey(), releaseFile: []byte("v1.2.3\n"), "INITRD": make([]byte, 100_000), "VMLINUZ": []byte("x")})
 	if _, err := ReadKey(bytes.NewReader(iso)); !errors.Is(err, errNoKey) {
 		t.Errorf("key of nobody's ISO: %v", err)
+	}
+	if got, err := ReadRelease(bytes.NewReader(iso)); err != nil || got != "v1.2.3" {
+		t.Errorf("release %q, %v", got, err)
 	}
 	k := NewKey()
 	r, err := WithKey(bytes.NewReader(iso), k)

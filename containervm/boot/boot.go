@@ -29,7 +29,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -68,9 +67,13 @@ type Medium struct {
 	Initrd  string
 	Cmdline string // kernel parameters
 	Version string // of the kernel
+
+	// Key, and Release, are files at the root of an ISO, by these names in capitals; "" is none. Key is a further archive for
+	// the kernel.
+	Key, Release string
 }
 
-// Build makes the medium in a folder below dir that is named by the hash of all that goes
+// Build makes the medium of a container VM in a folder below dir that is named by the hash of all that goes
 // into it, unless it is there already. A crash leaves at most a folder whose name starts
 // with "tmp-".
 func Build(ctx context.Context, dir string, o Options) (*Medium, error) {
@@ -78,94 +81,145 @@ func Build(ctx context.Context, dir string, o Options) (*Medium, error) {
 	if err != nil {
 		return nil, err
 	}
-	image, err := os.ReadFile(k.path)
-	if err != nil {
-		return nil, fmt.Errorf("read kernel: %w", err)
-	}
-	mods, err := collectModules(k.modules)
-	if err != nil {
-		return nil, fmt.Errorf("collect modules of kernel %s: %w", k.version, err)
-	}
-	if !k.needsSignatures() {
-		for i := range mods {
-			mods[i].code = unsigned(mods[i].code)
-		}
-	}
-	tether, err := readTether(o.Tether)
-	if err != nil {
+	c := contents{cmdline: cmdline}
+	if err := c.addKernel(k); err != nil {
 		return nil, err
 	}
+	if c.init, err = readProgram(o.Tether); err != nil {
+		return nil, err
+	}
+	return c.build(ctx, dir)
+}
+
+// contents are what a medium is made of.
+type contents struct {
+	kernel       kernel
+	image        []byte // of the kernel
+	init         []byte // PID 1
+	mods         []module
+	files        []entry // further ones of the initramfs
+	cmdline      string
+	key, release []byte // see Medium; nil is none
+}
+
+// addKernel reads a kernel and the modules that its VMs may need.
+func (c *contents) addKernel(k kernel, further ...string) (err error) {
+	c.kernel = k
+	if c.image, err = os.ReadFile(k.path); err != nil {
+		return fmt.Errorf("read kernel: %w", err)
+	}
+	if c.mods, err = collectModules(k.modules, further...); err != nil {
+		return fmt.Errorf("collect modules of kernel %s: %w", k.version, err)
+	}
+	if !k.needsSignatures() {
+		for i := range c.mods {
+			c.mods[i].code = unsigned(c.mods[i].code)
+		}
+	}
+	return nil
+}
+
+// build writes the medium, unless it is there.
+func (c *contents) build(ctx context.Context, dir string) (*Medium, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	out := filepath.Join(dir, fingerprint(image, tether, mods))
+	out := filepath.Join(dir, c.fingerprint())
 	m := &Medium{
 		Kernel: filepath.Join(out, "kernel"), Image: filepath.Join(out, "vmlinuz"), Initrd: filepath.Join(out, "initrd"),
-		Cmdline: cmdline, Version: k.version,
+		Cmdline: c.cmdline, Version: c.kernel.version,
 	}
+	files := map[string]func(io.Writer) error{"kernel": c.writeKernel, "vmlinuz": writes(c.image), "initrd": c.writeInitramfs}
+	if c.key != nil {
+		m.Key, files["key"] = filepath.Join(out, "key"), writes(c.key)
+	}
+	if c.release != nil {
+		m.Release, files["release"] = filepath.Join(out, "release"), writes(c.release)
+	}
+	return m, makeFolder(out, files)
+}
+
+// writeKernel writes the kernel for a direct boot.
+func (c *contents) writeKernel(w io.Writer) error {
+	kernel, err := pvhKernel(c.image)
+	if err != nil {
+		return fmt.Errorf("unpack kernel %s: %w", c.kernel.path, err)
+	}
+	if kernel == nil {
+		kernel = c.image
+	}
+	_, err = w.Write(kernel)
+	return err
+}
+
+func writes(p []byte) func(io.Writer) error {
+	return func(w io.Writer) error { _, err := w.Write(p); return err }
+}
+
+// makeFolder makes a folder with these files, unless it is there.
+func makeFolder(out string, files map[string]func(io.Writer) error) error {
+	dir := filepath.Dir(out)
 	if _, err := os.Stat(out); err == nil {
-		return m, nil
+		return nil
 	}
 	if err := os.MkdirAll(dir, 0755); err != nil {
-		return nil, err
+		return err
 	}
 	tmp, err := os.MkdirTemp(dir, "tmp-")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer os.RemoveAll(tmp)
 	if err := os.Chmod(tmp, 0755); err != nil {
-		return nil, err
+		return err
 	}
-	kernel, err := pvhKernel(image)
-	if err != nil {
-		return nil, fmt.Errorf("unpack kernel %s: %w", k.path, err)
-	}
-	if kernel == nil {
-		kernel = image
-	}
-	for name, write := range map[string]func(io.Writer) error{
-		"kernel":  func(w io.Writer) error { _, err := w.Write(kernel); return err },
-		"vmlinuz": func(w io.Writer) error { _, err := w.Write(image); return err },
-		"initrd":  func(w io.Writer) error { return writeInitramfs(w, tether, mods) },
-	} {
+	for name, write := range files {
 		if err := writeFile(filepath.Join(tmp, name), write); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := os.Rename(tmp, out); err != nil && !errors.Is(err, os.ErrExist) {
 		if _, statErr := os.Stat(out); statErr != nil { // nobody else has made it meanwhile
-			return nil, err
+			return err
 		}
 	}
-	return m, syncDir(dir)
+	return syncDir(dir)
 }
 
-// readTether reads the binary and refuses what a kernel without shared libraries
+// readProgram reads a binary and refuses what a kernel without shared libraries
 // cannot run.
-func readTether(path string) ([]byte, error) {
+func readProgram(path string) ([]byte, error) {
 	p, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read tether: %w", err)
+		return nil, fmt.Errorf("read program: %w", err)
 	}
 	if err := checkStatic(p); err != nil {
-		return nil, fmt.Errorf("tether %s: %w", path, err)
+		return nil, fmt.Errorf("program %s: %w", path, err)
 	}
 	return p, nil
 }
 
 // fingerprint hashes what a medium is made of, and the way it is made.
-func fingerprint(image, tether []byte, mods []module) string {
+func (c *contents) fingerprint() string {
 	h := sha256.New()
 	io.WriteString(h, "vic boot medium 1\n")
-	add := func(h hash.Hash, name string, p []byte) {
+	add := func(name string, p []byte) {
 		fmt.Fprintf(h, "%s %d\n", name, len(p))
 		h.Write(p)
 	}
-	add(h, "kernel", image)
-	add(h, "tether", tether)
-	for _, m := range mods {
-		add(h, m.indexLine(), m.code)
+	add("kernel", c.image)
+	add("tether", c.init)
+	for _, m := range c.mods {
+		add(m.indexLine(), m.code)
+	}
+	for _, f := range c.files {
+		add(fmt.Sprintf("file %s %o", f.path, f.mode), f.data)
+	}
+	if c.key != nil {
+		add("key", c.key)
+	}
+	if c.release != nil {
+		add("release", c.release)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }

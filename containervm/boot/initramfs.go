@@ -7,25 +7,41 @@ import (
 	"strings"
 )
 
-// writeInitramfs writes the archive of tether and modules.
-func writeInitramfs(w io.Writer, tether []byte, mods []module) error {
+// An entry is a file or folder of the initramfs.
+type entry struct {
+	path string // without a slash before it
+	mode int    // as in the archive
+	data []byte
+}
+
+const (
+	modeFile    = 0100644
+	modeProgram = 0100755
+	modeFolder  = 0040755
+)
+
+// writeInitramfs writes the archive of PID 1, modules and further files.
+func (c *contents) writeInitramfs(w io.Writer) error {
 	b := bufio.NewWriterSize(w, 1<<20)
-	c := cpioWriter{w: b}
+	a := cpioWriter{w: b}
 	for _, d := range []string{"dev", "modules", "proc", "sys"} {
-		c.add(d, 0040755, 0, nil)
+		a.add(d, modeFolder, 0, nil)
 	}
-	c.add("dev/console", 0020600, 5<<8|1, nil)
-	c.add("dev/null", 0020666, 1<<8|3, nil)
-	c.add("init", 0100755, 0, tether)
+	a.add("dev/console", 0020600, 5<<8|1, nil)
+	a.add("dev/null", 0020666, 1<<8|3, nil)
+	a.add("init", modeProgram, 0, c.init)
 	var index strings.Builder
-	for _, m := range mods {
+	for _, m := range c.mods {
 		fmt.Fprintln(&index, m.indexLine())
-		c.add("modules/"+m.name+".ko", 0100644, 0, m.code)
+		a.add("modules/"+m.name+".ko", modeFile, 0, m.code)
 	}
-	c.add("modules/index", 0100644, 0, []byte(index.String()))
-	c.add("TRAILER!!!", 0, 0, nil)
-	if c.err != nil {
-		return c.err
+	a.add("modules/index", modeFile, 0, []byte(index.String()))
+	for _, f := range c.files {
+		a.add(f.path, f.mode, 0, f.data)
+	}
+	a.add("TRAILER!!!", 0, 0, nil)
+	if a.err != nil {
+		return a.err
 	}
 	return b.Flush()
 }

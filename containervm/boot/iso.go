@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -26,12 +27,7 @@ var isoEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 // WriteISO makes a file at path that BIOSes boot from CD: ISO 9660 with an El Torito
 // entry for ISOLINUX, which starts the medium's kernel. The file appears when it is whole.
 func WriteISO(path string, m *Medium, o Options) (err error) {
-	if o.ISOLINUX == "" {
-		o.ISOLINUX = debianISOLINUX
-	}
-	if o.LDLINUX == "" {
-		o.LDLINUX = debianLDLINUX
-	}
+	o.findLoader()
 	tree, err := os.MkdirTemp(filepath.Dir(path), ".iso-")
 	if err != nil {
 		return fmt.Errorf("write ISO: %w", err)
@@ -47,6 +43,11 @@ func WriteISO(path string, m *Medium, o Options) (err error) {
 	return os.Rename(tmp, path)
 }
 
+// findLoader names the boot loader's files where nothing does.
+func (o *Options) findLoader() {
+	o.ISOLINUX, o.LDLINUX = cmp.Or(o.ISOLINUX, debianISOLINUX), cmp.Or(o.LDLINUX, debianLDLINUX)
+}
+
 // layISO fills go-diskfs's work folder and has it make the ISO.
 func layISO(work, out string, m *Medium, o Options) (err error) {
 	f, err := os.OpenFile(out, os.O_CREATE|os.O_RDWR|os.O_EXCL, 0644)
@@ -58,16 +59,20 @@ func layISO(work, out string, m *Medium, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	config := fmt.Sprintf("DEFAULT vic\nPROMPT 0\nTIMEOUT 0\nLABEL vic\n KERNEL /vmlinuz\n APPEND initrd=/initrd %s\n", m.Cmdline)
+	initrd := "/initrd"
+	if m.Key != "" {
+		initrd += ",/key"
+	}
+	config := fmt.Sprintf("DEFAULT vic\nPROMPT 0\nTIMEOUT 0\nLABEL vic\n KERNEL /vmlinuz\n APPEND initrd=%s %s\n", initrd, m.Cmdline)
 	for _, x := range []struct{ name, from string }{
 		{"isolinux/isolinux.bin", o.ISOLINUX}, {"isolinux/ldlinux.c32", o.LDLINUX},
-		{"vmlinuz", m.Image}, {"initrd", m.Initrd},
+		{"vmlinuz", m.Image}, {"initrd", m.Initrd}, {"key", m.Key}, {"release", m.Release},
 	} {
+		if x.from == "" {
+			continue
+		}
 		if err := copyFile(filepath.Join(iso.Workspace(), x.name), x.from); err != nil {
-			if errors.Is(err, fs.ErrNotExist) && (x.from == debianISOLINUX || x.from == debianLDLINUX) {
-				return fmt.Errorf("%w: install the boot loader (on Debian: apt-get install isolinux syslinux-common) or name its files", err)
-			}
-			return err
+			return loaderError(err, x.from)
 		}
 	}
 	if err := os.WriteFile(filepath.Join(iso.Workspace(), "isolinux/isolinux.cfg"), []byte(config), 0644); err != nil {
@@ -85,6 +90,14 @@ func layISO(work, out string, m *Medium, o Options) (err error) {
 		return err
 	}
 	return f.Sync()
+}
+
+// loaderError says what to do if it is the boot loader that is missing.
+func loaderError(err error, path string) error {
+	if errors.Is(err, fs.ErrNotExist) && (path == debianISOLINUX || path == debianLDLINUX) {
+		return fmt.Errorf("%w: install the boot loader (on Debian: apt-get install isolinux syslinux-common) or name its files", err)
+	}
+	return err
 }
 
 func copyFile(to, from string) (err error) {

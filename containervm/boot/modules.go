@@ -21,11 +21,7 @@ const maxModule = 64 << 20
 // wanted lists the modules that a container VM may need, by what they are for. A kernel
 // may have them built in; what it lacks, its VMs do without, except that there must be
 // one way to a disk.
-var wanted = []struct {
-	name   string
-	always bool // no device asks for it
-	disk   bool
-}{
+var wanted = []want{
 	{name: "virtio_pci"},
 	{name: "virtio_blk", disk: true},
 	{name: "virtio_net"},
@@ -38,6 +34,12 @@ var wanted = []struct {
 	{name: "vmxnet3"},
 	{name: "ext4", always: true},
 	{name: "pvpanic_pci"},
+}
+
+type want struct {
+	name   string
+	always bool // no device asks for it
+	disk   bool
 }
 
 // A module is one in the initramfs.
@@ -56,8 +58,8 @@ func (m module) indexLine() string {
 	return strings.Join(append([]string{m.name, deps}, m.aliases...), " ")
 }
 
-// collectModules reads the wanted modules and what they depend on from a module folder.
-func collectModules(dir string) ([]module, error) {
+// collectModules reads the wanted modules, further ones that no device asks for, and what they depend on from a module folder.
+func collectModules(dir string, further ...string) ([]module, error) {
 	files, deps, err := readDeps(dir)
 	if err != nil {
 		return nil, err
@@ -72,7 +74,11 @@ func collectModules(dir string) ([]module, error) {
 	}
 	found := make(map[string]module)
 	disk := false
-	for _, w := range wanted {
+	all := slices.Clone(wanted)
+	for _, name := range further {
+		all = append(all, want{name: name, always: true})
+	}
+	for _, w := range all {
 		if builtin[w.name] {
 			disk = disk || w.disk
 			continue
@@ -112,12 +118,17 @@ func collectModules(dir string) ([]module, error) {
 // needsSignatures says whether the kernel may refuse modules without a signature: it was built to, or nobody says
 // that it was not.
 func (k kernel) needsSignatures() bool {
-	for _, path := range []string{filepath.Join(filepath.Dir(k.path), "config-"+k.version), filepath.Join(k.modules, "config")} {
+	for _, path := range k.configs() {
 		if text, err := os.ReadFile(path); err == nil {
 			return !bytes.Contains(text, []byte("\n# CONFIG_MODULE_SIG_FORCE is not set\n"))
 		}
 	}
 	return true
+}
+
+// configs are where the kernel's configuration may be.
+func (k kernel) configs() []string {
+	return []string{filepath.Join(filepath.Dir(k.path), "config-"+k.version), filepath.Join(k.modules, "config")}
 }
 
 // signatureMagic ends a module with a signature. Before it are struct module_signature, of which the last 4 bytes are the
