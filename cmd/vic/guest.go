@@ -58,37 +58,3 @@ type medium struct{ *boot.Medium }
 func (m medium) Boot(context.Context) (containervm.Boot, error) {
 	return containervm.Boot{Kernel: m.Kernel, Initrd: m.Initrd, Cmdline: m.Cmdline}, nil
 }
-
-func isoCommand() *cobra.Command {
-	var guest guestFlags
-	var out string
-	cmd := &cobra.Command{
-		Use:   "iso -o FILE",
-		Short: "Write a bootable ISO of the guest's kernel, initramfs and tether",
-		Long: `Write an ISO 9660 image from which a BIOS boots a container VM: for hypervisors that cannot be given a
-kernel directly. The same kernel, modules and tether give the same bytes.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			o, err := guest.options()
-			if err != nil {
-				return err
-			}
-			dir, err := os.MkdirTemp("", "vic-iso-")
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-			m, err := boot.Build(cmd.Context(), dir, o)
-			if err != nil {
-				return err
-			}
-			return boot.WriteISO(out, m, o)
-		},
-	}
-	guest.add(cmd)
-	cmd.Flags().StringVarP(&out, "output", "o", "", "`file` to write")
-	if err := cmd.MarkFlagRequired("output"); err != nil {
-		panic(err) // the flag was added above
-	}
-	return cmd
-}

@@ -131,6 +131,9 @@ func serve(ctx context.Context, cmd *cobra.Command, f serveFlags) (err error) {
 		defer stop()
 	}
 	defer onHangup(certs, log)()
+	if err := notifyReady(); err != nil {
+		log.Warn("tell that the API is served", "error", err)
+	}
 	return serveHTTP(ctx, server, listeners, log)
 }
 
