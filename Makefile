@@ -1,19 +1,24 @@
 # make          build bin/vic and bin/tether
 # make demo     install what is missing, then pull and run an image with the docker client
 # make kernel   build a kernel for container VMs, which then boot a second sooner; a quarter of an hour
+# make appliance  build bin/vic-appliance.iso, from which the VM of a virtual container host on vSphere boots
 # make test     install what is missing, then run everything that is tested
 # make check    gofmt, go vet and the race detector
+# make nightly  run what takes too long for make test: power cuts of an appliance
 # make fuzz     fuzz every parser for a while
 # make suites   run the test suites of moby and docker/cli, which takes hours, and write docs/suites.md
 # make bench    measure each package, each stage of a pull, and pulls beside other engines
 # make clean    remove what make made
 
+version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
 # Debian packages: to run container VMs; for the demo; to judge the tests.
 run_packages  := qemu-system-x86 linux-image-cloud-amd64
+iso_packages := linux-image-cloud-amd64 isolinux syslinux-common ca-certificates
 kernel_source := linux-source-6.1
 kernel_packages := $(kernel_source) gcc make bc flex bison libelf-dev xz-utils lz4
 demo_packages := $(run_packages) docker-registry debootstrap
-test_packages := $(demo_packages) qemu-utils e2fsprogs skopeo umoci buildah busybox-static \
+test_packages := $(demo_packages) qemu-utils e2fsprogs ca-certificates fdisk skopeo umoci buildah busybox-static \
 	attr acl libcap2-bin isolinux syslinux-common xorriso tar fuse3 wrk redis-tools postgresql-client-15 openssl \
 	docker-compose python3-docker wget containerd runc iptables iproute2 iputils-ping bind9-dnsutils curl tcpdump ethtool python3 libvmdk-utils open-vm-tools
 bench_packages := debootstrap podman e2fsprogs zstd tar
@@ -28,10 +33,18 @@ fuzz_runs := 4000x
 # Tests of layerstore in which one goroutine does all, or a process is killed: the race detector makes them four times as long.
 one_goroutine := Killed|PowerCut|Bomb|ApplyTo|Volume|CoalesceSame
 
-.PHONY: all demo kernel test check fuzz suites bench clean
+.PHONY: all appliance demo kernel test nightly check fuzz suites bench clean
 all:
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/tether ./cmd/tether
-	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)' -o bin/vic ./cmd/vic
+	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(version)' -o bin/vic ./cmd/vic
+
+# The programs in it are without symbols, since they stay in memory.
+appliance:
+	@$(call install,$(iso_packages))
+	@$(MAKE) --no-print-directory all
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/appliance/init ./cmd/appliance
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(version)' -o bin/appliance/vic ./cmd/vic
+	bin/vic iso --appliance bin/appliance/init --vic bin/appliance/vic -o bin/vic-appliance.iso
 
 demo:
 	@$(call install,$(demo_packages)); $(docker_client)
@@ -64,6 +77,11 @@ test:
 	ORACLES=1 go test -race -short -skip '$(one_goroutine)' ./layerstore
 	ORACLES=1 go test -race -run Concurrent ./vmdk ./layerstore/mount
 	$(call fuzz_all,-test.fuzztime $(fuzz_runs) -test.fuzzminimizetime 0x -test.fuzzcachedir $$dir/$$pkg)
+
+nightly:
+	@$(call install,$(test_packages))
+	@$(MAKE) --no-print-directory all
+	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'PowerCut|Refused' ./cmd/appliance
 
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'make check: run gofmt -w on these'; exit 1; }
