@@ -42,6 +42,13 @@ func (s *Server) Path(datastorePath string) (string, error) {
 	return filepath.Join(s.folders[p.Datastore], p.Path), nil
 }
 
+// datastoreOf is the datastore in a datastore path.
+func datastoreOf(datastorePath string) string {
+	var p object.DatastorePath
+	p.FromString(datastorePath)
+	return p.Datastore
+}
+
 // makeDisksReal looks, after tasks that may make disks, at what they made.
 func (s *Server) makeDisksReal(t *simulator.Task, run func() Outcome) Outcome {
 	var disks []string

@@ -114,10 +114,10 @@ type upload struct {
 	err       error // that ended it, other than its end
 }
 
-func (f *failures) upload(r *http.Request) *upload {
+func (f *failures) upload(r *http.Request, datastore string) *upload {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	u := &upload{ReadCloser: r.Body, f: f, datastore: r.URL.Query().Get("dsName"), breaks: -1}
+	u := &upload{ReadCloser: r.Body, f: f, datastore: datastore, breaks: -1}
 	if len(f.breaks) > 0 && r.ContentLength >= 0 {
 		u.breaks = int64(float64(r.ContentLength) * f.breaks[0])
 		f.breaks = f.breaks[1:]

@@ -30,8 +30,8 @@ type front struct {
 	calls map[string]int
 }
 
-// Calls returns how often each method of the API was called, and under "GET /folder", "PUT /folder" and so on how many requests there
-// were for files.
+// Calls returns how often each method of the API was called, and under "GET /folder", "PUT /folder", "POST /nfc" and so on how many
+// requests there were for files.
 func (s *Server) Calls() map[string]int {
 	s.front.mu.Lock()
 	defer s.front.mu.Unlock()
@@ -53,6 +53,9 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasPrefix(r.URL.Path, "/folder"):
 		f.count(r.Method + " /folder")
 		f.serveFolder(w, r)
+	case strings.HasPrefix(r.URL.Path, "/nfc/"):
+		f.count(r.Method + " /nfc")
+		f.serveNFC(w, r)
 	case r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, "/sdk"):
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCall))
 		if err != nil {
@@ -99,7 +102,7 @@ func (f *front) serveFolder(w http.ResponseWriter, r *http.Request) {
 	case http.MethodGet, http.MethodHead:
 		mux.ServeHTTP(w, r)
 	case http.MethodPut, http.MethodPost:
-		body := f.failures.upload(r)
+		body := f.failures.upload(r, r.URL.Query().Get("dsName"))
 		r.Body = body
 		mux.ServeHTTP(w, r)
 		switch err := body.err; { // of which the simulator, having answered nothing yet, knows nothing

@@ -16,6 +16,7 @@
 //   - An upload that did not come whole is no success.
 //   - Datastores have the types, versions and capabilities of VMFS and NFS.
 //   - A disk that is created is there, as a flat one or as a delta over its parent, and is deleted with all of its files.
+//   - What is sent to an NFC lease becomes the disk's content.
 //   - Close does not wait for clients.
 //
 // # Faults
@@ -24,7 +25,7 @@
 //
 //	DropSessions    every session ends, as when vCenter starts again
 //	FailTask        a task ends in an error, before or after it did what it is for
-//	FillDatastore   uploads fail when so many bytes have come
+//	FillDatastore   uploads, those of NFC leases included, fail when so many bytes have come
 //	BreakUpload     the connection of the next upload breaks on its way
 //	Away, Return    nothing answers
 //	Service         the simulator itself: its AddFaultRule makes calls fail
