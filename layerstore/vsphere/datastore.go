@@ -1,6 +1,7 @@
 package vsphere
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"net/http"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -180,6 +182,25 @@ func (d *Datastore) createDisk(ctx context.Context, name string, capacity int64)
 	})
 	return d.wrap("create disk", name, err)
 }
+
+// deleteDisk removes a disk, in whatever form the datastore has it. The error is fs.ErrNotExist if there is none.
+func (d *Datastore) deleteDisk(ctx context.Context, name string) error {
+	text, err := d.ReadFile(ctx, name, recordLimit)
+	if err != nil {
+		return err
+	}
+	// ESXi marks disks that became parents.
+	if kept := notDeletable.ReplaceAll(text, nil); len(kept) < len(text) {
+		if err := d.Put(ctx, name, int64(len(kept)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(kept)), nil }, nil); err != nil {
+			return err
+		}
+	}
+	return d.wrap("delete disk", name, d.s.Do(ctx, func() (*object.Task, error) {
+		return object.NewVirtualDiskManager(d.s.client).DeleteVirtualDisk(ctx, d.Path(name), d.dc)
+	}))
+}
+
+var notDeletable = regexp.MustCompile(`(?m)^ddb\.deletable *= *"false"\r?\n`)
 
 // An Entry is what List says of a file.
 type Entry struct {

@@ -3,6 +3,7 @@ package vsphere
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"sync/atomic"
 
@@ -20,7 +21,9 @@ type disk struct {
 	chain  digest.Digest
 	name   string
 	parent *disk            // nil for the base disk
-	desc   *vmdk.Descriptor // what the descriptor is, or was if it is there
+	desc   *vmdk.Descriptor // what the descriptor is, or was if it is there; nil of a disk that the server makes
+	alone  bool             // it has no parent, not even the base disk
+	layers int              // how many disks of the local chain it has the content of, if the server makes it
 
 	claim  *claim             // names it
 	cancel context.CancelFunc // of sending it
@@ -32,12 +35,31 @@ type disk struct {
 	users int // guarded by Store.mu
 }
 
-// below is the name of a disk's parent.
+// below is the name of a disk's parent, "" if it has none.
 func (d *disk) below() string {
-	if d.parent == nil {
+	switch {
+	case d.alone:
+		return ""
+	case d.parent == nil:
 		return baseName
 	}
 	return d.parent.name
+}
+
+// wait waits until a disk is there. The base disk, nil, is.
+func (d *disk) wait(ctx context.Context) error {
+	if d == nil {
+		return nil
+	}
+	select {
+	case <-d.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if d.err != nil {
+		return fmt.Errorf("the one below is not there: %w", d.err)
+	}
+	return nil
 }
 
 // A claim is a file in the pulls folder, which names disks that are wanted. It goes when nobody holds it.
@@ -83,6 +105,30 @@ func (s *Store) join(key sendKey) *disk {
 	}
 	d.users++
 	return d
+}
+
+// joinAny returns a disk of a layer that is on its way, which the caller leaves, or nil.
+func (s *Store) joinAny(chain digest.Digest) *disk {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, d := range s.coming {
+		if key.chain == chain && d.users > 0 {
+			d.users++
+			return d
+		}
+	}
+	return nil
+}
+
+// joinAgain joins a disk that somebody uses, which the caller leaves. It is false if nobody does any more.
+func (s *Store) joinAgain(d *disk) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d.users == 0 {
+		return false
+	}
+	d.users++
+	return true
 }
 
 // leave lets go of a disk.

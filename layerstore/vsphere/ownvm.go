@@ -2,19 +2,35 @@ package vsphere
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
+	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
 )
 
-// An OwnVM is the virtual machine in which this program runs: disks that are attached to it are devices here.
+// An OwnVM is the virtual machine in which this program runs: disks that are attached to it are devices here. Changes to it that
+// are asked for while one is under way go together, in one call of the server.
 type OwnVM struct {
 	s       *Session
 	uuid    string
 	devices Devices
-	vm      *object.VirtualMachine
+	slots   chan struct{} // holds one for each disk that is attached, or about to be
+
+	turn     chan struct{} // holds one while somebody talks to the server, who guards what follows
+	vm       *object.VirtualMachine
+	hardware []types.BaseVirtualDevice // as it was when it was last looked
+
+	mu    sync.Mutex // guards queue
+	queue []*change
 }
 
 // Devices finds the devices of disks that were attached to the own virtual machine. LinuxDevices is those of this machine.
@@ -34,14 +50,26 @@ type Device interface {
 // An AttachedDisk is what the server says of a disk on a SCSI controller of the own virtual machine.
 type AttachedDisk struct {
 	Path     string // datastore path of its descriptor
-	UUID     string // of the disk, 32 hex digits; children have their parent's
+	UUID     string // of the disk, as the server writes it; children may have their parent's
 	Target   int    // on its controller: the unit number
 	Capacity int64  // bytes
 }
 
+const (
+	// maxAttached bounds how many disks are written at the same time. A controller has fifteen places.
+	maxAttached = 8
+	// deviceWait bounds how long a disk that is attached needs to become a device.
+	deviceWait = 2 * time.Minute
+	// reconfigureLimit bounds a change of the virtual machine, which is never broken off.
+	reconfigureLimit = 10 * time.Minute
+	// controllerUnit is the place on a SCSI bus that the controller itself has.
+	controllerUnit = 7
+	scsiUnits      = 16
+)
+
 // FindOwnVM finds the virtual machine in which this program runs, by its BIOS UUID, which BIOSUUID reads.
 func (s *Session) FindOwnVM(ctx context.Context, uuid string, devices Devices) (*OwnVM, error) {
-	v := &OwnVM{s: s, uuid: uuid, devices: devices}
+	v := &OwnVM{s: s, uuid: uuid, devices: devices, slots: make(chan struct{}, maxAttached), turn: make(chan struct{}, 1)}
 	if err := v.find(ctx); err != nil {
 		return nil, err
 	}
@@ -57,8 +85,233 @@ func (v *OwnVM) find(ctx context.Context) error {
 	if len(all) != 1 {
 		return fmt.Errorf("%d virtual machines of %s have the BIOS UUID %s, that of the one in which this runs", len(all), v.s.client.URL().Host, v.uuid)
 	}
-	v.vm = object.NewVirtualMachine(v.s.client, all[0].Reference())
+	v.vm, v.hardware = object.NewVirtualMachine(v.s.client, all[0].Reference()), nil
 	return nil
+}
+
+// write has the server make a disk over its parent, both datastore paths, and fill write to its device. The disk is attached
+// meanwhile, and whole afterwards, unless there is an error.
+func (v *OwnVM) write(ctx context.Context, file, parent string, capacity int64, fill func(Device) error) (err error) {
+	select {
+	case v.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-v.slots }()
+	attached := &change{file: file, parent: parent}
+	if err := v.apply(ctx, attached); err != nil {
+		return fmt.Errorf("attach disk %s to the virtual machine in which this runs: %w", file, err)
+	}
+	defer func() {
+		if gone := v.apply(ctx, &change{key: attached.key}); gone != nil {
+			err = errors.Join(err, fmt.Errorf("detach disk %s from the virtual machine in which this runs: %w", file, gone))
+		}
+	}()
+	if attached.disk.Capacity != capacity {
+		return fmt.Errorf("disk %s has %d bytes, want %d", file, attached.disk.Capacity, capacity)
+	}
+	wait, cancel := context.WithTimeout(ctx, deviceWait)
+	defer cancel()
+	dev, err := v.devices.Open(wait, attached.disk)
+	if err != nil {
+		return fmt.Errorf("open the device of disk %s: %w", file, err)
+	}
+	if err = fill(dev); err == nil {
+		err = dev.Sync()
+	}
+	return errors.Join(err, dev.Close())
+}
+
+// detachLeft detaches the disks of a folder of the datastore that a crash has left attached.
+func (v *OwnVM) detachLeft(ctx context.Context, ours func(file string) bool) error {
+	v.turn <- struct{}{}
+	err := v.look(ctx)
+	var keys []int32
+	for _, d := range v.hardware {
+		if disk, ok := d.(*types.VirtualDisk); ok && ours(vmDisk{disk}.file()) {
+			keys = append(keys, disk.Key)
+		}
+	}
+	<-v.turn
+	for _, key := range keys {
+		err = errors.Join(err, v.apply(ctx, &change{key: key}))
+	}
+	return err
+}
+
+// A change is a disk that is made and attached, or, without a file, one that is detached.
+type change struct {
+	file, parent string
+	key          int32        // of the device
+	disk         AttachedDisk // that was attached
+	done         chan error
+}
+
+// apply makes a change, with those that others have asked for. It is not broken off.
+func (v *OwnVM) apply(ctx context.Context, c *change) error {
+	c.done = make(chan error, 1)
+	v.mu.Lock()
+	v.queue = append(v.queue, c)
+	v.mu.Unlock()
+	select {
+	case err := <-c.done:
+		return err
+	case v.turn <- struct{}{}:
+	}
+	v.mu.Lock()
+	batch := v.queue
+	v.queue = nil
+	v.mu.Unlock()
+	if len(batch) > 0 {
+		v.applyAll(context.WithoutCancel(ctx), batch)
+	}
+	<-v.turn
+	return <-c.done
+}
+
+// applyAll makes changes in one call, and those that failed one by one, so that none fails because of another.
+func (v *OwnVM) applyAll(ctx context.Context, batch []*change) {
+	ctx, cancel := context.WithTimeout(ctx, reconfigureLimit)
+	defer cancel()
+	errs := v.reconfigure(ctx, batch)
+	for i, c := range batch {
+		if errs[i] != nil && len(batch) > 1 {
+			errs[i] = v.reconfigure(ctx, []*change{c})[0]
+		}
+		c.done <- errs[i]
+	}
+}
+
+// reconfigure makes changes in one call, and finds the error of each by what the virtual machine has afterwards: an answer may be lost.
+func (v *OwnVM) reconfigure(ctx context.Context, batch []*change) []error {
+	errs := make([]error, len(batch))
+	err := v.change(ctx, batch)
+	if fault.Is(err, &types.ManagedObjectNotFound{}) {
+		if err = v.find(ctx); err == nil {
+			err = v.change(ctx, batch)
+		}
+	}
+	var lookErr error
+	if err != nil || slices.ContainsFunc(batch, func(c *change) bool { return c.file != "" }) {
+		lookErr = v.look(ctx)
+	}
+	for i, c := range batch {
+		switch {
+		case lookErr != nil:
+			errs[i] = errors.Join(err, lookErr)
+		case !v.has(c):
+			errs[i] = err
+			if err == nil {
+				errs[i] = errors.New("the server says that it has done so, and has not")
+			}
+		}
+	}
+	return errs
+}
+
+// change asks the server for changes.
+func (v *OwnVM) change(ctx context.Context, batch []*change) error {
+	if v.hardware == nil {
+		if err := v.look(ctx); err != nil {
+			return err
+		}
+	}
+	var spec types.VirtualMachineConfigSpec
+	taken := map[place]bool{}
+	for i, c := range batch {
+		if c.file == "" {
+			spec.DeviceChange = append(spec.DeviceChange, detach(c.key))
+			continue
+		}
+		at, err := v.free(taken)
+		if err != nil {
+			return err
+		}
+		spec.DeviceChange = append(spec.DeviceChange, attachChild(c.file, c.parent, int32(-1-i), at))
+	}
+	if err := v.s.Do(ctx, func() (*object.Task, error) { return v.vm.Reconfigure(ctx, spec) }); err != nil {
+		return unavailable(err)
+	}
+	v.hardware = slices.DeleteFunc(v.hardware, func(d types.BaseVirtualDevice) bool {
+		return slices.ContainsFunc(batch, func(c *change) bool { return c.file == "" && c.key == d.GetVirtualDevice().Key })
+	})
+	return nil
+}
+
+// look asks what the virtual machine has.
+func (v *OwnVM) look(ctx context.Context) error {
+	var m mo.VirtualMachine
+	err := v.s.retry.do(ctx, unreachable, func() error {
+		return property.DefaultCollector(v.s.client).RetrieveOne(ctx, v.vm.Reference(), []string{"config.hardware.device"}, &m)
+	})
+	if err != nil {
+		return unavailable(err)
+	}
+	if m.Config == nil {
+		return errors.New("the server does not tell what it has")
+	}
+	v.hardware = m.Config.Hardware.Device
+	return nil
+}
+
+// has tells whether a change was made, and fills in what was attached.
+func (v *OwnVM) has(c *change) bool {
+	for _, d := range v.hardware {
+		disk, ok := d.(*types.VirtualDisk)
+		switch {
+		case !ok:
+		case c.file == "" && disk.Key == c.key:
+			return false
+		case c.file != "" && vmDisk{disk}.file() == c.file:
+			c.key = disk.Key
+			c.disk = AttachedDisk{Path: c.file, Capacity: disk.CapacityInBytes}
+			if b, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo); ok {
+				c.disk.UUID = b.Uuid
+			}
+			if disk.UnitNumber != nil {
+				c.disk.Target = int(*disk.UnitNumber)
+			}
+			return true
+		}
+	}
+	return c.file == ""
+}
+
+// A place is one for a disk on a SCSI controller.
+type place struct{ controller, unit int32 }
+
+// free takes a free place.
+func (v *OwnVM) free(taken map[place]bool) (place, error) {
+	for _, d := range v.hardware {
+		if x := d.GetVirtualDevice(); x.UnitNumber != nil {
+			taken[place{x.ControllerKey, *x.UnitNumber}] = true
+		}
+	}
+	for _, d := range v.hardware {
+		if _, ok := d.(types.BaseVirtualSCSIController); !ok {
+			continue
+		}
+		for unit := range int32(scsiUnits) {
+			at := place{d.GetVirtualDevice().Key, unit}
+			if unit != controllerUnit && !taken[at] {
+				taken[at] = true
+				return at, nil
+			}
+		}
+	}
+	return place{}, errors.New("it has no SCSI controller with a free place")
+}
+
+// attachChild makes a disk over a parent and attaches it. Snapshots of the virtual machine leave it out.
+func attachChild(file, parent string, key int32, at place) types.BaseVirtualDeviceConfigSpec {
+	disk := &types.VirtualDisk{}
+	disk.Key, disk.ControllerKey, disk.UnitNumber = key, at.controller, &at.unit
+	disk.Backing = &types.VirtualDiskFlatVer2BackingInfo{
+		VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: file},
+		DiskMode:                     string(types.VirtualDiskModeIndependent_persistent), ThinProvisioned: types.NewBool(true),
+		Parent: &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: parent}},
+	}
+	return &types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, FileOperation: types.VirtualDeviceConfigSpecFileOperationCreate, Device: disk}
 }
 
 // parseSerial is the BIOS UUID in the serial number of a virtual machine's system: "VMware-56 4d 8a 9c 3b 1e 6f 42-9a ...". The

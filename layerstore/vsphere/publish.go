@@ -50,6 +50,9 @@ func (s *Store) published(from *layerstore.Store, img *layerstore.Image) []strin
 		return nil // Publish finds out
 	}
 	defer top.Close() // read only
+	if of, err := chainOf(disks[0]); !s.encoding.uploaded() && err == nil && of == top.Chains()[0] {
+		return disks // which have the layers in some other way
+	}
 	same := slices.EqualFunc(disks, top.Chains(), func(name string, chain digest.Digest) bool {
 		of, err := chainOf(name)
 		return err == nil && of == chain
@@ -81,6 +84,7 @@ type publication struct {
 	next  digest.Digest             // the highest layer told of, whose chain is to be chosen
 	again bool                      // there is a next
 	disks map[digest.Digest][]*disk // that it uses; of one layer several if the chain below has changed
+	holds map[digest.Digest]*disk   // which of several layers' disks has the content of one
 	image digest.Digest             // that is being committed; Store.committing has it
 }
 
@@ -90,8 +94,11 @@ func (s *Store) begin(ctx context.Context, from *layerstore.Store) *publication 
 	return p
 }
 
-// Layer implements layerstore.Mirroring.
+// Layer implements layerstore.Mirroring. Disks of several layers wait for the whole image.
 func (p *publication) Layer(chain digest.Digest) {
+	if !p.s.encoding.uploaded() {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.next = chain
@@ -119,18 +126,23 @@ func (p *publication) Layer(chain digest.Digest) {
 // Sent implements layerstore.Mirroring.
 func (p *publication) Sent(chain digest.Digest) (sent, total int64, done bool) {
 	p.mu.Lock()
-	disks := p.disks[chain]
+	d := p.holds[chain]
+	if disks := p.disks[chain]; len(disks) > 0 {
+		d = disks[len(disks)-1]
+	}
 	p.mu.Unlock()
-	if len(disks) == 0 {
+	if d == nil {
 		l, err := p.from.Layer(chain)
 		return 0, 0, err == nil && l.Disk != chain // it has no disk of its own
 	}
-	d := disks[len(disks)-1]
+	if d.chain == chain { // else the bytes are told of with another layer
+		sent, total = d.sent.Load(), d.total.Load()
+	}
 	select {
 	case <-d.done:
-		return d.sent.Load(), d.total.Load(), d.err == nil
+		return sent, total, d.err == nil
 	default:
-		return d.sent.Load(), d.total.Load(), false
+		return sent, total, false
 	}
 }
 
@@ -227,7 +239,11 @@ func (p *publication) chain(top digest.Digest) ([]*disk, error) {
 		p.looked = true
 	}
 	for try := 1; ; try++ {
-		disks, gone, err := p.choose(chains)
+		choose := p.choose
+		if !p.s.encoding.uploaded() {
+			choose = p.chooseFew
+		}
+		disks, gone, err := choose(chains)
 		if err != nil || gone == "" {
 			return disks, err
 		}

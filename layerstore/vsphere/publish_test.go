@@ -244,7 +244,7 @@ func TestMirror(t *testing.T) {
 	}
 
 	// An image that the local store has no more is forgotten.
-	if err := st.Tidy(ctx, ls); err != nil {
+	if err := st.Tidy(ctx, ls, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.files(d, "vchs/one/images"); len(got) != 1 {
@@ -253,7 +253,7 @@ func TestMirror(t *testing.T) {
 	if _, err := ls.Remove(img.ID.String(), layerstore.RemoveOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := st.Tidy(ctx, ls); err != nil {
+	if err := st.Tidy(ctx, ls, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.files(d, "vchs/one/images"); len(got) != 0 {
@@ -398,117 +398,5 @@ func (s *site) whole(d *Datastore, name string) {
 	remote := filepath.Join(s.folder(d), d.root, disksFolder, name+".vmdk")
 	if out, err := exec.Command(oracle(s.t, "qemu-img"), "map", "-f", "vmdk", remote).CombinedOutput(); err != nil {
 		s.t.Errorf("qemu-img map %s: %v: %s", name, err, out)
-	}
-}
-
-// Disks go when the last VCH that has an image of them has it no more.
-func TestSweep(t *testing.T) {
-	s, ctx := newSite(t, vcsim.Options{}), t.Context()
-	d := s.datastore(s.connect(s.endpoint()), "store")
-	ls, img := pulled(t, 2)
-	more := pull(t, ls, corpus.Shape{Layers: 3, Files: 60, Sizes: corpus.Fixed(5000), Whiteouts: 0.1, Compression: "zstd"})
-	one, two := s.store(d, "one"), s.store(d, "two")
-	publish := func(st *Store, img *layerstore.Image) []string {
-		t.Helper()
-		p, err := st.Publish(ctx, ls, img)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p.Disks
-	}
-	disks, others := publish(one, img), publish(two, more)
-	publish(two, img)
-	sweep := func(want ...string) {
-		t.Helper()
-		got, err := one.Sweep(ctx)
-		slices.Sort(got)
-		slices.Sort(want)
-		if err != nil || !slices.Equal(got, want) {
-			t.Errorf("swept %v, %v; want %v", got, err, want)
-		}
-	}
-	forget := func(st *Store, img *layerstore.Image) {
-		t.Helper()
-		for range 2 {
-			if err := st.Forget(ctx, img.ID); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	sweep()
-	forget(one, img)
-	sweep()
-	s.same(d, ls, img, disks[0])
-	var own []string // of more alone
-	for _, name := range others {
-		if !slices.Contains(disks, name) {
-			own = append(own, name)
-		}
-	}
-	forget(two, more)
-	sweep(own...)
-	s.same(d, ls, img, disks[0])
-
-	// A pull that is under way, or broken off, keeps what it names until its VCH is back.
-	forget(two, img)
-	if err := two.putJSON(ctx, two.own("pulls", "x.json"), disks[1:]); err != nil {
-		t.Fatal(err)
-	}
-	sweep(disks[0])
-	two = s.store(d, "two")
-	sweep(disks[1:]...)
-	if got := s.files(d, "disks"); len(got) != 2 {
-		t.Errorf("left: %v", got)
-	}
-
-	// What is left of an upload goes, what is not ours stays, what cannot be read keeps all.
-	left := newName(img.Chain())
-	for _, name := range []string{left + "-delta.vmdk", "mine.vmdk"} {
-		if err := two.put(ctx, "disks/"+name, []byte("x")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	sweep(left)
-	disks = publish(two, img)
-	if err := two.put(ctx, two.own("images", img.ID.Encoded()+".json"), []byte("{")); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := one.Sweep(ctx); err == nil || len(got) != 0 {
-		t.Errorf("swept %v beside an image that cannot be read: %v", got, err)
-	}
-	s.same(d, ls, img, disks[0])
-}
-
-// Pulls and sweeps of several VCHs at the same time: who has an image has all of it.
-func TestSweepAtOnce(t *testing.T) {
-	s, ctx := newSite(t, vcsim.Options{}), t.Context()
-	d := s.datastore(s.connect(s.endpoint()), "store")
-	ls, img := pulled(t, 2)
-	var wg sync.WaitGroup
-	for _, vch := range []string{"a", "b", "c"} {
-		st := s.store(d, vch)
-		wg.Go(func() {
-			for range 2 {
-				p, err := st.Publish(ctx, ls, img)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				s.whole(d, p.Disks[0]) // another's Sweep may have taken a record for a moment, to look whether it is wanted
-				if err := st.Forget(ctx, img.ID); err != nil {
-					t.Error(err)
-				}
-				if _, err := st.Sweep(ctx); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if _, err := s.store(d, "a").Sweep(ctx); err != nil {
-		t.Error(err)
-	}
-	if got := s.files(d, "disks"); len(got) != 2 {
-		t.Errorf("left: %v", got)
 	}
 }

@@ -40,21 +40,25 @@ func (s *Store) start(ctx context.Context, from *layerstore.Store, d *disk, c *c
 	return true
 }
 
-// send sends a disk's files: extent, descriptor, and when its parent is there, the record.
+// send makes a disk, and then its record.
 func (s *Store) send(ctx context.Context, from *layerstore.Store, d *disk) error {
+	switch {
+	case d.alone:
+		return s.sendFlat(ctx, from, d)
+	case d.desc == nil:
+		return s.sendBlocks(ctx, from, d)
+	}
+	return s.sendFiles(ctx, from, d)
+}
+
+// sendFiles sends a disk's files: extent, descriptor, and when its parent is there, the record.
+func (s *Store) sendFiles(ctx context.Context, from *layerstore.Store, d *disk) error {
 	size, err := s.sendExtent(ctx, from, d)
 	if err != nil {
 		return err
 	}
-	if d.parent != nil {
-		select {
-		case <-d.parent.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if d.parent.err != nil {
-			return fmt.Errorf("the one below is not there: %w", d.parent.err)
-		}
+	if err := d.parent.wait(ctx); err != nil {
+		return err
 	}
 	rec := diskRecord{Chain: d.chain, Parent: d.below(), CID: fmt.Sprintf("%08x", d.desc.CID), Size: size}
 	return s.putJSON(ctx, path.Join(disksFolder, d.name+".json"), rec)

@@ -61,7 +61,9 @@ type Store struct {
 	encoding Encoding // of the store, or of one that is made
 	base     *vmdk.Descriptor
 
-	sending chan struct{} // holds one for each extent that is being sent
+	place     Place         // of virtual machines that bring disks
+	appliance *OwnVM        // that writes disks; nil is none
+	sending   chan struct{} // holds one for each extent that is being sent
 
 	mu         sync.Mutex
 	disks      map[digest.Digest][]string // names of what was complete when it was last looked
@@ -69,17 +71,6 @@ type Store struct {
 	images     map[digest.Digest][]string // that this Store has published: their disks, top first
 	committing map[digest.Digest]int      // images whose record is there before the local store has them
 }
-
-// An Encoding is the format of a store's deltas.
-type Encoding string
-
-const (
-	// VMFSSparse is COWD, which ESXi's own deltas on VMFS5 and NFS are.
-	VMFSSparse Encoding = "vmfsSparse"
-	// Hosted is KDMV, as local stores have it: no ESXi opens it, but QEMU does, which takes a hundred times as long
-	// with vmfsSparse. It is for simulated datastores.
-	Hosted Encoding = "hosted"
-)
 
 // DefaultCapacity is the size of a store's disks, in bytes, if nobody says otherwise.
 const DefaultCapacity = 64 << 30
@@ -91,9 +82,13 @@ type StoreOptions struct {
 	// Capacity is the size of every disk in bytes. A store that is there must have the same; 0 is whatever it has, and
 	// DefaultCapacity for one that is made.
 	Capacity int64
-	// Encoding is that of a store that is made; "" is VMFSSparse. One that is there has its own.
+	// Encoding is that of a store that is made; "" is the one for its datastore. One that is there has its own.
 	Encoding Encoding
-	Log      *slog.Logger // nil is silent
+	// Own is the virtual machine in which this runs, for BlockWriter; nil is none.
+	Own *OwnVM
+	// Place is where the virtual machines are made that bring flattened disks.
+	Place Place
+	Log   *slog.Logger // nil is silent
 }
 
 type storeRecord struct {
@@ -106,9 +101,10 @@ type storeRecord struct {
 // A diskRecord is NAME.json.
 type diskRecord struct {
 	Chain  digest.Digest `json:"chain"`
-	Parent string        `json:"parent"` // NAME, or base
+	Parent string        `json:"parent"` // NAME, or base; "" of a disk that has none
 	CID    string        `json:"cid"`
-	Size   int64         `json:"size"` // of the extent, bytes
+	Extent string        `json:"extent,omitempty"` // file of the extent; "" is NAME-delta.vmdk
+	Size   int64         `json:"size"`             // of the extent, bytes; 0 of a disk that is no file
 }
 
 // An imageRecord says that a VCH has an image.
@@ -124,8 +120,8 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 	if !vchName.MatchString(o.VCH) {
 		return nil, fmt.Errorf("%q is no name of a VCH's folder", o.VCH)
 	}
-	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: cmp.Or(o.Encoding, VMFSSparse), sending: make(chan struct{}, uploads),
-		coming: map[sendKey]*disk{}, images: map[digest.Digest][]string{}, committing: map[digest.Digest]int{}}
+	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: o.Encoding, place: o.Place, appliance: o.Own, sending: make(chan struct{}, uploads),
+		disks: map[digest.Digest][]string{}, coming: map[sendKey]*disk{}, images: map[digest.Digest][]string{}, committing: map[digest.Digest]int{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -142,6 +138,9 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 	}
 	if err == nil {
 		err = s.endPulls(ctx)
+	}
+	if err == nil && s.appliance != nil {
+		err = s.appliance.detachLeft(ctx, s.isDisk)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", d.Path("."), err)
@@ -174,7 +173,9 @@ func (s *Store) open(ctx context.Context) error {
 	case rec.Capacity != s.capacity:
 		return fmt.Errorf("its disks have %d bytes, those of the VCH %d: a VCH needs a store of the same", rec.Capacity, s.capacity)
 	}
-	if s.encoding = rec.Encoding; s.encoding != VMFSSparse && s.encoding != Hosted {
+	switch s.encoding = rec.Encoding; s.encoding {
+	case VMFSSparse, BlockWriter, Flattened, Hosted:
+	default:
 		return fmt.Errorf("its disks are %q, which this program does not know", rec.Encoding)
 	}
 	if text, err = s.d.ReadFile(ctx, path.Join(disksFolder, baseName+".vmdk"), recordLimit); err != nil {
@@ -192,11 +193,20 @@ func (s *Store) open(ctx context.Context) error {
 // make makes an empty store. Two may do so at once.
 func (s *Store) make(ctx context.Context) error {
 	s.capacity = cmp.Or(s.capacity, DefaultCapacity)
+	sp, err := s.d.Space(ctx)
+	if err != nil {
+		return err
+	}
+	own := s.appliance != nil
+	s.encoding = cmp.Or(s.encoding, sp.ChooseEncoding(own))
+	if err := s.encoding.check(sp, own); err != nil {
+		return err
+	}
 	if err := s.d.MakeFolder(ctx, disksFolder); err != nil {
 		return err
 	}
 	base := path.Join(disksFolder, baseName+".vmdk")
-	err := s.d.createDisk(ctx, base, s.capacity)
+	err = s.d.createDisk(ctx, base, s.capacity)
 	if err != nil && !fault.Is(err, &types.FileAlreadyExists{}) {
 		return err
 	}
@@ -275,6 +285,31 @@ func (s *Store) record(ctx context.Context, name string) (*diskRecord, error) {
 	return &rec, nil
 }
 
+// describe says what a disk is that the server made: its content ID, and its extent's file and size, if it has one.
+func (s *Store) describe(ctx context.Context, name string) (cid, extent string, size int64, err error) {
+	text, err := s.d.ReadFile(ctx, path.Join(disksFolder, name+".vmdk"), recordLimit)
+	if err != nil {
+		return "", "", 0, err
+	}
+	desc, err := vmdk.ParseDescriptor(text)
+	if err != nil {
+		return "", "", 0, fmt.Errorf("disk %s: %w", name, err)
+	}
+	if cid = fmt.Sprintf("%08x", desc.CID); len(desc.Extents) != 1 {
+		return "", "", 0, fmt.Errorf("disk %s has %d extents", name, len(desc.Extents))
+	}
+	if extent = desc.Extents[0].File; strings.Contains(extent, "/") { // an object of vSAN, not a file
+		return cid, "", 0, nil
+	}
+	size, err = s.d.Stat(ctx, path.Join(disksFolder, extent))
+	return cid, extent, size, err
+}
+
+// removeDisk removes a disk that the server made, with what it consists of.
+func (s *Store) removeDisk(ctx context.Context, name string) error {
+	return s.d.deleteDisk(ctx, path.Join(disksFolder, name+".vmdk"))
+}
+
 // nameID is how many bytes, in hex, tell the disks of one layer apart.
 const nameID = 6
 
@@ -300,6 +335,13 @@ func newName(chain digest.Digest) string {
 		first = chain.Encoded()
 	}
 	return first + "-" + hex.EncodeToString(id[:])
+}
+
+// isDisk tells whether a datastore path is the descriptor of a disk of the store.
+func (s *Store) isDisk(file string) bool {
+	name, ok := strings.CutSuffix(path.Base(file), ".vmdk")
+	_, err := chainOf(name)
+	return ok && err == nil && file == s.DiskPath(name)
 }
 
 // DiskPath is the datastore path of a disk's descriptor.

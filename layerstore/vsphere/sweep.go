@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -26,71 +28,126 @@ func (s *Store) Forget(ctx context.Context, id digest.Digest) error {
 	return nil
 }
 
-// Sweep removes the disks that no VCH has an image of, and what broken uploads have left. It returns their names, and may run
-// beside anything, another Sweep included.
+// Leave notes that the VCH is no more: whatever images it had, it needs none. Nobody may use the Store afterwards but to Sweep.
+func (s *Store) Leave(ctx context.Context) error {
+	if err := s.d.Remove(ctx, s.own()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Sweep removes the disks that nobody needs, and what broken pulls have left. It returns their names, and may run
+// beside anything, another Sweep included. Disks of virtual machines, their parents included, stay even if no image has them.
 func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
-	list, err := s.d.List(ctx, disksFolder)
-	if err != nil {
+	sw := &sweeping{s: s, names: map[string][]string{}, records: map[string][]byte{}}
+	if err := sw.list(ctx); err != nil {
 		return nil, err
 	}
-	names := map[string][]string{} // of disks: their files, the record first
+	if err := sw.spare(ctx); err != nil || len(sw.names) == 0 {
+		return nil, err
+	}
+	// Now the records, and then once more a look at who wants them.
+	err = sw.removeRecords(ctx)
+	var needed map[string]bool
+	if err == nil {
+		needed, err = s.needed(ctx)
+	}
+	if err != nil {
+		return nil, sw.restore(ctx, err)
+	}
+	return sw.removeFiles(ctx, needed)
+}
+
+// A sweeping is a Sweep under way.
+type sweeping struct {
+	s       *Store
+	names   map[string][]string // of disks that may go: their files, the record first
+	records map[string][]byte   // that were removed
+}
+
+func (sw *sweeping) list(ctx context.Context) error {
+	list, err := sw.s.d.List(ctx, disksFolder)
+	if err != nil {
+		return err
+	}
 	for _, e := range list {
 		name, suffix := cutSuffix(e.Name)
 		if _, err := chainOf(name); err != nil || suffix == "" {
 			continue // the base disk's, or nothing of ours
 		}
 		if suffix == ".json" {
-			names[name] = append([]string{suffix}, names[name]...)
+			sw.names[name] = append([]string{suffix}, sw.names[name]...)
 		} else {
-			names[name] = append(names[name], suffix)
+			sw.names[name] = append(sw.names[name], suffix)
 		}
 	}
-	// A disk that is being made is named by a pull before it has files, and by an image before that pull ends.
-	needed, err := s.needed(ctx)
+	return nil
+}
+
+// spare leaves out what is needed. A disk that is being made is named by a pull before it has files, and by an image before that pull
+// ends.
+func (sw *sweeping) spare(ctx context.Context) error {
+	needed, err := sw.s.needed(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	records := map[string][]byte{} // that were removed
-	for name, files := range names {
-		if needed[name] {
-			delete(names, name)
-			continue
-		}
+	maps.DeleteFunc(sw.names, func(name string, _ []string) bool { return needed[name] })
+	if len(sw.names) == 0 {
+		return nil
+	}
+	used, err := sw.s.used(ctx)
+	if err != nil {
+		return err
+	}
+	maps.DeleteFunc(sw.names, func(name string, _ []string) bool { return used[name] })
+	return nil
+}
+
+// removeRecords removes the records of what may go: from there on nobody finds it.
+func (sw *sweeping) removeRecords(ctx context.Context) error {
+	for name, files := range sw.names {
 		if files[0] != ".json" {
 			continue
 		}
 		file := path.Join(disksFolder, name+".json")
-		text, err := s.d.ReadFile(ctx, file, recordLimit)
+		text, err := sw.s.d.ReadFile(ctx, file, recordLimit)
 		if err == nil {
-			err = s.d.Remove(ctx, file)
+			err = sw.s.d.Remove(ctx, file)
 		}
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // another Sweep has it
-			delete(names, name)
+			delete(sw.names, name)
 			continue
 		case err != nil:
-			return removed, s.restore(ctx, records, err)
+			return err
 		}
-		records[name] = text
-		s.forget(name)
+		sw.records[name] = text
+		sw.s.forget(name)
 	}
-	if needed, err = s.needed(ctx); err != nil {
-		return removed, s.restore(ctx, records, err)
-	}
-	for name, files := range names {
-		if needed[name] { // since it was looked at
-			if text := records[name]; text != nil {
-				if err := s.put(ctx, path.Join(disksFolder, name+".json"), text); err != nil {
+	return nil
+}
+
+// removeFiles removes the files of what nobody has wanted since it was looked at, and writes the records of the others again.
+func (sw *sweeping) removeFiles(ctx context.Context, needed map[string]bool) (removed []string, err error) {
+	for name, files := range sw.names {
+		if needed[name] {
+			if text := sw.records[name]; text != nil {
+				if err := sw.s.put(ctx, path.Join(disksFolder, name+".json"), text); err != nil {
 					return removed, err
 				}
 			}
 			continue
 		}
+		if !sw.s.encoding.uploaded() && slices.Contains(files, ".vmdk") {
+			if err := sw.s.removeDisk(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return removed, err
+			}
+		}
 		for _, suffix := range files {
 			if suffix == ".json" {
 				continue
 			}
-			if err := s.d.Remove(ctx, path.Join(disksFolder, name+suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := sw.s.d.Remove(ctx, path.Join(disksFolder, name+suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return removed, err
 			}
 		}
@@ -100,16 +157,16 @@ func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 }
 
 // restore writes records again that were removed for nothing.
-func (s *Store) restore(ctx context.Context, records map[string][]byte, err error) error {
-	for name, text := range records {
-		err = errors.Join(err, s.put(context.WithoutCancel(ctx), path.Join(disksFolder, name+".json"), text))
+func (sw *sweeping) restore(ctx context.Context, err error) error {
+	for name, text := range sw.records {
+		err = errors.Join(err, sw.s.put(context.WithoutCancel(ctx), path.Join(disksFolder, name+".json"), text))
 	}
 	return err
 }
 
 // cutSuffix takes the name of a disk's file apart.
 func cutSuffix(file string) (name, suffix string) {
-	for _, suffix := range []string{"-delta.vmdk", ".vmdk", ".json"} {
+	for _, suffix := range []string{"-delta.vmdk", "-sesparse.vmdk", "-flat.vmdk", ".vmdk", ".json"} {
 		if name, ok := strings.CutSuffix(file, suffix); ok {
 			return name, suffix
 		}
