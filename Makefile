@@ -20,7 +20,7 @@ kernel_packages := $(kernel_source) gcc make bc flex bison libelf-dev xz-utils l
 demo_packages := $(run_packages) docker-registry debootstrap
 test_packages := $(demo_packages) qemu-utils e2fsprogs ca-certificates fdisk skopeo umoci buildah busybox-static \
 	attr acl libcap2-bin isolinux syslinux-common xorriso tar fuse3 wrk redis-tools postgresql-client-15 openssl \
-	docker-compose python3-docker wget containerd runc iptables iproute2 iputils-ping bind9-dnsutils curl tcpdump ethtool python3 libvmdk-utils open-vm-tools
+	docker-compose python3-docker wget containerd runc iptables iproute2 iputils-ping bind9-dnsutils curl tcpdump ethtool python3 libvmdk-utils open-vm-tools libtelnet-utils
 bench_packages := debootstrap podman e2fsprogs zstd tar
 # Debian's containerd cannot unpack layers side by side.
 bench_containerd := v2.4.2

@@ -3,8 +3,10 @@ package vspc
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -112,7 +114,7 @@ func (h *host) answer(e telnet.Event) bool {
 		if reply := h.options.Receive(nil, e.Verb, e.Option); len(reply) > 0 {
 			h.send(reply)
 		}
-	case e.Kind == telnet.Subnegotiation && e.Bytes[0] == telnet.GetBIOSUUID:
+	case e.Kind == telnet.Subnegotiation && e.Bytes[0] == telnet.GetBIOSUUID && h.bios != "":
 		h.vmware(telnet.BIOSUUID, []byte(h.bios)...)
 	case e.Kind == telnet.Subnegotiation && e.Bytes[0] == telnet.GetVCUUID:
 		h.vmware(telnet.VCUUID, []byte(h.vc)...)
@@ -162,18 +164,30 @@ func (h *host) expect(want string) {
 // expectEnd waits for the server to hang up.
 func (h *host) expectEnd() {
 	h.t.Helper()
-	for e := h.next(); e != nil; e = h.next() {
+	if _, err := io.Copy(io.Discard, h.conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		h.t.Fatal("the server does not hang up")
 	}
 }
 
 // serve starts a server on loopback.
 func serve(t *testing.T) (*Server, string) {
 	t.Helper()
+	s, l := NewServer(Options{}), listen(t)
+	serveOn(t, s, l)
+	return s, l.Addr().String()
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(Options{})
+	return l
+}
+
+func serveOn(t *testing.T, s *Server, l net.Listener) {
+	t.Helper()
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -184,7 +198,6 @@ func serve(t *testing.T) (*Server, string) {
 			t.Error(err)
 		}
 	})
-	return s, l.Addr().String()
 }
 
 // dial waits for a port.

@@ -100,7 +100,7 @@ func (s *Server) hangUp(l *line) bool {
 // converse reads what the host says until it hangs up.
 func (l *line) converse() error {
 	l.options = telnet.Options{Us: []byte{telnet.Binary, telnet.SuppressGoAhead}, Them: []byte{telnet.Binary, telnet.SuppressGoAhead, telnet.VMware}}
-	if err := l.conn.SetDeadline(time.Now().Add(identifyTimeout)); err != nil {
+	if err := l.conn.SetDeadline(time.Now().Add(l.s.identify)); err != nil {
 		return err
 	}
 	if err := l.say(l.options.Offer(nil)); err != nil {
@@ -283,7 +283,7 @@ func (l *line) settle(late bool) error {
 		return errors.Join(fmt.Errorf("vspc: serial port %s of VM %s is connected", l.service, l.id()), err)
 	case v == standby:
 		l.waitingPeer = true
-		if err := l.conn.SetReadDeadline(time.Now().Add(vMotionTimeout)); err != nil {
+		if err := l.conn.SetReadDeadline(time.Now().Add(l.s.vMotion)); err != nil {
 			return err
 		}
 	default:

@@ -36,8 +36,10 @@ type Options struct {
 
 // A Server lets those who Dial it talk through the serial ports of VMs.
 type Server struct {
-	log *slog.Logger
-	wg  sync.WaitGroup // of lines
+	log      *slog.Logger
+	identify time.Duration  // identifyTimeout
+	vMotion  time.Duration  // vMotionTimeout
+	wg       sync.WaitGroup // of lines
 
 	mu        sync.Mutex
 	closed    bool
@@ -57,7 +59,7 @@ func NewServer(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{log: o.Log, listeners: map[net.Listener]struct{}{}, lines: map[*line]struct{}{}, slots: map[key]*slot{}, vMotions: map[string]*vMotion{}}
+	return &Server{log: o.Log, identify: identifyTimeout, vMotion: vMotionTimeout, listeners: map[net.Listener]struct{}{}, lines: map[*line]struct{}{}, slots: map[key]*slot{}, vMotions: map[string]*vMotion{}}
 }
 
 // Serve talks with the hosts that connect to l, in plain text or, if it is a TLS listener, in TLS. It closes l, and returns nil once the

@@ -159,7 +159,7 @@ func (v *vMotion) expectTarget(s *Server) {
 	if v.target != nil {
 		return
 	}
-	v.timer = time.AfterFunc(vMotionTimeout, func() {
+	v.timer = time.AfterFunc(s.vMotion, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if v.port.vMotion == v && v.target == nil {

@@ -3,6 +3,7 @@ package vspc
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"net"
@@ -155,7 +156,7 @@ func TestDeadlines(t *testing.T) {
 	h.expect("stays")
 	written := make(chan error)
 	go func() {
-		_, err := conn.Write(bytes.Repeat([]byte("x"), 64<<20)) // nobody reads so much
+		_, err := conn.Write(bytes.Repeat([]byte("x"), 32<<20)) // nobody reads so much
 		written <- err
 	}()
 	if err := conn.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
@@ -163,5 +164,58 @@ func TestDeadlines(t *testing.T) {
 	}
 	if err := <-written; !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("write to who does not read: %v", err)
+	}
+}
+
+// BenchmarkStream passes bytes that need no escape, and bytes of which some do, through a server on loopback.
+func BenchmarkStream(b *testing.B) {
+	random := make([]byte, 16<<10)
+	rand.Read(random)
+	for name, piece := range map[string][]byte{"text": bytes.Repeat([]byte("text"), 4<<10), "random": random} {
+		b.Run(name, func(b *testing.B) {
+			s := NewServer(Options{})
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			go func() { _ = s.Serve(l) }() // until it is closed
+			defer s.Close()
+			host, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer host.Close()
+			if _, err := host.Write(connecting(biosUUID, "vic.control")); err != nil {
+				b.Fatal(err)
+			}
+			user, err := s.Dial(b.Context(), biosAPI, "vic.control")
+			if err != nil {
+				b.Fatal(err)
+			}
+			escaped := telnet.AppendData(nil, piece)
+			b.Run("out of the VM", func(b *testing.B) {
+				b.SetBytes(int64(len(piece)))
+				b.ReportAllocs()
+				got := make([]byte, len(piece))
+				for b.Loop() {
+					if _, err := host.Write(escaped); err != nil {
+						b.Fatal(err)
+					}
+					if _, err := io.ReadFull(user, got); err != nil || !bytes.Equal(got, piece) {
+						b.Fatal("not what was sent", err)
+					}
+				}
+			})
+			go func() { _, _ = io.Copy(io.Discard, host) }() // until it is closed
+			b.Run("into the VM", func(b *testing.B) {
+				b.SetBytes(int64(len(piece)))
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := user.Write(piece); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		})
 	}
 }

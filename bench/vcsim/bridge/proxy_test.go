@@ -7,7 +7,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"testing"
 	"time"
 
@@ -62,8 +65,8 @@ func dialPort(t *testing.T, s *vspc.Server, guest net.Conn) net.Conn {
 	return conn
 }
 
-// newPort makes a port whose guest is the connection that it returns.
-func newPort(t *testing.T, uri string) (*proxied, net.Conn) {
+// testProxy is one for the test's VM.
+func testProxy(t *testing.T, uri string) proxy {
 	t.Helper()
 	p := proxy{uri: uri, direction: 'C', service: "vic.control", name: "one"}
 	var err error
@@ -73,6 +76,12 @@ func newPort(t *testing.T, uri string) (*proxied, net.Conn) {
 	if p.instance, err = vmwareUUID(testInstance); err != nil {
 		t.Fatal(err)
 	}
+	return p
+}
+
+// newPort makes a port whose guest is the connection that it returns.
+func newPort(t *testing.T, p proxy) (*proxied, net.Conn) {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "serial")
 	x, err := newProxied(path, p, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -116,7 +125,7 @@ func passes(t *testing.T, a, b net.Conn) {
 // TestProxied has a port without a VM go through what ports do.
 func TestProxied(t *testing.T) {
 	s, address := concentrator(t, "127.0.0.1:0")
-	x, guest := newPort(t, "telnet://"+address)
+	x, guest := newPort(t, testProxy(t, "telnet://"+address))
 	conn := dialPort(t, s, guest)
 	passes(t, conn, guest)
 
@@ -181,7 +190,7 @@ func TestProxied(t *testing.T) {
 		passes(t, conn, guest)
 	})
 	t.Run("without a proxy", func(t *testing.T) {
-		x, guest := newPort(t, "telnet://127.0.0.1:1")
+		x, guest := newPort(t, testProxy(t, "telnet://127.0.0.1:1"))
 		m, err := x.begin(t.Context(), []byte{1, 2, 3, 4})
 		if err != nil {
 			t.Fatal(err)
@@ -193,4 +202,63 @@ func TestProxied(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestTelnet puts libtelnet's proxy between a port and the concentrator: it reads all that either says and writes it anew, and tells of
+// what it read.
+func TestTelnet(t *testing.T) {
+	needTool(t, "telnet-proxy")
+	s, address := concentrator(t, "127.0.0.1:0")
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	between := free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, own, err := net.SplitHostPort(between)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	cmd := exec.Command("telnet-proxy", host, port, own)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_, guest := newPort(t, testProxy(t, "telnet://"+between)) // which tries until the judge listens
+	conn := dialPort(t, s, guest)
+	passes(t, conn, guest)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait() // it was killed
+	want := map[string][]string{
+		"CLIENT": {
+			"IAC WILL 0 (BINARY)", "IAC WILL 3 (SGA)", "IAC WILL 232 (unknown)", "IAC DO 0 (BINARY)", "IAC DO 3 (SGA)",
+			"SUB 232 (unknown) [21 bytes]: <0x00><0x00><0x01><0x02><0x03>()+,-.0FGIPQRSTU",   // KNOWN-SUBOPTIONS-1
+			"SUB 232 (unknown) [13 bytes]: FCvic.control",                                    // DO-PROXY
+			"SUB 232 (unknown) [48 bytes]: T42 0f 11 22 33 44 55 66-77 88 99 aa bb cc dd ee", // VM-BIOS-UUID
+			"SUB 232 (unknown) [48 bytes]: P50 0f 11 22 33 44 55 66-77 88 99 aa bb cc dd ee", // VM-VC-UUID
+			"SUB 232 (unknown) [4 bytes]: Rone",                                              // VM-NAME
+		},
+		"SERVER": {
+			"IAC WILL 0 (BINARY)", "IAC WILL 3 (SGA)", "IAC DO 0 (BINARY)", "IAC DO 3 (SGA)", "IAC DO 232 (unknown)",
+			"SUB 232 (unknown) [21 bytes]: <0x01><0x00><0x01><0x02><0x03>()+,-.0FGIPQRSTU",                       // KNOWN-SUBOPTIONS-2
+			"SUB 232 (unknown) [1 bytes]: U", "SUB 232 (unknown) [1 bytes]: Q", "SUB 232 (unknown) [1 bytes]: S", // GETs of what comes above
+			"SUB 232 (unknown) [1 bytes]: G", // WILL-PROXY
+		},
+	}
+	got := map[string][]string{}
+	for _, m := range regexp.MustCompile(`(CLIENT|SERVER) ((?:IAC|SUB|WARNING|ERROR).*?)(?:\x1b|\r?\n)`).FindAllStringSubmatch(said.String(), -1) {
+		got[m[1]] = append(got[m[1]], m[2])
+	}
+	for _, side := range []string{"CLIENT", "SERVER"} {
+		if !slices.Equal(got[side], want[side]) {
+			t.Errorf("%s says\n%q, want\n%q", side, got[side], want[side])
+		}
+	}
 }
