@@ -203,3 +203,17 @@ func (d Dir) pins() ([]*pin, error) {
 	}
 	return pins, nil
 }
+
+// ContainerImages returns the IDs of the images that containers were made from, some of which may have been removed since. Who wants to
+// know which images are needed asks for ImageIDs before.
+func (s *Store) ContainerImages() ([]digest.Digest, error) {
+	pins, err := s.dir.pins()
+	if err != nil {
+		return nil, err
+	}
+	var ids []digest.Digest
+	for _, p := range pins {
+		ids = append(ids, p.Image)
+	}
+	return ids, nil
+}

@@ -244,7 +244,7 @@ func TestMirror(t *testing.T) {
 	}
 
 	// An image that the local store has no more is forgotten.
-	if err := st.Tidy(ctx, ls, nil); err != nil {
+	if err := st.Tidy(ctx, ls); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.files(d, "vchs/one/images"); len(got) != 1 {
@@ -253,7 +253,7 @@ func TestMirror(t *testing.T) {
 	if _, err := ls.Remove(img.ID.String(), layerstore.RemoveOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := st.Tidy(ctx, ls, nil); err != nil {
+	if err := st.Tidy(ctx, ls); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.files(d, "vchs/one/images"); len(got) != 0 {

@@ -4,7 +4,6 @@ package vsphere
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"strings"
 
@@ -13,10 +12,9 @@ import (
 	"vic/layerstore"
 )
 
-// Tidy forgets the images that the local store does not have, or has no more, and that no container was made from, which containers
-// tells; nil is none. An image that was removed while a container has it stays thus until that container is removed and Tidy is called
-// again. Containers is asked last, so it must know of a container before its image can be removed from the local store.
-func (s *Store) Tidy(ctx context.Context, local *layerstore.Store, containers func(context.Context) ([]digest.Digest, error)) error {
+// Tidy forgets the images that the local store does not have, or has no more. An image that was removed from it stays as long as a
+// container there was made from it.
+func (s *Store) Tidy(ctx context.Context, local *layerstore.Store) error {
 	list, err := s.d.List(ctx, s.own("images"))
 	if err != nil {
 		return err
@@ -28,13 +26,11 @@ func (s *Store) Tidy(ctx context.Context, local *layerstore.Store, containers fu
 	if err != nil {
 		return err
 	}
-	if containers != nil {
-		roots, err := containers(ctx)
-		if err != nil {
-			return fmt.Errorf("find out which images containers need: %w", err)
-		}
-		ids = append(ids, roots...)
+	roots, err := local.ContainerImages() // after the images: a container is there before its image can go
+	if err != nil {
+		return err
 	}
+	ids = append(ids, roots...)
 	for _, id := range ids {
 		keep[id]++
 	}
