@@ -12,17 +12,26 @@ import (
 // TopDisk is the datastore path of the disk that shows an image that this VCH has published. The error is fs.ErrNotExist if it
 // has not.
 func (s *Store) TopDisk(ctx context.Context, image digest.Digest) (string, error) {
+	rec, err := s.imageRecord(ctx, image)
+	if err != nil {
+		return "", err
+	}
+	return s.DiskPath(rec.Disks[0]), nil
+}
+
+// imageRecord reads the record of an image of this VCH. The error is fs.ErrNotExist if it has none.
+func (s *Store) imageRecord(ctx context.Context, image digest.Digest) (*imageRecord, error) {
 	if err := image.Validate(); err != nil {
-		return "", fmt.Errorf("image %q: %w", image, err)
+		return nil, fmt.Errorf("image %q: %w", image, err)
 	}
 	file := s.own("images", image.Encoded()+".json")
 	text, err := s.d.ReadFile(ctx, file, recordLimit)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	var rec imageRecord
 	if err := json.Unmarshal(text, &rec); err != nil || rec.ID != image || len(rec.Disks) == 0 {
-		return "", fmt.Errorf("%s is cut off: %w", s.d.Path(file), fs.ErrNotExist)
+		return nil, fmt.Errorf("%s is cut off: %w", s.d.Path(file), fs.ErrNotExist)
 	}
-	return s.DiskPath(rec.Disks[0]), nil
+	return &rec, nil
 }

@@ -178,10 +178,7 @@ func (s *Store) open(ctx context.Context) error {
 	default:
 		return fmt.Errorf("its disks are %q, which this program does not know", rec.Encoding)
 	}
-	if text, err = s.d.ReadFile(ctx, path.Join(disksFolder, baseName+".vmdk"), recordLimit); err != nil {
-		return err
-	}
-	if s.base, err = vmdk.ParseDescriptor(text); err != nil {
+	if s.base, err = s.descriptor(ctx, baseName); err != nil {
 		return fmt.Errorf("base disk: %w", err)
 	}
 	if got := fmt.Sprintf("%08x", s.base.CID); got != rec.CID {
@@ -210,11 +207,7 @@ func (s *Store) make(ctx context.Context) error {
 	if err != nil && !fault.Is(err, &types.FileAlreadyExists{}) {
 		return err
 	}
-	text, err := s.d.ReadFile(ctx, base, recordLimit)
-	if err != nil {
-		return err
-	}
-	desc, err := vmdk.ParseDescriptor(text)
+	desc, err := s.descriptor(ctx, baseName)
 	if err != nil {
 		return fmt.Errorf("base disk: %w", err)
 	}
@@ -287,11 +280,7 @@ func (s *Store) record(ctx context.Context, name string) (*diskRecord, error) {
 
 // describe says what a disk is that the server made: its content ID, and its extent's file and size, if it has one.
 func (s *Store) describe(ctx context.Context, name string) (cid, extent string, size int64, err error) {
-	text, err := s.d.ReadFile(ctx, path.Join(disksFolder, name+".vmdk"), recordLimit)
-	if err != nil {
-		return "", "", 0, err
-	}
-	desc, err := vmdk.ParseDescriptor(text)
+	desc, err := s.descriptor(ctx, name)
 	if err != nil {
 		return "", "", 0, fmt.Errorf("disk %s: %w", name, err)
 	}

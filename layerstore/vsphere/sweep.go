@@ -205,6 +205,9 @@ func (s *Store) needed(ctx context.Context) (map[string]bool, error) {
 	return needed, nil
 }
 
+// errUnreadable is of a file that names disks.
+var errUnreadable = errors.New("cannot be read")
+
 func (s *Store) addNeeded(ctx context.Context, needed map[string]bool, file string, image bool) error {
 	text, err := s.d.ReadFile(ctx, file, recordLimit)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -220,7 +223,7 @@ func (s *Store) addNeeded(ctx context.Context, needed map[string]bool, file stri
 		err = json.Unmarshal(text, &rec.Disks)
 	}
 	if err != nil { // being written, or cut off: whose it is knows which disks it means
-		return fmt.Errorf("%s cannot be read, so nothing is removed: %w", s.d.Path(file), err)
+		return fmt.Errorf("%s %w, so nothing is removed: %w", s.d.Path(file), errUnreadable, err)
 	}
 	for _, name := range rec.Disks {
 		needed[name] = true
