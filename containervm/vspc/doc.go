@@ -1,6 +1,6 @@
 // Package vspc is a virtual serial port concentrator: the proxy that ESXi hosts connect to for serial ports of VMs whose backing names
-// it (VirtualSerialPortURIBackingInfo.ProxyURI, telnet://HOST:PORT or telnets://HOST:PORT). Whoever wants a port's bytes dials it here
-// by the VM's UUID and the backing's ServiceURI.
+// it (VirtualSerialPortURIBackingInfo.ProxyURI, see ProxyURI). Whoever wants a port's bytes dials it here by the VM's UUID and the
+// backing's ServiceURI.
 //
 //	VM's UART ─ ESXi host ─ TCP or TLS, Telnet ─► Server ◄─ Dial(UUID, service)
 //
@@ -33,8 +33,8 @@
 //
 // # Who is believed
 //
-// Nothing authenticates a host: the protocol has no means, and TLS shows a host who the server is, not the reverse. Whoever reaches the
-// listener can claim any UUID, so it belongs on a management network. What a forged connection can do:
+// Nothing authenticates a host: the protocol has no means, and TLS shows a host who the server is, by the thumbprint in ProxyURI, not the
+// reverse. Whoever reaches the listener can claim any UUID, so it belongs on a management network. What a forged connection can do:
 //
 //   - It cannot take over a connected port: there the first connection stays until it ends, and only a vMotion's secret moves it. A
 //     connection whose host is dead ends within some 30 s, by keepalive and TCP_USER_TIMEOUT.

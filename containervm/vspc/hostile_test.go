@@ -2,16 +2,13 @@ package vspc
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"sync"
@@ -260,27 +257,16 @@ func TestMany(t *testing.T) {
 
 // TestTLS serves over TLS, as telnets:// asks for.
 func TestTLS(t *testing.T) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	lender := httptest.NewTLSServer(nil) // of a certificate
+	lender.Close()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: lender.TLS.Certificates})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := NewServer(Options{})
 	serveOn(t, s, l)
 	roots := x509.NewCertPool()
-	roots.AddCert(cert)
+	roots.AddCert(lender.Certificate())
 	tcp := testHost(t, l.Addr().String())
 	h := *tcp
 	h.conn = tls.Client(tcp.conn, &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"})

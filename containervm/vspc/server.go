@@ -3,6 +3,7 @@ package vspc
 import (
 	"container/list"
 	"context"
+	"crypto/sha1"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -53,6 +54,16 @@ type Server struct {
 
 // A key names a port: a VM's UUID in hex digits, and the service URI of its backing.
 type key struct{ vm, service string }
+
+// ProxyURI is the ProxyURI of a port's backing that leads to a server at HOST:PORT: with TLS if there is a certificate (DER), which hosts
+// then know the server by, whoever has issued it.
+func ProxyURI(address string, certificate []byte) string {
+	if certificate == nil {
+		return "telnet://" + address
+	}
+	sum := sha1.Sum(certificate)
+	return fmt.Sprintf("telnets://%s#thumbprint=%s", address, strings.ReplaceAll(fmt.Sprintf("% X", sum[:]), " ", ":"))
+}
 
 // NewServer makes a server that listens nowhere yet.
 func NewServer(o Options) *Server {
@@ -163,7 +174,8 @@ func (s *Server) Close() error {
 // ways that they are written, and service the ServiceURI of the port's backing. Dial waits until the VM is connected and nobody else has
 // the port, or ctx ends. Bytes from the VM that come while nobody has dialled are dropped, but none that come while somebody waits.
 //
-// The stream ends, with io.EOF, when the VM's connection does, and lives on in a vMotion. Closing it leaves the VM connected.
+// The stream ends, with io.EOF, when the VM's connection does, and lives on in a vMotion. Closing it leaves the VM connected. Until then
+// it has to be read: what is not holds the VM's host up, and a vMotion with it.
 func (s *Server) Dial(ctx context.Context, vm, service string) (net.Conn, error) {
 	id, err := parseUUID(vm)
 	if err != nil {

@@ -29,7 +29,6 @@ package bridge
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,8 +49,6 @@ type Options struct {
 	// Networks says for names of networks the unix socket of the switch that is each: QEMU connects and sends frames, each
 	// after its length as 4 bytes, big-endian. VMs on other networks have each a network of its own with DHCP and a way out.
 	Networks map[string]string
-	// RootCAs are who proxies of serial ports have certificates from, if their URI begins with telnets; nil means the system's.
-	RootCAs *x509.CertPool
 	// Log is told of VMs that begin, end and fail; nil is silent.
 	Log *slog.Logger
 }

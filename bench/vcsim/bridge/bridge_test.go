@@ -663,11 +663,11 @@ func TestPower(t *testing.T) {
 	proxied := uriBacking("vic.control")
 	proxied.ProxyURI = "tcp://127.0.0.1:1"
 	for name, d := range map[string]types.BaseVirtualDevice{
-		"counterpart":                          e1000,
-		"telnet://HOST:PORT or telnets://HOST": serialPort(-90, proxied),
-		"tcp://HOST:PORT or telnet://HOST":     serialPort(-90, uriBacking("telnets://127.0.0.1:1")),
-		"is no file":                           serialPort(-90, l.fileBacking("../out")),
-		"directory":                            serialPort(-90, l.fileBacking("")), // a folder, for QEMU
+		"counterpart": e1000,
+		"telnet://HOST:PORT or telnets://HOST:PORT#thumbprint=SHA1": serialPort(-90, proxied),
+		"tcp://HOST:PORT or telnet://HOST":                          serialPort(-90, uriBacking("telnets://127.0.0.1:1")),
+		"is no file":                                                serialPort(-90, l.fileBacking("../out")),
+		"directory":                                                 serialPort(-90, l.fileBacking("")), // a folder, for QEMU
 	} {
 		t.Run(name, func(t *testing.T) {
 			vm := create(strings.NewReplacer("/", "-", ":", "-").Replace(name), d)

@@ -2,6 +2,8 @@ package bridge
 
 import (
 	"cmp"
+	"crypto/sha1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -240,14 +242,11 @@ func (b *Bridge) serial(h *hardware, d *types.VirtualSerialPort, connected bool)
 }
 
 func (b *Bridge) proxy(h *hardware, s *types.VirtualSerialPortURIBackingInfo) (backend, error) {
-	u, err := url.Parse(s.ProxyURI)
+	address, thumbprint, err := parseProxyURI(s.ProxyURI)
 	if err != nil {
 		return backend{}, err
 	}
-	if u.Scheme != "telnet" && u.Scheme != "telnets" || u.Port() == "" {
-		return backend{}, fmt.Errorf("%q is not telnet://HOST:PORT or telnets://HOST:PORT", s.ProxyURI)
-	}
-	p := &proxy{uri: s.ProxyURI, roots: b.o.RootCAs, direction: 'C', service: s.ServiceURI, name: h.name}
+	p := &proxy{address: address, thumbprint: thumbprint, direction: 'C', service: s.ServiceURI, name: h.name}
 	if s.Direction == string(types.VirtualDeviceURIBackingOptionDirectionServer) {
 		p.direction = 'S'
 	}
@@ -267,4 +266,23 @@ func parseURI(text string) (host, port string, telnet bool, err error) {
 		return "", "", false, fmt.Errorf("%q is not tcp://HOST:PORT or telnet://HOST:PORT", text)
 	}
 	return u.Hostname(), u.Port(), u.Scheme == "telnet", nil
+}
+
+// parseProxyURI reads telnet://HOST:PORT, or with TLS telnets://HOST:PORT#thumbprint=SHA1. Other authentication parameters, and TLS
+// without any, are none of the bridge's.
+func parseProxyURI(text string) (address, thumbprint string, err error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return "", "", err
+	}
+	thumbprint, secure := strings.CutPrefix(u.Fragment, "thumbprint=")
+	thumbprint = strings.ToLower(strings.ReplaceAll(thumbprint, ":", ""))
+	switch {
+	case u.Port() == "":
+	case u.Scheme == "telnet" && u.Fragment == "":
+		return u.Host, "", nil
+	case u.Scheme == "telnets" && secure && len(thumbprint) == hex.EncodedLen(sha1.Size):
+		return u.Host, thumbprint, nil
+	}
+	return "", "", fmt.Errorf("%q is not telnet://HOST:PORT or telnets://HOST:PORT#thumbprint=SHA1", text)
 }

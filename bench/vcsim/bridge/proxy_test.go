@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"net"
+	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,6 +32,11 @@ func concentrator(t *testing.T, address string) (*vspc.Server, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return concentratorOn(t, l), l.Addr().String()
+}
+
+func concentratorOn(t *testing.T, l net.Listener) *vspc.Server {
+	t.Helper()
 	s := vspc.NewServer(vspc.Options{})
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
@@ -40,7 +48,7 @@ func concentrator(t *testing.T, address string) (*vspc.Server, string) {
 			t.Error(err)
 		}
 	})
-	return s, l.Addr().String()
+	return s
 }
 
 // dialPort waits for a port of the test's VM, and until the guest hears what is said there.
@@ -68,8 +76,11 @@ func dialPort(t *testing.T, s *vspc.Server, guest net.Conn) net.Conn {
 // testProxy is one for the test's VM.
 func testProxy(t *testing.T, uri string) proxy {
 	t.Helper()
-	p := proxy{uri: uri, direction: 'C', service: "vic.control", name: "one"}
-	var err error
+	address, thumbprint, err := parseProxyURI(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := proxy{address: address, thumbprint: thumbprint, direction: 'C', service: "vic.control", name: "one"}
 	if p.bios, err = vmwareUUID(testBIOS); err != nil {
 		t.Fatal(err)
 	}
@@ -188,6 +199,31 @@ func TestProxied(t *testing.T) {
 			t.Error(err)
 		}
 		passes(t, conn, guest)
+	})
+	t.Run("TLS", func(t *testing.T) {
+		lender := httptest.NewTLSServer(nil) // of a certificate
+		lender.Close()
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: lender.TLS.Certificates})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := concentratorOn(t, l)
+		p := testProxy(t, vspc.ProxyURI(l.Addr().String(), lender.Certificate().Raw))
+		x, guest := newPort(t, p)
+		conn := dialPort(t, s, guest)
+		passes(t, conn, guest)
+		m, err := x.begin(t.Context(), []byte{1, 2, 3, 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.commit(); err != nil {
+			t.Fatal(err)
+		}
+		passes(t, conn, guest)
+		p.thumbprint = strings.Repeat("00", 20)
+		if _, err := openSession(t.Context(), p, nil); err == nil || !strings.Contains(err.Error(), "certificate has thumbprint") {
+			t.Errorf("another certificate: %v", err)
+		}
 	})
 	t.Run("without a proxy", func(t *testing.T) {
 		x, guest := newPort(t, testProxy(t, "telnet://127.0.0.1:1"))
