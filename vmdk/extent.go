@@ -120,6 +120,9 @@ func (e *Extent) Capacity() int64 {
 	return int64(e.h.capacity) * SectorSize
 }
 
+// IsCOWD reports whether the extent file is a vmfsSparse one.
+func (e *Extent) IsCOWD() bool { return e.cowd != nil }
+
 // isOf reports whether the file is one that an extent line of this type names.
 // It is strict: QEMU takes the first words of whatever a VMFSSPARSE line names
 // for COWD's.
