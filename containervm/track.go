@@ -51,6 +51,9 @@ func (c *Container) track(r *run, off int64) {
 		c.trim(rec)
 		switch rec.Type {
 		case wire.RecStarted:
+			if c.wasReset() {
+				c.sawEnd(r, rec, wire.Exit{Code: 137})
+			}
 			c.sawStart(r, rec)
 		case wire.RecExit:
 			exit, err := rec.Exit()
@@ -67,7 +70,8 @@ func (c *Container) track(r *run, off int64) {
 func (c *Container) awaitPolicy(r *run, down func() bool) bool {
 	for {
 		c.mu.Lock()
-		r.policed = r.policed || c.spec.Restart.any() || c.spec.Log.Room > 0
+		_, others := r.machine.(Observed) // may have the VM begin again
+		r.policed = r.policed || others || c.spec.Restart.any() || c.spec.Log.Room > 0
 		more := r.policed || !r.started || c.state.Status == Restarting
 		changed := c.changed
 		c.mu.Unlock()
@@ -80,6 +84,13 @@ func (c *Container) awaitPolicy(r *run, down func() bool) bool {
 			return false
 		}
 	}
+}
+
+// wasReset says whether a process that starts is one whose VM was running it, and began from the beginning without its guest having a say.
+func (c *Container) wasReset() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.logSeen > c.logStart && (c.state.Status == Running || c.state.Status == Paused)
 }
 
 // sawStart takes in that the process runs: for the first time, or again.
@@ -116,13 +127,15 @@ func (c *Container) sawStart(r *run, rec wire.Record) {
 	}
 }
 
-// sawEnd takes in that the process has ended and that the guest will start it again.
+// sawEnd takes in that the process has ended and will be started again, by the guest or with the whole VM.
 func (c *Container) sawEnd(r *run, rec wire.Record, exit wire.Exit) {
 	c.mu.Lock()
 	at := c.guestTime(rec, time.Now())
 	lasted := at.Sub(c.state.Started)
 	c.logSeen = rec.End
-	c.restarts++
+	if exit.Again > 0 {
+		c.restarts++
+	}
 	c.state.Status, c.state.ExitCode, c.state.OOM, c.state.Finished, c.state.PID = Restarting, exit.Code, exit.OOM, at, 0
 	c.state.Health = ended(c.state.Health)
 	c.mu.Unlock()
