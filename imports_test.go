@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"containervm/network":   {"containervm"},
 	"containervm/qemu":      {"containervm", "tether/wire"},
 	"containervm/vspc":      {"containervm/vspc/telnet"},
-	"containervm/vsphere":   {"containervm", "layerstore", "layerstore/vsphere", "tether/wire"},
+	"containervm/vsphere":   {"containervm", "layerstore", "layerstore/vsphere", "tether/wire", "vmdk"},
 	"api":                   {"api/build", "containervm", "diskfs", "fetch", "fetch/archive", "layerstore"},
 	"api/certificate":       {},
 	"api/build":             {"containervm", "fetch/archive", "layerstore"},

@@ -1,26 +1,178 @@
 package vsphere
 
 import (
+	"bytes"
 	"context"
-	"io"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
 
+	"github.com/vmware/govmomi/vim25/types"
+
+	"vic/containervm"
 	"vic/layerstore"
+	"vic/vmdk"
 )
 
-// ContainerFS implements containervm.Disks.
+// ContainerFS implements containervm.Disks, on what the VM's disk was when it was powered off.
 func (d *Driver) ContainerFS(ctx context.Context, id string) (*layerstore.FS, error) {
+	if err := d.bring(ctx, id); err != nil {
+		return nil, err
+	}
 	return d.o.Local.ContainerFS(ctx, id)
 }
 
 // OpenChanges implements containervm.Disks.
 func (d *Driver) OpenChanges(ctx context.Context, id string) (*layerstore.ContainerChanges, error) {
+	if err := d.bring(ctx, id); err != nil {
+		return nil, err
+	}
 	return d.o.Local.OpenChanges(ctx, id)
 }
 
-// ApplyToContainer implements containervm.Disks.
-func (d *Driver) ApplyToContainer(ctx context.Context, id string, layer io.Reader) error {
-	return d.o.Local.ApplyToContainer(ctx, id, layer)
+// broughtFile is a file in the container's folder that says after which run of the VM its disk was brought.
+const broughtFile = "brought.json"
+
+// bring makes the delta in the container's folder what that of its VM is, unless it is.
+func (d *Driver) bring(ctx context.Context, id string) error {
+	lock, _ := d.bringing.LoadOrStore(id, new(sync.Mutex))
+	lock.(*sync.Mutex).Lock()
+	defer lock.(*sync.Mutex).Unlock()
+	dir := d.folderOf(id)
+	rec, err := readRecord(dir)
+	if err != nil {
+		return err
+	}
+	run, err := broughtAfter(dir)
+	if err != nil || run == rec.Run {
+		return err
+	}
+	if err := d.bringDelta(ctx, id); err != nil {
+		return fmt.Errorf("bring the disk of the container's VM: %w", err)
+	}
+	// The VM may run again since. Then this is of the run before, and is brought anew.
+	text, err := json.Marshal(rec.Run)
+	if err != nil {
+		return err
+	}
+	return writeFile(dir, broughtFile, text)
 }
 
-// SettleContainer implements containervm.Disks.
-func (d *Driver) SettleContainer(id string) error { return d.o.Local.SettleContainer(id) }
+// broughtAfter returns the run after which the disk was brought; 0 is what it was when it was made.
+func broughtAfter(dir string) (run int, err error) {
+	text, err := os.ReadFile(filepath.Join(dir, broughtFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &run)
+	}
+	return run, err
+}
+
+// unreadable is an error about a disk that only its VM can read.
+func unreadable(format string, args ...any) error {
+	return refuse(containervm.ErrNotImplemented, "the files of a stopped container cannot be read here: %s; start it, and read them in it", fmt.Sprintf(format, args...))
+}
+
+// maxDescriptor bounds what is read of a disk's descriptor.
+const maxDescriptor = 64 << 10
+
+// extent finds the extent file of the root disk of a VM that does not run: its name, and whether it is a vmfsSparse one.
+func (d *Driver) extent(ctx context.Context, id string) (name string, cowd bool, err error) {
+	if err := d.Available(); err != nil {
+		return "", false, err
+	}
+	v, err := d.lookUp(ctx, id)
+	if err != nil {
+		return "", false, err
+	}
+	switch v.power {
+	case gone:
+		return "", false, errDeleted
+	case on, suspended:
+		return "", false, errors.New("it runs: somebody has powered it on")
+	}
+	all, err := d.devices(ctx, v.ref)
+	if err != nil {
+		return "", false, err
+	}
+	file := path.Join(id, diskName)
+	root := rootDisk(all)
+	if root == nil {
+		return "", false, errors.New("it has no root disk")
+	}
+	if b, ok := root.Backing.(*types.VirtualDiskFlatVer2BackingInfo); !ok || b.FileName != d.o.Containers.Path(file) {
+		return "", false, unreadable("its virtual machine has snapshots")
+	}
+	text, err := d.o.Containers.ReadFile(ctx, file, maxDescriptor)
+	if err != nil {
+		return "", false, err
+	}
+	desc, err := vmdk.ParseDescriptor(text)
+	if err != nil {
+		return "", false, unreadable("its disk is of a kind that is not known (%v)", err)
+	}
+	if len(desc.Extents) != 1 || desc.Extents[0].File != path.Base(desc.Extents[0].File) {
+		return "", false, unreadable("its disk has %d extents", len(desc.Extents))
+	}
+	x := desc.Extents[0]
+	if x.Type != "SPARSE" && x.Type != "VMFSSPARSE" {
+		return "", false, unreadable("its datastore keeps disks as %s", x.Type)
+	}
+	return path.Join(id, x.File), x.Type == "VMFSSPARSE", nil
+}
+
+func (d *Driver) bringDelta(ctx context.Context, id string) error {
+	name, _, err := d.extent(ctx, id)
+	if err != nil {
+		return err
+	}
+	f, err := d.download(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return d.o.Local.ReplaceContainerDelta(ctx, id, f)
+}
+
+// download brings a file of the datastore into one without a name. Where it has zeros that has holes.
+func (d *Driver) download(ctx context.Context, name string) (_ *os.File, err error) {
+	size, err := d.o.Containers.Stat(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := d.o.Local.TempFile()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	const most = 4 << 20 // of a request
+	buf, zeros := make([]byte, most), make([]byte, 64<<10)
+	for off := int64(0); off < size; {
+		p := buf[:min(most, size-off)]
+		if err := d.o.Containers.ReadRange(ctx, name, p, off); err != nil {
+			return nil, err
+		}
+		for i := 0; i < len(p); i += len(zeros) {
+			q := p[i:min(i+len(zeros), len(p))]
+			if bytes.Equal(q, zeros[:len(q)]) {
+				continue
+			}
+			if _, err := f.WriteAt(q, off+int64(i)); err != nil {
+				return nil, err
+			}
+		}
+		off += int64(len(p))
+	}
+	return f, f.Truncate(size)
+}

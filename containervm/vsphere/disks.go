@@ -52,7 +52,7 @@ func (d *Driver) published(ctx context.Context, image digest.Digest) (string, er
 	if !errors.Is(err, fs.ErrNotExist) {
 		return top, err
 	}
-	img, err := d.o.Local.Image(image.String())
+	img, err := d.o.Local.ImageByID(image)
 	if err != nil {
 		return "", err
 	}
@@ -133,6 +133,7 @@ func (d *Driver) RemoveContainer(id string) error {
 	if err := d.destroy(ctx, id); err != nil {
 		return fmt.Errorf("remove virtual machine: %w", err)
 	}
+	d.bringing.Delete(id)
 	return d.o.Local.RemoveContainer(id)
 }
 

@@ -1,9 +1,12 @@
 package vsphere
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -359,4 +362,64 @@ func TestNICs(t *testing.T) {
 		}
 		has(first)
 	}
+}
+
+// TestWriteStopped writes into the disk of a VM that does not run. Others' programs judge what is on the datastore.
+func TestWriteStopped(t *testing.T) {
+	qemuImg, debugfs := oracle(t, "qemu-img"), oracle(t, "debugfs")
+	s := newSite(t, vcsim.Options{})
+	id := s.create(1)
+	s.start(s.spec(id)).Kill() // a run, after which the disk is brought
+	s.until("it is off", func() bool { return s.watch.lookUp(UUID(id)).power == off })
+	if err := s.ApplyToContainer(t.Context(), id, bytes.NewReader(pack(t, map[string][]byte{"added": []byte("by docker cp")}))); err != nil {
+		t.Fatal(err)
+	}
+	judge := func() {
+		t.Helper()
+		raw := filepath.Join(t.TempDir(), "raw")
+		if out, err := exec.Command(qemuImg, "convert", "-f", "vmdk", "-O", "raw", s.file(id, diskName), raw).CombinedOutput(); err != nil {
+			t.Fatalf("qemu-img: %v: %s", err, out)
+		}
+		if out, err := exec.Command(oracle(t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
+			t.Errorf("e2fsck: %v: %s", err, out)
+		}
+		if out, err := exec.Command(debugfs, "-R", "cat /added", raw).Output(); err != nil || string(out) != "by docker cp" {
+			t.Errorf("debugfs: %v: %q", err, out)
+		}
+	}
+	judge()
+	// A crash after the local disk was written and before the VM's was: the next start, or read, brings it.
+	if err := writeFile(s.folderOf(id), changedFile, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	extent := s.file(id, "disk-delta.vmdk")
+	if err := os.WriteFile(extent, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SettleContainer(id); err != nil {
+		t.Fatal(err)
+	}
+	judge()
+	changes, err := s.OpenChanges(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := changes.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if m := s.start(s.spec(id)); m.state() != on {
+		t.Errorf("the VM is %s", m.state())
+	}
+	if err := s.ApplyToContainer(t.Context(), id, bytes.NewReader(pack(t, map[string][]byte{"x": nil}))); err == nil || !strings.Contains(err.Error(), "it runs") {
+		t.Errorf("write into a VM that runs: %v", err)
+	}
+}
+
+func oracle(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		missing(t, err)
+	}
+	return path
 }

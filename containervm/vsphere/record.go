@@ -23,8 +23,6 @@ type record struct {
 	Base int64 `json:"base"`
 	// Mirrored says that all of it is there.
 	Mirrored bool `json:"mirrored"`
-	// Delta is the run after which the local delta was brought: it is as the VM's unless there was another one since.
-	Delta int `json:"delta"`
 	// NICs are those of the last run.
 	NICs []nic `json:"nics,omitempty"`
 	// Disks says that the VM has disks of volumes.
@@ -70,19 +68,24 @@ func readRecord(dir string) (record, error) {
 	return r, nil
 }
 
-// write replaces the record: data, sync, name, sync.
-func (r record) write(dir string) (err error) {
+func (r record) write(dir string) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
+	return writeFile(dir, recordFile, text)
+}
+
+// writeFile replaces a file: data, sync, name, sync.
+func writeFile(dir, name string, text []byte) (err error) {
+	path := filepath.Join(dir, name)
 	f, err := os.CreateTemp(dir, ".tmp-")
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("write %s: %w", filepath.Join(dir, recordFile), errors.Join(err, os.Remove(f.Name())))
+			err = fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(f.Name())))
 		}
 	}()
 	_, err = f.Write(text)
@@ -92,7 +95,7 @@ func (r record) write(dir string) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), filepath.Join(dir, recordFile)); err != nil {
+	if err = os.Rename(f.Name(), path); err != nil {
 		return err
 	}
 	d, err := os.Open(dir)

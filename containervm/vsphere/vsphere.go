@@ -124,7 +124,7 @@ type Driver struct {
 
 	uploading sync.Mutex // held while an ISO is uploaded
 
-	disks sync.Map // by container ID: *sync.Mutex, held while its local disk is made what the VM's is
+	bringing sync.Map // by container ID: *sync.Mutex, held while its disk is brought
 }
 
 // New finds the objects that the options name and begins to watch the pool. The Driver does not close what the options hold.
