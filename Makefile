@@ -1,4 +1,5 @@
-# make          build bin/vic and bin/tether
+# make          build bin/vic, bin/tether and bin/vic-machine
+# make vic-machine-all  build bin/vic-machine for macOS and Windows as well
 # make demo     install what is missing, then pull and run an image with the docker client
 # make kernel   build a kernel for container VMs, which then boot a second sooner; a quarter of an hour
 # make appliance  build bin/vic-appliance.iso, from which the VM of a virtual container host on vSphere boots
@@ -33,10 +34,15 @@ fuzz_runs := 4000x
 # Tests of layerstore in which one goroutine does all, or a process is killed: the race detector makes them four times as long.
 one_goroutine := Killed|PowerCut|Bomb|ApplyTo|Volume|CoalesceSame
 
-.PHONY: all appliance demo kernel test nightly check fuzz suites bench clean
+.PHONY: all vic-machine-all appliance demo kernel test nightly check fuzz suites bench clean
 all:
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/tether ./cmd/tether
 	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(version)' -o bin/vic ./cmd/vic
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine ./cmd/vic-machine
+
+vic-machine-all: all
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine-darwin ./cmd/vic-machine
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine-windows.exe ./cmd/vic-machine
 
 # The programs in it are without symbols, since they stay in memory.
 appliance:

@@ -36,6 +36,8 @@ var allowed = map[string][]string{
 	"api":                   {"api/build", "containervm", "diskfs", "fetch", "fetch/archive", "layerstore"},
 	"api/certificate":       {},
 	"api/build":             {"containervm", "fetch/archive", "layerstore"},
+	"containervm/vch":       {"api/certificate", "containervm/appliance", "layerstore/vsphere", "tether/wire"},
+	"cmd/vic-machine":       {"api/certificate", "containervm/vch", "layerstore/vsphere"},
 	"cmd/appliance":         {"containervm/appliance", "diskfs", "tether", "tether/wire"},
 	"cmd/tether":            {"tether"},
 	"cmd/vic":               {"api", "api/certificate", "bench", "bench/corpus", "bench/layout", "containervm", "containervm/appliance", "containervm/boot", "containervm/network", "containervm/qemu", "containervm/vspc", "containervm/vsphere", "diskfs", "fetch", "fetch/archive", "layerstore", "layerstore/mount", "layerstore/vsphere"},

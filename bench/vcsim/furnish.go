@@ -53,7 +53,7 @@ func (s *Server) furnish(ctx context.Context, o Options) error {
 		}
 	}
 	for _, name := range o.PortGroups {
-		if err := addPortGroup(ctx, hosts, name); err != nil {
+		if err := s.addPortGroup(ctx, f, hosts, name); err != nil {
 			return fmt.Errorf("add port group %q: %w", name, err)
 		}
 	}
@@ -151,13 +151,31 @@ func pretend(ds *simulator.Datastore, kind string) {
 	}}
 }
 
-// addPortGroup adds a port group to the switch of each host. For the simulator, the network is there after the first.
-func addPortGroup(ctx context.Context, hosts []*object.HostSystem, name string) error {
+// addPortGroup adds a port group to the switch of each host. The simulator adds it to that of one, and tells nobody.
+func (s *Server) addPortGroup(ctx context.Context, f *find.Finder, hosts []*object.HostSystem, name string) error {
 	sys, err := hosts[0].ConfigManager().NetworkSystem(ctx)
 	if err != nil {
 		return err
 	}
-	return sys.AddPortGroup(ctx, types.HostPortGroupSpec{Name: name, VswitchName: "vSwitch0"})
+	if err := sys.AddPortGroup(ctx, types.HostPortGroupSpec{Name: name, VswitchName: "vSwitch0"}); err != nil {
+		return err
+	}
+	n, err := f.Network(ctx, name)
+	if err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		host, ok := s.Service.Context.Map.Get(h.Reference()).(*simulator.HostSystem)
+		if !ok {
+			return fmt.Errorf("host %s is not the simulator's own", h.Name())
+		}
+		s.Service.Context.WithLock(host, func() {
+			if !slices.Contains(host.Network, n.Reference()) {
+				host.Network = append(slices.Clip(host.Network), n.Reference()) // hosts may have one array
+			}
+		})
+	}
+	return nil
 }
 
 // addSwitched adds port groups to the distributed switch.

@@ -172,8 +172,8 @@ func (d *Datastore) Remove(ctx context.Context, name string) error {
 	}))
 }
 
-// createDisk has the server make a disk, thin and empty.
-func (d *Datastore) createDisk(ctx context.Context, name string, capacity int64) error {
+// CreateDisk has the server make a disk, thin and empty.
+func (d *Datastore) CreateDisk(ctx context.Context, name string, capacity int64) error {
 	err := d.s.Do(ctx, func() (*object.Task, error) {
 		return object.NewVirtualDiskManager(d.s.client).CreateVirtualDisk(ctx, d.Path(name), d.dc, &types.FileBackedVirtualDiskSpec{
 			VirtualDiskSpec: types.VirtualDiskSpec{AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic), DiskType: string(types.VirtualDiskTypeThin)},

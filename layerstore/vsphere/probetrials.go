@@ -24,7 +24,7 @@ const probeCapacity = 64 << 20
 // run makes all trials.
 func (p *prober) run(ctx context.Context) {
 	p.try(ctx, trialFiles, nil, func() (string, error) { return p.files(ctx) })
-	p.try(ctx, trialBase, []string{trialFiles}, func() (string, error) { return "", p.d.createDisk(ctx, "base.vmdk", probeCapacity) })
+	p.try(ctx, trialBase, []string{trialFiles}, func() (string, error) { return "", p.d.CreateDisk(ctx, "base.vmdk", probeCapacity) })
 }
 
 // files writes a file, and looks whether it is there as it was written.

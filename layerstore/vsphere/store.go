@@ -203,7 +203,7 @@ func (s *Store) make(ctx context.Context) error {
 		return err
 	}
 	base := path.Join(disksFolder, baseName+".vmdk")
-	err = s.d.createDisk(ctx, base, s.capacity)
+	err = s.d.CreateDisk(ctx, base, s.capacity)
 	if err != nil && !fault.Is(err, &types.FileAlreadyExists{}) {
 		return err
 	}

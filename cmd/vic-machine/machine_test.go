@@ -1,0 +1,411 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"vic/bench/vcsim"
+	"vic/containervm/appliance"
+	"vic/containervm/vch"
+)
+
+// needTool finds a program of somebody else's that judges, and skips the test if it is missing, or fails it where ORACLES=1 says that all of
+// them must be there.
+func needTool(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath(filepath.Join("..", "..", "bin", "peers", name))
+	}
+	if err != nil {
+		if os.Getenv("ORACLES") == "1" {
+			t.Fatalf("%s is missing", name)
+		}
+		t.Skipf("%s is missing", name)
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A lab is a simulated vSphere in which appliances come up: their API is a stand-in on this machine, which shows the certificates that
+// vic-machine has made.
+type lab struct {
+	*testing.T
+	*vcsim.Server
+	dir string // of certificates, and of the ISO
+	ip  string // of all appliances
+
+	mu     sync.Mutex
+	server *http.Server // nil before an appliance was powered on
+}
+
+func newLab(t *testing.T, o vcsim.Options) *lab {
+	t.Helper()
+	s, err := vcsim.Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b := func() string { return strconv.Itoa(1 + rand.IntN(250)) }
+	l := &lab{T: t, Server: s, dir: t.TempDir(), ip: "127." + b() + "." + b() + "." + b()}
+	t.Cleanup(l.stop)
+	needTool(t, "xorriso")
+	files := t.TempDir()
+	if err := os.WriteFile(filepath.Join(files, appliance.KeyFile), appliance.EmptyKey(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if msg, err := exec.Command("xorriso", "-as", "mkisofs", "-quiet", "-o", filepath.Join(l.dir, "appliance.iso"), files).CombinedOutput(); err != nil {
+		t.Fatalf("xorriso: %v\n%s", err, msg)
+	}
+	s.OnTask(l.boot)
+	for name, value := range map[string]string{"TARGET": s.URL().Host, "THUMBPRINT": s.Thumbprint(), "USER": "administrator", "PASSWORD": "vic", "TIMEOUT": "20s",
+		"APPLIANCE_ISO": filepath.Join(l.dir, "appliance.iso"), "TLS_CERT_PATH": filepath.Join(l.dir, "certs")} {
+		t.Setenv("VIC_MACHINE_"+name, value)
+	}
+	return l
+}
+
+func (l *lab) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.server != nil {
+		l.server.Close()
+	}
+	l.server = nil
+}
+
+// boot gives an appliance that is powered on its address, and an API.
+func (l *lab) boot(t *simulator.Task, run func() vcsim.Outcome) vcsim.Outcome {
+	o := run()
+	vm, ok := l.Service.Context.Map.Get(*t.Info.Entity).(*simulator.VirtualMachine)
+	if t.Info.DescriptionId != "VirtualMachine.powerOn" || o.Fault != nil || !ok {
+		return o
+	}
+	l.stop()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(l.dir, "certs", "server", "cert.pem"), filepath.Join(l.dir, "certs", "server", "key.pem"))
+	if err != nil {
+		l.Error(err)
+		return o
+	}
+	text, err := os.ReadFile(filepath.Join(l.dir, "certs", "ca", "cert.pem"))
+	if err != nil {
+		l.Error(err)
+		return o
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(text)
+	listener, err := tls.Listen("tcp", net.JoinHostPort(l.ip, "2376"), &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert})
+	if err != nil {
+		l.Error(err)
+		return o
+	}
+	server := &http.Server{ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "OK") })}
+	l.mu.Lock()
+	l.server = server
+	l.mu.Unlock()
+	go server.Serve(listener)
+	l.Service.Context.Update(vm, []types.PropertyChange{{Name: "guest.ipAddress", Val: l.ip}})
+	return o
+}
+
+// machine runs one command line.
+func machine(t *testing.T, args ...string) (out, errOut string, err error) {
+	t.Helper()
+	var o, e bytes.Buffer
+	err = run(t.Context(), args, strings.NewReader(""), &o, &e)
+	return o.String(), e.String(), err
+}
+
+// ok runs one that goes well, and returns what it printed.
+func (l *lab) ok(args ...string) string {
+	l.Helper()
+	out, errOut, err := machine(l.T, args...)
+	if err != nil {
+		l.Fatalf("vic-machine %s: %v\n%s%s", strings.Join(args, " "), err, out, errOut)
+	}
+	return out
+}
+
+// create is a command line that makes a VCH, followed by more.
+func (l *lab) create(more ...string) []string {
+	return append([]string{"create", "--name", "vch1", "--image-store", "datastore1", "--bridge-network", "bridge", "--tls-cname", l.ip}, more...)
+}
+
+// writing are the calls that change something.
+func (l *lab) writing() map[string]int {
+	all := l.Calls()
+	for name := range all {
+		for _, reads := range []string{"Retrieve", "CreateContainerView", "CreateFilter", "CreatePropertyCollector", "DestroyPropertyCollector", "DestroyPropertyFilter", "DestroyView",
+			"WaitForUpdates", "ContinueRetrieve", "Login", "Logout", "Query", "FindByInventoryPath", "SearchDatastore", "FindByUuid", "GET ", "HEAD ", "CurrentTime", "AcquireGenericServiceTicket"} {
+			if strings.HasPrefix(name, reads) {
+				delete(all, name)
+			}
+		}
+	}
+	return all
+}
+
+// What create says it has made is there for others, ls and inspect tell of it, and what inspect config prints makes the same again.
+func TestLife(t *testing.T) {
+	govc, openssl := needTool(t, "govc"), needTool(t, "openssl")
+	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}, PortGroups: []string{"admin"}})
+	l.ok("update", "firewall", "--allow")
+	calls := l.writing()
+	create := l.create("--volume-store", "datastore1/volumes:default", "--container-network", "other:net", "--container-network-gateway", "other:10.9.0.1/16",
+		"--container-network-ip-range", "other:10.9.1.1-10.9.1.99", "--management-network", "admin", "--management-network-ip", "10.1.0.7/24", "--memory", "8192", "--cpu-shares", "high",
+		"--insecure-registry", "registry.example.org:5000", "--dns-server", "10.1.0.2", "--endpoint-memory", "4096")
+	if out := l.ok(append(create, "--dry-run")...); !strings.Contains(out, "make VM vch1") || !strings.Contains(out, "make resource pool /DC0/host/DC0_C0/Resources/vch1") {
+		t.Errorf("dry run:\n%s", out)
+	}
+	if after := l.writing(); !reflect.DeepEqual(after, calls) {
+		t.Errorf("a dry run called %v, before that were %v", after, calls)
+	}
+	if _, err := os.Stat(filepath.Join(l.dir, "certs")); err == nil {
+		t.Error("a dry run has made certificates")
+	}
+	out := l.ok(create...)
+	envFile := filepath.Join(l.dir, "certs", "vch1.env")
+	for _, want := range []string{"DOCKER_HOST=tcp://" + l.ip + ":2376\nDOCKER_TLS_VERIFY=1\nDOCKER_CERT_PATH=" + filepath.Join(l.dir, "certs", "client"), envFile, " docker info"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("create does not say %q:\n%s", want, out)
+		}
+	}
+	if text, err := os.ReadFile(envFile); err != nil || !strings.HasPrefix(string(text), "DOCKER_HOST=tcp://"+l.ip) {
+		t.Errorf("%s: %q, %v", envFile, text, err)
+	}
+	judge := exec.Command(openssl, "s_client", "-connect", l.ip+":2376", "-CAfile", "client/ca.pem", "-cert", "client/cert.pem", "-key", "client/key.pem", "-verify_return_error", "-verify_ip", l.ip)
+	judge.Dir = filepath.Join(l.dir, "certs")
+	if text, err := judge.CombinedOutput(); err != nil || !strings.Contains(string(text), "Verification: OK") {
+		t.Errorf("openssl s_client: %v\n%s", err, text)
+	}
+	judged := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command(govc, args...)
+		cmd.Env = append(os.Environ(), "GOVC_URL="+l.URL().String(), "GOVC_INSECURE=1", "GOVMOMI_HOME="+t.TempDir())
+		text, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("govc %v: %v\n%s", args, err, text)
+		}
+		return string(text)
+	}
+	for _, x := range []struct {
+		args string
+		want []string
+	}{
+		{"vm.info -e vch1/vch1", []string{"poweredOn", "4096MB", "guestinfo.vic.appliance.0", "vic.vch"}},
+		{"device.ls -vm vch1/vch1", []string{"pvscsi", "cdrom", "ethernet-0  ", "VM Network", "serialport"}},
+		{"device.info -vm vch1/vch1 disk-*", []string{"[datastore1] vch1/state.vmdk"}},
+		{"pool.info */Resources/vch1", []string{"8192MB", "high"}},
+		{"datastore.ls vch1", []string{"vch.json", "appliance-"}},
+	} {
+		text := judged(strings.Fields(x.args)...)
+		for _, want := range x.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("govc %s: no %q in\n%s", x.args, want, text)
+			}
+		}
+	}
+	info := judged("vm.info", "-e", "-json", "vch1/vch1")
+	key, err := os.ReadFile(filepath.Join(l.dir, "certs", "server", "key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{`"vic"`, "PRIVATE KEY", strings.Split(string(key), "\n")[1]} {
+		if strings.Contains(info, secret) {
+			t.Errorf("%q can be read in the VM", secret)
+		}
+	}
+
+	var list []listed
+	if err := json.Unmarshal([]byte(l.ok("ls", "--json")), &list); err != nil || len(list) != 1 || list[0].Name != "vch1" || list[0].State != "installed" || list[0].Power != "poweredOn" {
+		t.Errorf("ls: %+v, %v", list, err)
+	}
+	if out := l.ok("ls", "-r", "DC0_C0/Resources"); !strings.Contains(out, "/DC0/vm/vch1/vch1") {
+		t.Errorf("ls of the cluster: %s", out)
+	}
+	inspect := func() (i inspected) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(l.ok("inspect", "-n", "vch1", "--json")), &i); err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
+	first := inspect()
+	if first.Spec.MemoryMB != 4096 || !slices.Contains(first.Env, "DOCKER_HOST=tcp://"+l.ip+":2376") || first.Addresses["management"][0] != "10.1.0.7" {
+		t.Errorf("inspect: %+v", first)
+	}
+	if out := l.ok("inspect", "-n", list[0].ID); !strings.Contains(out, first.UUID) {
+		t.Errorf("inspect: %s", out)
+	}
+	command := l.ok("inspect", "config", "-n", "vch1")
+	l.ok("delete", "-n", "vch1")
+	words, err := exec.Command("sh", "-c", "printf '%s\\n' "+strings.TrimPrefix(command, "vic-machine ")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.ok(strings.Split(strings.TrimSuffix(string(words), "\n"), "\n")...)
+	if again := inspect(); !reflect.DeepEqual(again.Spec, first.Spec) {
+		t.Errorf("made of %s: %+v, want %+v", command, again.Spec, first.Spec)
+	}
+	l.ok("delete", "-n", "vch1", "--volumes")
+	if out := l.ok("ls"); strings.Count(out, "\n") != 1 {
+		t.Errorf("ls: %s", out)
+	}
+}
+
+// Each mistake has its message and what could have been meant, all are told at once, and nothing is made.
+func TestValidation(t *testing.T) {
+	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}, Datastores: []vcsim.Datastore{{Name: "datastore1"}, {Name: "small"}}})
+	l.ok("update", "firewall", "--allow")
+	if err := os.MkdirAll(filepath.Join(l.Folder("datastore1"), "vch1", "photos"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	calls := l.writing()
+	_, _, err := machine(t, "create", "--name", "a b", "--image-store", "nope", "--bridge-network", "VM Network", "--bridge-network-range", "172.16.0.1/12", "--endpoint-memory", "10")
+	for _, want := range []string{"6 problems", `--name: "a b" is no name`, `--image-store: datastore 'nope' not found; there are datastore1, small`, "--bridge-network: port group VM Network is the public network",
+		"--bridge-network-range", "--endpoint-memory", "--tls-cname: name what clients reach"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in %v", want, err)
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"folder of somebody else", l.create(), "[datastore1] vch1 is there, with something in it that is not of this VCH"},
+		{"long name", l.create("--name", strings.Repeat("x", 32)), "is no name of a VCH"},
+		{"datacenter", l.create("--target", l.URL().Host+"/DC7"), "there are DC0"},
+		{"compute resource", l.create("-r", "cluster7"), "--compute-resource: compute resource 'cluster7' not found; there are DC0_C0"},
+		{"folder of VMs", l.create("--folder", "nope"), "--folder: folder '/DC0/vm/nope' not found"},
+		{"image store", l.create("--image-store", "datastore1/../x"), "--image-store: \"datastore1/../x\" is no folder"},
+		{"stores that overlap", l.create("--image-store", "datastore1/a", "--container-store", "datastore1/a/b"), "overlap"},
+		{"volume store", l.create("--volume-store", "datastore1:x"), "--volume-store"},
+		{"volume store of another datastore", l.create("--volume-store", "nope/x:default"), "--volume-store: datastore 'nope' not found; there are datastore1, small"},
+		{"NFS", l.create("--volume-store", "nfs://h/x:default"), "mounted as one by the hosts"},
+		{"label twice", l.create("--volume-store", "small/x:a", "--volume-store", "small/y:a"), `label "a" is there twice`},
+		{"network", l.create("--client-network", "nope"), "--client-network: network 'nope' not found; there are VM Network, DC0_DVPG0, bridge, other"},
+		{"a switch", l.create("--client-network", "DVS0"), `--client-network: "DVS0" is no port group`},
+		{"no bridge", l.create("--bridge-network", ""), "--bridge-network: name a port group"},
+		{"address", l.create("--client-network-ip", "10.0.0.0/24"), "--client-network-ip"},
+		{"broadcast", l.create("--client-network-ip", "10.0.0.255/24"), "--client-network-ip"},
+		{"no gateway", l.create("--public-network-ip", "10.0.0.5/24"), "--public-network-gateway: a static address needs"},
+		{"gateway elsewhere", l.create("--public-network-ip", "10.0.0.5/24", "--public-network-gateway", "10.0.1.1"), "is not another address in 10.0.0.0/24"},
+		{"gateway with DHCP", l.create("--public-network-gateway", "10.0.1.1"), "it is of no use without --public-network-ip"},
+		{"two addresses", l.create("--public-network-ip", "10.0.0.5/24", "--public-network-gateway", "10.0.0.1", "--client-network-ip", "10.0.0.6/24"), "--client-network-ip: the public network is the same port group"},
+		{"range that overlaps", l.create("--public-network-ip", "172.17.0.5/24", "--public-network-gateway", "172.17.0.1"), "overlap"},
+		{"range of a container network", l.create("--container-network", "other", "--container-network-ip-range", "other:10.0.0.1-10.0.0.9"), "needs --container-network-gateway"},
+		{"range outside", l.create("--container-network", "other", "--container-network-gateway", "other:10.0.0.1/24", "--container-network-ip-range", "other:10.0.0.5-10.0.1.9"), "is not within 10.0.0.0/24"},
+		{"unknown container network", l.create("--container-network-dns", "other:10.0.0.1"), "does not begin with a port group"},
+		{"level of trust", l.create("--container-network", "other", "--container-network-firewall", "other:friendly"), "there are closed, outbound, peers, published, open"},
+		{"bridge as container network", l.create("--container-network", "bridge"), "is the bridge network"},
+		{"DNS", l.create("--dns-server", "ns.example.org"), "--dns-server"},
+		{"shares", l.create("--cpu-shares", "much"), "--cpu-shares"},
+		{"reservation", l.create("--memory", "10", "--memory-reservation", "20"), "no more is reserved than the limit"},
+		{"proxy", l.create("--https-proxy", "http://u:p@proxy:3128"), "a password does not belong here"},
+		{"syslog", l.create("--syslog-address", "logs"), "--syslog-address"},
+		{"ops user", l.create("--ops-user", "nobody", "--ops-password-file", "/dev/null"), "--ops-user: log in to"},
+		{"key of another", l.create("--tls-server-cert", "testdata", "--tls-server-key", "x", "--tls-ca", "y"), "--tls-server-cert"},
+		{"half of the certificates", l.create("--tls-server-cert", "x"), "--tls-server-key is missing"},
+		{"no ISO", l.create("--appliance-iso", "main.go"), "--appliance-iso: appliance: not the ISO of an appliance"},
+		{"wrong thumbprint", l.create("--thumbprint", strings.Repeat("AB:", 19)+"AB"), "does not match"},
+		{"no password", l.create("--password-file", "/nope"), "read password"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, _, err := machine(t, append(tt.args, "--json")...)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			if after := l.writing(); !reflect.DeepEqual(after, calls) {
+				t.Errorf("it called %v, before that were %v", after, calls)
+			}
+			var told struct{ Problems vch.Problems }
+			if strings.HasPrefix(out, "{") && (json.Unmarshal([]byte(out), &told) != nil || len(told.Problems) == 0) {
+				t.Errorf("as JSON: %s", out)
+			}
+		})
+	}
+	l.ok("update", "firewall", "--deny")
+	if _, _, err := machine(t, l.create()...); err == nil || !strings.Contains(err.Error(), "vic-machine update firewall --allow") || !strings.Contains(err.Error(), "DC0_C0_H0, DC0_C0_H1") {
+		t.Errorf("with the firewalls closed: %v", err)
+	}
+	t.Setenv("VIC_MACHINE_THUMBPRINT", "")
+	if _, _, err := machine(t, "ls"); err == nil || !strings.Contains(err.Error(), "if it is the one that you expect, give --thumbprint ") {
+		t.Errorf("without a thumbprint: %v", err)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for name := range map[string]bool{"GOVC_URL": true, "GOVC_USERNAME": true, "GOVC_PASSWORD": true, "GOVC_DATACENTER": true, "GOVC_RESOURCE_POOL": true} {
+		t.Setenv(name, "")
+	}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"nope"}, "unknown command"},
+		{[]string{"create", "--nope"}, "unknown flag"},
+		{[]string{"create", "x"}, "unknown command"},
+		{[]string{"create", "--password", "x"}, "unknown flag: --password"},
+		{[]string{"ls"}, "--target"},
+		{[]string{"ls", "-t", "h"}, "--user"},
+		{[]string{"ls", "-t", "u@h"}, "--user"},
+		{[]string{"ls", "-t", "https://u:secret@h/sdk"}, "a password does not belong"},
+		{[]string{"ls", "-t", "h", "-u", "u"}, "no password: set VIC_MACHINE_PASSWORD"},
+		{[]string{"update", "firewall"}, "--allow and --deny"},
+		{[]string{"create", "--timeout", "soon"}, "invalid argument"},
+	} {
+		_, _, err := machine(t, tt.args...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || exitCode(err) != 2 || strings.Contains(err.Error(), "secret") {
+			t.Errorf("vic-machine %s: %v, exit status %d, want %q, 2", strings.Join(tt.args, " "), err, exitCode(err), tt.want)
+		}
+	}
+	t.Setenv("VIC_MACHINE_TIMEOUT", "soon")
+	if _, _, err := machine(t, "create"); exitCode(err) != 2 || !strings.Contains(err.Error(), "VIC_MACHINE_TIMEOUT") {
+		t.Errorf("a bad variable: %v", err)
+	}
+	if out, _, err := machine(t, "version"); err != nil || out != "vic-machine unknown\n" {
+		t.Errorf("version: %q, %v", out, err)
+	}
+}
+
+// The environment of govc serves as well, and an ESXi host.
+func TestGovcEnvironment(t *testing.T) {
+	l := newLab(t, vcsim.Options{ESX: true, PortGroups: []string{"bridge"}})
+	for _, name := range []string{"TARGET", "USER", "PASSWORD"} {
+		t.Setenv("VIC_MACHINE_"+name, "")
+	}
+	t.Setenv("GOVC_URL", l.URL().String())
+	l.ok("update", "firewall", "--allow")
+	l.ok(l.create()...)
+	if out := l.ok("ls"); !strings.Contains(out, "/ha-datacenter/vm/vch1") {
+		t.Errorf("ls: %s", out)
+	}
+	l.ok("delete", "-n", "vch1")
+}

@@ -1,0 +1,62 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+)
+
+// Retire removes what a VCH that is no more has noted in the image store in d, the disks that nobody else needs, and with the last VCH and the
+// last disk the store itself. Where there is no store, there is nothing to do.
+func Retire(ctx context.Context, d *Datastore, vch string) error {
+	if !vchName.MatchString(vch) {
+		return fmt.Errorf("%q is no name of a VCH's folder", vch)
+	}
+	_, err := d.Stat(ctx, storeFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.removeStore(ctx) // what is left of one
+	}
+	if err != nil {
+		return err
+	}
+	s, err := OpenStore(ctx, d, StoreOptions{VCH: vch})
+	if err != nil {
+		return err
+	}
+	if err := s.Leave(ctx); err != nil {
+		return err
+	}
+	if _, err := s.Sweep(ctx); err != nil {
+		return err
+	}
+	vchs, err := d.List(ctx, vchsFolder)
+	if err != nil || len(vchs) > 0 {
+		return err
+	}
+	disks, err := d.List(ctx, disksFolder)
+	if err != nil {
+		return err
+	}
+	for _, f := range disks {
+		if !strings.HasPrefix(f.Name, baseName+".") && !strings.HasPrefix(f.Name, baseName+"-flat.") {
+			return nil // a virtual machine stands on it
+		}
+	}
+	// The record first: without it there is no store, and who comes now makes another.
+	if err := d.Remove(ctx, storeFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return d.removeStore(ctx)
+}
+
+// removeStore removes the folders of a store that has no record.
+func (d *Datastore) removeStore(ctx context.Context) error {
+	for _, name := range []string{disksFolder, vchsFolder} {
+		if err := d.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
