@@ -334,7 +334,7 @@ func TestEncoding(t *testing.T) {
 		{vcsim.VMFS5, false, Flattened, Flattened, ""},
 		{vcsim.VMFS6, false, Hosted, Hosted, ""},
 		{vcsim.VMFS6, true, VMFSSparse, "", "VMFS 6.82 has no vmfsSparse deltas"},
-		{vcsim.VMFS6, false, BlockWriter, "", "make the store with the encoding flattened"},
+		{vcsim.VMFS6, false, BlockWriter, BlockWriter, ""},
 		{vcsim.VMFS6, false, "qcow2", "", "there are vmfsSparse"},
 	} {
 		s, ctx := newSite(t, vcsim.Options{Datastores: []vcsim.Datastore{{Name: "ds", Type: tt.kind}}}), t.Context()

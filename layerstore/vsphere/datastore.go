@@ -136,13 +136,13 @@ func (d *Datastore) wrap(op, name string, err error) error {
 	return nil
 }
 
-// unavailable marks errors of a server that does not answer.
+// unavailable marks errors of a server that does not answer. A full datastore is none.
 func unavailable(err error) error {
 	var status *statusError
 	if err == nil || errors.Is(err, ErrUnavailable) {
 		return err
 	}
-	if errors.As(err, &status) && status.code >= 500 || unreachable(err) {
+	if errors.As(err, &status) && status.code >= 500 && status.code != http.StatusInsufficientStorage || unreachable(err) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err

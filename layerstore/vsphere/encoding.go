@@ -37,17 +37,13 @@ func (sp Space) ChooseEncoding(own bool) Encoding {
 }
 
 // check says why a store on such a datastore cannot be made with an encoding.
-func (e Encoding) check(sp Space, own bool) error {
+func (e Encoding) check(sp Space) error {
 	switch e {
 	case VMFSSparse:
 		if !sp.SparseDeltas {
-			return fmt.Errorf("a datastore of type %s has no vmfsSparse deltas: make the store with the encoding %s, or with %s from an appliance", cmp.Or(sp.Kind(), "unknown"), Flattened, BlockWriter)
+			return fmt.Errorf("a datastore of type %s has no vmfsSparse deltas: make the store with the encoding %s, which shares nothing between images, or %s, for appliances", cmp.Or(sp.Kind(), "unknown"), Flattened, BlockWriter)
 		}
-	case BlockWriter:
-		if !own {
-			return fmt.Errorf("the encoding %s is for appliances, and this runs in no virtual machine of the server: make the store with the encoding %s, or from an appliance", BlockWriter, Flattened)
-		}
-	case Flattened, Hosted:
+	case BlockWriter, Flattened, Hosted:
 	default:
 		return fmt.Errorf("there is no encoding %q; there are %s, %s, %s and %s", e, VMFSSparse, BlockWriter, Flattened, Hosted)
 	}

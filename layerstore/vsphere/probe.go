@@ -8,12 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"vic/vmdk"
 )
 
 // ProbeOptions are how a datastore is probed.
@@ -91,6 +92,9 @@ func (d *Datastore) Probe(ctx context.Context, o ProbeOptions) (*ProbeReport, er
 	rand.Read(id[:]) // never fails (crypto/rand)
 	p.name = probePrefix + hex.EncodeToString(id[:])
 	p.d = &Datastore{d.s, d.ds, d.dc, path.Join(d.root, p.name)}
+	if p.disk, err = probeDisk(); err != nil {
+		return nil, err
+	}
 	if err := p.findLeft(ctx, d); err != nil {
 		return nil, fmt.Errorf("probe %s: %w", d.Path("."), err)
 	}
@@ -107,31 +111,29 @@ type prober struct {
 	o      ProbeOptions
 	space  Space
 	report *ProbeReport
+
+	disk     *vmdk.Disk // what is brought there
+	vms      []string   // that were made, or nearly
+	children int        // of hot-add
 }
 
-// findLeft notes what probes have left that were killed.
-func (p *prober) findLeft(ctx context.Context, d *Datastore) error {
-	list, err := d.List(ctx, ".")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, e := range list {
-		if e.Dir && strings.HasPrefix(e.Name, probePrefix) {
-			p.report.Left = append(p.report.Left, d.Path(e.Name))
-		}
-	}
-	return nil
-}
+// isProbe tells whether a name is one of a probe's.
+func isProbe(name string) bool { return strings.HasPrefix(name, probePrefix) }
+
+// errSkip says that what is tried was not asked for.
+var errSkip = errors.New("this runs in no virtual machine of the server, or was not told which")
 
 // try makes one trial, if all that it needs works. Fn says what it saw.
 func (p *prober) try(ctx context.Context, name string, needs []string, fn func() (string, error)) {
 	t := Trial{Name: name, Outcome: Works}
 	begun := time.Now()
-	if need := p.missing(needs); need != "" {
-		t.Outcome, t.Detail = Skipped, fmt.Sprintf("needs %q", need)
-	} else if ctx.Err() != nil {
+	if ctx.Err() != nil {
 		t.Outcome, t.Detail = Skipped, ctx.Err().Error()
-	} else if detail, err := fn(); err != nil {
+	} else if need := p.missing(needs); need != "" {
+		t.Outcome, t.Detail = Skipped, fmt.Sprintf("needs %q", need)
+	} else if detail, err := fn(); errors.Is(err, errSkip) {
+		t.Outcome, t.Detail = Skipped, err.Error()
+	} else if err != nil {
 		t.Outcome, t.Detail = Refused, err.Error()
 	} else {
 		t.Detail = detail

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 )
 
@@ -53,6 +54,10 @@ func Retire(ctx context.Context, d *Datastore, vch string) error {
 
 // removeStore removes the folders of a store that has no record.
 func (d *Datastore) removeStore(ctx context.Context) error {
+	// The base disk may be an object, which does not go with its file.
+	if err := d.deleteDisk(ctx, path.Join(disksFolder, baseName+".vmdk")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	for _, name := range []string{disksFolder, vchsFolder} {
 		if err := d.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -1,12 +1,3 @@
-// Package vsphere keeps files on a vSphere datastore: through vCenter or an ESXi host, by its file
-// service and its task API.
-//
-// A Session is one login. It keeps itself alive, and logs in again when the server has dropped it: what
-// was asked for meanwhile is asked for again. So its users see an outage only as time, bounded by their
-// contexts. A Datastore is a folder on a datastore, seen through a Session.
-//
-// All types may be used concurrently. What reads a local store is there on Linux alone, as those are; vic-machine, which runs elsewhere too,
-// has the rest.
 package vsphere
 
 import (

@@ -39,14 +39,14 @@ const (
 //	store.json                   storeRecord; made last: without it there is no store
 //	disks/
 //	  base.vmdk, base-flat.vmdk  the disk under all others, thin and empty; the server makes it
-//	  NAME.vmdk                  descriptor of a delta; its parent is in the same folder
-//	  NAME-delta.vmdk            its extent, in the store's encoding
+//	  NAME.vmdk                  descriptor of a disk; its parent, if it has one, is in the same folder
+//	  NAME-delta.vmdk            its extent; -sesparse or -flat where the server made one, or none where disks are no files
 //	  NAME.json                  diskRecord: the disk is complete from the moment this is there
 //	vchs/VCH/
 //	  pulls/ID.json              names of disks that somebody is about to use or to make
 //	  images/ID.json             an image that the VCH has, and its disks
 //
-// NAME is the chain ID of the layer whose disk it is, and after a dash some digits that no two uploads have in common. So
+// NAME is the chain ID of the layer that the disk shows, and after a dash some digits that no two uploads have in common. So
 // nobody ever writes a file again that another VCH may have complete already, and perhaps a virtual machine open: two that
 // upload the same layer at once leave two disks of it. Nothing is renamed: vSphere flattens a delta that moves.
 //
@@ -194,9 +194,8 @@ func (s *Store) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	own := s.appliance != nil
-	s.encoding = cmp.Or(s.encoding, sp.ChooseEncoding(own))
-	if err := s.encoding.check(sp, own); err != nil {
+	s.encoding = cmp.Or(s.encoding, sp.ChooseEncoding(s.appliance != nil))
+	if err := s.encoding.check(sp); err != nil {
 		return err
 	}
 	if err := s.d.MakeFolder(ctx, disksFolder); err != nil {
