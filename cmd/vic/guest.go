@@ -53,8 +53,11 @@ func (g *guestFlags) beside(folder string) (boot.Options, error) {
 }
 
 // A medium is a containervm.Booter of files that have been built.
-type medium struct{ *boot.Medium }
+type medium struct {
+	*boot.Medium
+	iso string // "" if there is none
+}
 
 func (m medium) Boot(context.Context) (containervm.Boot, error) {
-	return containervm.Boot{Kernel: m.Kernel, Initrd: m.Initrd, Cmdline: m.Cmdline}, nil
+	return containervm.Boot{Kernel: m.Kernel, Initrd: m.Initrd, Cmdline: m.Cmdline, ISO: m.iso}, nil
 }

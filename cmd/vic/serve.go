@@ -3,13 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -17,11 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vic/api"
-	"vic/containervm"
-	"vic/containervm/boot"
-	"vic/containervm/network"
-	"vic/containervm/qemu"
-	"vic/layerstore"
 )
 
 // serveFlags are what vic serve is told.
@@ -29,11 +21,10 @@ type serveFlags struct {
 	store       string
 	listen      listenPlan
 	insecure    []string
+	driver      string
 	guest       guestFlags
-	accel       string
-	qemu        string
-	noTemplates bool
-	noSpare     bool
+	qemu        qemuFlags
+	vsphere     vsphereFlags
 	hostGateway string
 	metricsAddr string
 	logLevel    string
@@ -44,18 +35,26 @@ func serveCommand() *cobra.Command {
 	var f serveFlags
 	cmd := &cobra.Command{
 		Use:   "serve --store DIR",
-		Short: "Run the virtual container host: the Docker API over a store and QEMU",
+		Short: "Run the virtual container host: the Docker API over a store and QEMU or vSphere",
 		Long: `Serve the Docker API. Each container is a virtual machine of its own, whose root disk is a delta over
 its image's chain of VMDKs in the store.
 
 Container VMs run on when this process ends, and are found again when it starts on the same store.
 SIGINT and SIGTERM end it. SIGHUP makes it read its certificates again.
 
+With --driver vsphere the virtual machines are vSphere's, in a resource pool, and their disks are on its
+datastores; the store here keeps what was pulled. vic-machine installs this as an appliance.
+
 On TCP, certificates are needed on both sides (--tlsverify; vic certs makes them), except on loopback
 addresses or with --open-tcp. Files that are not named are ca.pem, cert.pem and key.pem in
 $DOCKER_CERT_PATH, or else in ~/.docker.`,
 		Example: `  vic serve --store /var/lib/vic
-  docker -H unix:///run/vic.sock run --rm -it alpine`,
+  docker -H unix:///run/vic.sock run --rm -it alpine
+
+  VIC_PASSWORD=... vic serve --store /var/lib/vic --driver vsphere --name vch1 \
+    --target vcenter.example.com --thumbprint 1A:2B:... --user vic@vsphere.local \
+    --compute-resource /DC/host/Cluster/Resources/vch1 --image-store datastore1/vic \
+    --bridge-network vch1-bridge --bridge-interface eth1 --serial-address telnet://10.0.0.5:2377`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), cmd, f) },
 	}
@@ -79,16 +78,18 @@ $DOCKER_CERT_PATH, or else in ~/.docker.`,
 	fl.StringVar(&f.metricsAddr, "metrics-addr", "", "`HOST:PORT` of /metrics for Prometheus; default none")
 	fl.StringVar(&f.logLevel, "log-level", "info", "least `LEVEL` to log: debug (every request), info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
-	fl.StringVar(&f.accel, "accel", "", "`kvm` or tcg (emulation); default KVM if a virtual machine is seen to boot with it")
-	fl.StringVar(&f.qemu, "qemu", "", "`file` of QEMU; default qemu-system-x86_64 in $PATH")
-	fl.BoolVar(&f.noSpare, "no-spare", false, "keep no container VM ready; by default one like the last runs without a container, and the next starts in it")
-	fl.BoolVar(&f.noTemplates, "no-templates", false, "boot every container VM; by default most begin as copies of one that has booted, and share what they do not change of its memory")
+	fl.StringVar(&f.driver, "driver", qemuDriver, "what runs container VMs: `qemu` or vsphere")
+	f.qemu.add(cmd)
+	f.vsphere.add(cmd)
 	fl.StringVar(&f.hostGateway, "host-gateway", "", "`IP` address of this machine that containers reach at their gateway; default none of its own services")
 	return cmd
 }
 
 // serve runs the host until ctx ends.
 func serve(ctx context.Context, cmd *cobra.Command, f serveFlags) (err error) {
+	if err := f.checkDriver(cmd.Flags()); err != nil {
+		return err
+	}
 	addresses, err := f.listen.check()
 	if err != nil {
 		return err
@@ -158,99 +159,4 @@ func onHangup(certs *certificates, log *slog.Logger) (stop func()) {
 		close(hangup)
 		wg.Wait()
 	}
-}
-
-// A host is the parts behind the API.
-type host struct {
-	store      *layerstore.Store
-	driver     *qemu.Driver
-	containers *containervm.Manager
-	facts      api.Host
-}
-
-// openHost puts the parts together, bottom first.
-func openHost(ctx context.Context, f serveFlags, log *slog.Logger) (_ *host, err error) {
-	if f.accel != "" && f.accel != qemu.KVM && f.accel != qemu.TCG {
-		return nil, usageErrorf("--accel %s: use %s or %s", f.accel, qemu.KVM, qemu.TCG)
-	}
-	var gateway netip.Addr
-	if f.hostGateway != "" {
-		if gateway, err = netip.ParseAddr(f.hostGateway); err != nil {
-			return nil, usageErrorf("--host-gateway: %w", err)
-		}
-	}
-	guest, err := f.guest.options()
-	if err != nil {
-		return nil, err
-	}
-	h := new(host)
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, h.close())
-		}
-	}()
-	if h.store, err = layerstore.Open(f.store, layerstore.Options{Log: log}); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", f.store, err)
-	}
-	state := filepath.Join(h.store.Dir(), "boot")
-	m, err := boot.Build(ctx, state, guest)
-	if err != nil {
-		return nil, fmt.Errorf("build what container VMs boot: %w", err)
-	}
-	driver := &qemu.Driver{Binary: f.qemu, Accel: f.accel, Cache: filepath.Join(state, "platform.json"), Log: log}
-	if !f.noTemplates {
-		driver.Templates = filepath.Join(state, "templates")
-		driver.Spare = !f.noSpare
-	}
-	h.driver = driver
-	platform, err := driver.Platform(ctx, m.Kernel)
-	if err != nil {
-		return nil, fmt.Errorf("look at QEMU: %w", err)
-	}
-	h.containers, err = containervm.Open(ctx, containervm.Options{
-		Store: h.store.Dir(), Disks: h.store, Volumes: h.store, Hypervisor: driver, Boot: medium{m},
-		Networks: network.New(network.Options{HostGateway: gateway, Log: log}), Log: log,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open containers: %w", err)
-	}
-	h.facts, err = factsOf(m, platform, f.insecure)
-	h.facts.Templates, h.facts.Spares = driver.Ready, driver.Spares
-	return h, err
-}
-
-// factsOf is what the API tells of this machine.
-func factsOf(m *boot.Medium, p qemu.Platform, insecure []string) (api.Host, error) {
-	b := thisBuild()
-	name, err := os.Hostname()
-	if err != nil {
-		return api.Host{}, err
-	}
-	var si unix.Sysinfo_t
-	if err := unix.Sysinfo(&si); err != nil {
-		return api.Host{}, fmt.Errorf("read the machine's memory size: %w", err)
-	}
-	return api.Host{
-		Version: b.version, GitCommit: b.commit, BuildTime: b.time,
-		Name:       name,
-		Kernel:     m.Version,
-		Hypervisor: fmt.Sprintf("QEMU, %s, %s", p.Machine, p.Accel),
-		Memory:     int64(si.Totalram) * int64(si.Unit),
-		Insecure:   insecure,
-	}, nil
-}
-
-// close lets go of the parts, top first. Container VMs run on.
-func (h *host) close() error {
-	var err error
-	if h.containers != nil {
-		err = errors.Join(err, h.containers.Close())
-	}
-	if h.driver != nil {
-		err = errors.Join(err, h.driver.Close())
-	}
-	if h.store != nil {
-		err = errors.Join(err, h.store.Close())
-	}
-	return err
 }

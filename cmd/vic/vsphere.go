@@ -1,0 +1,275 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"vic/containervm"
+	"vic/containervm/boot"
+	"vic/containervm/network"
+	"vic/containervm/vspc"
+	"vic/containervm/vsphere"
+	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
+)
+
+// vsphereFlags are what vic serve is told of vSphere.
+type vsphereFlags struct {
+	target, user, passwordFile string
+	thumbprint, targetCA       string
+	datacenter, pool, folder   string
+	name                       string
+	imageStore, containerStore string
+	encoding                   string
+	bridge, bridgeInterface    string
+	bridgeRange                string
+	serial, serialListen       string
+
+	names []string // of the flags
+}
+
+func (v *vsphereFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	v.names = named(fl, func() {
+		fl.StringVar(&v.target, "target", "", "`HOST[:PORT]` of the vCenter or ESXi host")
+		fl.StringVar(&v.user, "user", "", "`name` to log in with; the password is in $VIC_PASSWORD or --password-file")
+		fl.StringVar(&v.passwordFile, "password-file", "", "`file` with the password")
+		fl.StringVar(&v.thumbprint, "thumbprint", "", "SHA-1 or SHA-256 `digest` of the target's certificate, in hex with colons; without it an authority must vouch for it")
+		fl.StringVar(&v.targetCA, "target-ca", "", "`file` of the authorities that vouch for the target's certificate, PEM; default those of this machine")
+		fl.StringVar(&v.datacenter, "datacenter", "", "`name` of the datacenter; default the only one")
+		fl.StringVar(&v.pool, "compute-resource", "", "inventory `path` of the resource pool for container VMs; default the only one")
+		fl.StringVar(&v.folder, "vm-folder", "", "inventory `path` of the folder for container VMs; default the datacenter's")
+		fl.StringVar(&v.name, "name", "virtual-container-host", "`name` of this virtual container host; no other on the same stores may have it")
+		fl.StringVar(&v.imageStore, "image-store", "", "`DATASTORE[/FOLDER]` of the images' disks, which several hosts may share")
+		fl.StringVar(&v.containerStore, "container-store", "", "`DATASTORE[/FOLDER]` of container VMs; default a folder with --name on the image store's datastore")
+		fl.StringVar(&v.encoding, "image-format", "", "`format` of the disks of an image store that is made: vmfsSparse, or hosted, which only simulated hosts take; default what suits the datastore")
+		fl.StringVar(&v.bridge, "bridge-network", "", "`port group` of the networks that this host carries, such as bridge; without it there are none but container networks")
+		fl.StringVar(&v.bridgeInterface, "bridge-interface", "", "`name` of this machine's network interface on that port group")
+		fl.StringVar(&v.bridgeRange, "bridge-network-range", "172.16.0.0/12", "`CIDR` range of which bridge networks get subnets")
+		fl.StringVar(&v.serial, "serial-address", "", "`telnet://HOST:PORT` where ESXi hosts reach this host, for the serial ports of VMs")
+		fl.StringVar(&v.serialListen, "serial-listen", "", "`HOST:PORT` to listen on for them; default all addresses of this machine, at the port of --serial-address")
+	})
+}
+
+// check returns where the serial ports are served, and of what subnets are chosen.
+func (v *vsphereFlags) check() (serial *url.URL, bridges netip.Prefix, err error) {
+	var errs []error
+	for _, f := range []struct{ name, value string }{{"target", v.target}, {"user", v.user}, {"image-store", v.imageStore}, {"serial-address", v.serial}, {"name", v.name}} {
+		if f.value == "" {
+			errs = append(errs, usageErrorf("--driver vsphere needs --%s", f.name))
+		}
+	}
+	if (v.bridge == "") != (v.bridgeInterface == "") {
+		errs = append(errs, usageErrorf("--bridge-network and --bridge-interface are of no use without one another"))
+	}
+	if v.thumbprint != "" && v.targetCA != "" {
+		errs = append(errs, usageErrorf("--thumbprint and --target-ca: give one of them"))
+	}
+	if v.serial != "" {
+		serial, err = url.Parse(v.serial)
+		if err != nil || serial.Scheme != "telnet" || serial.Hostname() == "" || serial.Port() == "" || serial.Path != "" {
+			errs = append(errs, usageErrorf("--serial-address %s: it must be telnet://HOST:PORT", v.serial))
+		}
+	}
+	if bridges, err = netip.ParsePrefix(v.bridgeRange); err != nil {
+		errs = append(errs, usageErrorf("--bridge-network-range: %w", err))
+	}
+	return serial, bridges, errors.Join(errs...)
+}
+
+// password is $VIC_PASSWORD or what the file says, less the newline at its end.
+func (v *vsphereFlags) password() (string, error) {
+	if v.passwordFile == "" {
+		if p, ok := os.LookupEnv("VIC_PASSWORD"); ok {
+			return p, nil
+		}
+		return "", usageErrorf("there is no password for %s: set VIC_PASSWORD or give --password-file", v.user)
+	}
+	text, err := os.ReadFile(v.passwordFile)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimRight(string(text), "\r\n"), nil
+}
+
+// folderOn takes DATASTORE[/FOLDER] apart.
+func folderOn(spec, otherwise string) (name, folder string) {
+	name, folder, _ = strings.Cut(spec, "/")
+	return name, cmp.Or(path.Clean("/" + folder)[1:], otherwise)
+}
+
+func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options, networks network.Options, log *slog.Logger) (err error) {
+	v := f.vsphere
+	serial, bridges, err := v.check()
+	if err != nil {
+		return err
+	}
+	password, err := v.password()
+	if err != nil {
+		return err
+	}
+	session, err := datastore.Connect(ctx, datastore.Endpoint{
+		Server: v.target, User: v.user, Password: password, Thumbprint: v.thumbprint, CAFile: v.targetCA, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	h.closers = append(h.closers, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), logoutTime)
+		defer cancel()
+		if err := session.Close(ctx); err != nil && !errors.Is(err, datastore.ErrUnavailable) { // it ends by itself
+			return err
+		}
+		return nil
+	})
+	images, err := h.openImages(ctx, v, session, f.store, log)
+	if err != nil {
+		return err
+	}
+	ds, folder := folderOn(v.containerStore, v.name)
+	containers, err := session.OpenDatastore(ctx, v.datacenter, cmp.Or(ds, imageDatastore(v)), folder)
+	if err != nil {
+		return fmt.Errorf("--container-store: %w", err)
+	}
+	m, state, err := h.buildMedium(ctx, guest)
+	if err != nil {
+		return err
+	}
+	iso := filepath.Join(state, "container.iso")
+	if err := boot.WriteISO(iso, m, guest); err != nil {
+		return err
+	}
+	ports, err := h.serveSerial(cmp.Or(v.serialListen, net.JoinHostPort("", serial.Port())), log)
+	if err != nil {
+		return err
+	}
+	o := vsphere.Options{
+		Session: session, Pool: v.pool, Folder: v.folder, Local: h.store, Images: images, Containers: containers,
+		Ports: ports, Proxy: serial.String(), Bridge: v.bridge, Name: v.name, Log: log,
+	}
+	if v.bridge != "" {
+		segment, err := network.OpenSegment(v.bridgeInterface, log)
+		if err != nil {
+			return fmt.Errorf("--bridge-interface: %w", err)
+		}
+		h.closers = append(h.closers, segment.Close)
+		o.Segment, networks.Segment, networks.Range = segment, segment, bridges
+	}
+	driver, err := vsphere.New(ctx, o)
+	if err != nil {
+		return err
+	}
+	h.closers = append(h.closers, driver.Close)
+	h.containers, err = containervm.Open(ctx, containervm.Options{
+		Store: h.store.Dir(), Disks: driver, Volumes: h.store, Hypervisor: driver, Boot: medium{m, iso}, Networks: network.New(networks), Log: log,
+	})
+	if err != nil {
+		return fmt.Errorf("open containers: %w", err)
+	}
+	h.closers = append(h.closers, h.containers.Close)
+	about := session.Client().ServiceContent.About
+	h.facts, err = factsOf(m, fmt.Sprintf("%s, %s", about.FullName, about.InstanceUuid), f.insecure)
+	return err
+}
+
+// logoutTime bounds the wait for a vCenter that does not answer a farewell.
+const logoutTime = 5 * time.Second
+
+func imageDatastore(v vsphereFlags) string {
+	name, _ := folderOn(v.imageStore, "")
+	return name
+}
+
+// openImages opens the image store on its datastore, and the local one, whose images it has as well.
+func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastore.Session, local string, log *slog.Logger) (*datastore.Store, error) {
+	name, folder := folderOn(v.imageStore, "vic")
+	d, err := session.OpenDatastore(ctx, v.datacenter, name, folder)
+	if err != nil {
+		return nil, fmt.Errorf("--image-store: %w", err)
+	}
+	images, err := datastore.OpenStore(ctx, d, datastore.StoreOptions{VCH: v.name, Encoding: datastore.Encoding(v.encoding), Log: log})
+	if err != nil {
+		return nil, err
+	}
+	if h.store, err = layerstore.Open(local, layerstore.Options{Capacity: images.Capacity(), Mirror: images, Log: log}); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", local, err)
+	}
+	h.closers = append(h.closers, h.store.Close)
+	h.closers = append(h.closers, tidy(h.store, images, log))
+	return images, nil
+}
+
+// serveSerial listens for the hosts of VMs with serial ports.
+func (h *host) serveSerial(addr string, log *slog.Logger) (*vspc.Server, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("--serial-address: %w", err)
+	}
+	s := vspc.NewServer(vspc.Options{Log: log})
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	h.closers = append(h.closers, func() error { return errors.Join(s.Close(), <-served) })
+	return s, nil
+}
+
+// tidy has the image store on the datastore forget the images that are removed from the local one, and their disks go, until
+// what it returns is called. A local store without images is new, or has been lost, and is no reason to remove any.
+func tidy(local *layerstore.Store, images *datastore.Store, log *slog.Logger) (stop func() error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	var before map[digest.Digest]bool
+	wg.Go(func() {
+		err := local.Watch(ctx, func() {
+			ids, err := local.ImageIDs()
+			now := map[digest.Digest]bool{}
+			for _, id := range ids {
+				now[id] = true
+			}
+			gone := before == nil && len(now) > 0
+			for id := range before {
+				gone = gone || !now[id]
+			}
+			if err == nil && gone {
+				err = errors.Join(images.Tidy(ctx, local), sweepDatastore(ctx, images, log))
+			}
+			if err != nil {
+				if ctx.Err() == nil {
+					log.Warn("remove disks of removed images from the datastore", "error", err)
+				}
+				return // with the next change
+			}
+			before = now
+		})
+		if err != nil {
+			log.Warn("watch for removed images", "error", err)
+		}
+	})
+	return func() error {
+		cancel()
+		wg.Wait()
+		return nil
+	}
+}
+
+func sweepDatastore(ctx context.Context, images *datastore.Store, log *slog.Logger) error {
+	removed, err := images.Sweep(ctx)
+	if len(removed) > 0 {
+		log.Info("disks removed from the datastore", "disks", len(removed))
+	}
+	return err
+}
