@@ -57,7 +57,7 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 		fl.StringVar(&v.name, "name", "virtual-container-host", "`name` of this virtual container host; no other on the same stores may have it")
 		fl.StringVar(&v.imageStore, "image-store", "", "`DATASTORE[/FOLDER]` of the images' disks, which several hosts may share")
 		fl.StringVar(&v.containerStore, "container-store", "", "`DATASTORE[/FOLDER]` of container VMs; default a folder with --name on the image store's datastore")
-		fl.StringVar(&v.encoding, "image-format", "", "`format` of the disks of an image store that is made: vmfsSparse, or hosted, which only simulated hosts take; default what suits the datastore")
+		fl.StringVar(&v.encoding, "image-format", "", "`format` of the disks of an image store that is made: vmfsSparse, blockWriter, flattened, or hosted, which only simulated hosts take; default what suits the datastore")
 		fl.StringVar(&v.bridge, "bridge-network", "", "`port group` of the networks that this host carries, such as bridge; without it there are none but container networks")
 		fl.StringVar(&v.bridgeInterface, "bridge-interface", "", "`name` of this machine's network interface on that port group")
 		fl.StringVar(&v.bridgeRange, "bridge-network-range", "172.16.0.0/12", "`CIDR` range of which bridge networks get subnets")
@@ -202,7 +202,13 @@ func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastor
 	if err != nil {
 		return nil, fmt.Errorf("--image-store: %w", err)
 	}
-	images, err := datastore.OpenStore(ctx, d, datastore.StoreOptions{VCH: v.name, Encoding: datastore.Encoding(v.encoding), Log: log})
+	own, err := ownVM(ctx, session, log)
+	if err != nil {
+		return nil, err
+	}
+	images, err := datastore.OpenStore(ctx, d, datastore.StoreOptions{
+		VCH: v.name, Encoding: datastore.Encoding(v.encoding), Own: own, Place: datastore.Place{Pool: v.pool, Folder: v.folder}, Log: log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -212,6 +218,24 @@ func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastor
 	h.closers = append(h.closers, h.store.Close)
 	h.closers = append(h.closers, tidy(h.store, images, log))
 	return images, nil
+}
+
+// ownVM is the virtual machine in which this process runs; nil if that is none of the target's.
+func ownVM(ctx context.Context, session *datastore.Session, log *slog.Logger) (*datastore.OwnVM, error) {
+	uuid, err := datastore.BIOSUUID()
+	if err != nil { // none of VMware's
+		log.Debug("this machine is no virtual machine of vSphere", "reason", err)
+		return nil, nil
+	}
+	own, err := session.FindOwnVM(ctx, uuid, datastore.LinuxDevices{})
+	if errors.Is(err, datastore.ErrUnavailable) {
+		return nil, err
+	}
+	if err != nil { // another vSphere's, perhaps
+		log.Info("disks of images cannot be written through this machine", "reason", err)
+		return nil, nil
+	}
+	return own, nil
 }
 
 // serveSerial listens for the hosts of VMs with serial ports.
@@ -245,7 +269,7 @@ func tidy(local *layerstore.Store, images *datastore.Store, log *slog.Logger) (s
 				gone = gone || !now[id]
 			}
 			if err == nil && gone {
-				err = errors.Join(images.Tidy(ctx, local), sweepDatastore(ctx, images, log))
+				err = errors.Join(images.Tidy(ctx, local, func(context.Context) ([]digest.Digest, error) { return local.ContainerImages() }), sweepDatastore(ctx, images, log))
 			}
 			if err != nil {
 				if ctx.Err() == nil {
