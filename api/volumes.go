@@ -6,7 +6,6 @@ import (
 	"errors"
 	"maps"
 	"net/http"
-	"path/filepath"
 	"time"
 
 	"github.com/docker/go-units"
@@ -19,15 +18,19 @@ import (
 // defaultDriver is the driver of a volume that none was asked for.
 var defaultDriver = layerstore.VolumeDrivers[0]
 
-// mountpoint is where a volume is on this host: a disk, which docker's volumes are not.
+// mountpoint is where a volume is: a disk, which docker's volumes are not.
 func (s *Server) mountpoint(name string) string {
-	return filepath.Join(s.store.Dir(), "volumes", name, "disk.vmdk")
+	v, err := s.store.Volume(name)
+	if err != nil { // it was just removed, or its record is damaged
+		v = &layerstore.Volume{Name: name}
+	}
+	return s.store.VolumePath(v)
 }
 
 // volumeOf is a volume as the API tells of it.
 func (s *Server) volumeOf(v *layerstore.Volume) volume.Volume {
 	reply := volume.Volume{
-		Name: v.Name, Driver: v.Driver, Mountpoint: s.mountpoint(v.Name), Scope: "local", CreatedAt: v.Created.Format(time.RFC3339),
+		Name: v.Name, Driver: v.Driver, Mountpoint: s.store.VolumePath(v), Scope: "local", CreatedAt: v.Created.Format(time.RFC3339),
 		Labels: v.Labels, Options: v.Options, Status: map[string]any{"Capacity": units.BytesSize(float64(v.Capacity))},
 	}
 	if reply.Labels == nil {

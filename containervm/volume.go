@@ -107,7 +107,7 @@ func (c *Container) takeVolumes(ctx context.Context) ([]volumeDisk, error) {
 		d.fill = d.fill || c.fills(v)
 	}
 	for i := range disks {
-		if err := c.takeVolume(&disks[i]); err != nil {
+		if err := c.takeVolume(ctx, &disks[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -120,9 +120,9 @@ func (c *Container) fills(v VolumeMount) bool {
 }
 
 // takeVolume takes hold of one. Call it with Manager.volumes held.
-func (c *Container) takeVolume(d *volumeDisk) error {
-	var err error
-	if d.Path, err = c.m.o.Volumes.VolumeDisk(d.name); err != nil {
+func (c *Container) takeVolume(ctx context.Context, d *volumeDisk) error {
+	distant, err := c.volumePath(ctx, d)
+	if err != nil {
 		if errors.Is(err, layerstore.ErrNotFound) {
 			return refuse(ErrNotFound, "get %s: no such volume", d.name)
 		}
@@ -135,6 +135,9 @@ func (c *Container) takeVolume(d *volumeDisk) error {
 	}
 	if len(c.m.holders[d.name]) > 0 {
 		d.fill = false // the others read what is there
+	} else if distant {
+		d.replay = true // of what is not written, where others read it, too
+		d.ReadOnly = d.ReadOnly && !d.fill
 	} else if err := c.lookInto(d); err != nil {
 		return err
 	}
@@ -143,6 +146,24 @@ func (c *Container) takeVolume(d *volumeDisk) error {
 	}
 	c.m.holders[d.name] = append(c.m.holders[d.name], holder{c, !d.ReadOnly})
 	return nil
+}
+
+// volumePath finds the path of a volume's disk, and tells whether that is not in the store.
+func (c *Container) volumePath(ctx context.Context, d *volumeDisk) (distant bool, err error) {
+	v, err := c.m.o.Volumes.Volume(d.name)
+	if err != nil {
+		return false, err
+	}
+	if v.Disk == "" {
+		d.Path, err = c.m.o.Volumes.VolumeDisk(d.name)
+		return false, err
+	}
+	host, ok := c.m.o.Disks.(VolumeHost)
+	if !ok {
+		return false, refuse(ErrNotImplemented, "volume %s is a disk of another hypervisor's: %s", v.Name, v.Disk)
+	}
+	d.Path, err = host.VolumeDisk(ctx, v)
+	return true, err
 }
 
 // lookInto finds out whether a volume that is to be read has to be written first, and whether one that is written has to grow.

@@ -137,7 +137,10 @@ func inUseByVM(volume string, h holder) error {
 
 // volumeError tells what a volume's disk is not good for.
 func volumeError(err error) error {
+	var distant *layerstore.DistantVolumeError
 	switch busy := (*layerstore.VolumeBusyError)(nil); {
+	case errors.As(err, &distant):
+		return refuse(ErrNotImplemented, "%v", err)
 	case errors.Is(err, layerstore.ErrNotFound):
 		return refuse(ErrNotFound, "%v", err)
 	case errors.As(err, &busy):

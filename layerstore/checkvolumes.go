@@ -31,6 +31,9 @@ func (c *checker) checkVolumes(ctx context.Context) error {
 			c.report(Finding{About: AboutFile, Path: path, Problem: "is no volume", Advice: "find out where it comes from, and move it elsewhere"})
 			continue
 		}
+		if v, err := c.d.readVolume(name); err == nil && v.Disk != "" { // its record is all that is here
+			continue
+		}
 		if c.d.growing(name) {
 			c.report(Finding{About: AboutVolume, ID: name, Path: path, Problem: "enlarging it was interrupted", Harmless: true,
 				Advice: "the next start of a container that mounts it goes on with it, and so does vic volume grow"})

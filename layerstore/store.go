@@ -38,6 +38,8 @@ type Options struct {
 	Limits Limits
 	// Mirror has the disks of all images as well; nil is none.
 	Mirror Mirror
+	// VolumeDisks keep the disks of volumes that are made; nil leaves them in the store.
+	VolumeDisks VolumeDisks
 	// Log gets what nobody is there to be told. nil is silent.
 	Log *slog.Logger
 }
@@ -94,8 +96,11 @@ type Store struct {
 	lim    Limits
 	mirror Mirror
 	log    *slog.Logger
-	slots  *slots
-	queue  committer
+
+	volumeDisks VolumeDisks // nil if they are in the store
+
+	slots *slots
+	queue committer
 
 	mu      sync.Mutex
 	closed  bool
@@ -125,9 +130,12 @@ type versionRecord struct {
 // done.
 func Open(dir string, o Options) (*Store, error) {
 	s := &Store{
-		dir:     Dir(dir),
-		log:     o.Log,
-		mirror:  o.Mirror,
+		dir:    Dir(dir),
+		log:    o.Log,
+		mirror: o.Mirror,
+
+		volumeDisks: o.VolumeDisks,
+
 		pulls:   make(map[*pull]struct{}),
 		flights: make(map[digest.Digest]*flight),
 	}

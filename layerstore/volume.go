@@ -27,6 +27,8 @@ type Volume struct {
 	Options map[string]string `json:"options,omitempty"` // as they were given
 	// Capacity in bytes is that of the disk.
 	Capacity int64 `json:"capacity"`
+	// Disk is the name that the store's VolumeDisks have given the disk; "" if it is in the store.
+	Disk string `json:"disk,omitempty"`
 	// Users are the IDs of the containers that mount it, whether they run or not, ascending.
 	Users []string `json:"-"`
 }
@@ -38,7 +40,7 @@ type VolumeOptions struct {
 	Driver string
 	// Options are size, in docker's notation ("10g"; a plain number is bytes), or Capacity, the same but
 	// that a plain number is MiB. Without either the volume has DefaultCapacity, of which only
-	// what is written takes room.
+	// what is written takes room. A store's VolumeDisks may take further ones.
 	Options map[string]string
 	Labels  map[string]string
 }
@@ -77,7 +79,7 @@ func checkVolumeName(name string) error {
 }
 
 // volume returns the record of the volume that is asked for, but for its time.
-func (o VolumeOptions) volume() (*Volume, error) {
+func (o VolumeOptions) volume(elsewhere VolumeDisks) (*Volume, error) {
 	if err := checkVolumeName(o.Name); err != nil {
 		return nil, err
 	}
@@ -87,6 +89,10 @@ func (o VolumeOptions) volume() (*Volume, error) {
 	}
 	if !slices.Contains(VolumeDrivers, v.Driver) {
 		return nil, &driverError{o.Name, o.Driver}
+	}
+	var others []string
+	if elsewhere != nil {
+		others = elsewhere.Options()
 	}
 	text, given := 0, ""
 	for _, m := range []map[string]string{o.Labels, o.Options} {
@@ -98,8 +104,12 @@ func (o VolumeOptions) volume() (*Volume, error) {
 		return nil, &VolumeOptionError{o.Name, fmt.Sprintf("labels and options of %d bytes, %d are allowed", text, maxVolumeText)}
 	}
 	for _, key := range slices.Sorted(maps.Keys(o.Options)) {
-		if k := strings.ToLower(key); k != "size" && k != "capacity" {
-			return nil, &VolumeOptionError{o.Name, fmt.Sprintf("invalid option: %q: a volume is a disk of its own, and takes size (or Capacity)", key)}
+		k := strings.ToLower(key)
+		if slices.Contains(others, k) {
+			continue
+		}
+		if k != "size" && k != "capacity" {
+			return nil, &VolumeOptionError{o.Name, fmt.Sprintf("invalid option: %q: a volume is a disk of its own, and takes %s", key, strings.Join(append([]string{"size (or Capacity)"}, others...), ", "))}
 		}
 		if given != "" {
 			return nil, &VolumeOptionError{o.Name, fmt.Sprintf("options %s and %s are the same: give one", given, key)}
@@ -111,7 +121,23 @@ func (o VolumeOptions) volume() (*Volume, error) {
 		}
 		v.Capacity = n
 	}
+	if elsewhere != nil {
+		var err error
+		if v.Disk, err = elsewhere.Name(o.Name, o.Options); err != nil {
+			return nil, &VolumeOptionError{o.Name, err.Error()}
+		}
+	}
 	return v, nil
+}
+
+// sized tells whether the options name a capacity.
+func (o VolumeOptions) sized() bool {
+	for key := range o.Options {
+		if k := strings.ToLower(key); k == "size" || k == "capacity" {
+			return true
+		}
+	}
+	return false
 }
 
 // parseCapacity reads a volume's size. key says what a plain number means.

@@ -32,7 +32,7 @@ func (s *Store) CreateVolume(o VolumeOptions) (v *Volume, made bool, err error) 
 		return nil, false, err
 	}
 	defer lock.unlock()
-	v, made, err = s.dir.createVolume(o)
+	v, made, err = s.dir.createVolume(o, s.volumeDisks)
 	if err == nil && !made {
 		v, err = s.Volume(o.Name)
 	}
@@ -40,15 +40,15 @@ func (s *Store) CreateVolume(o VolumeOptions) (v *Volume, made bool, err error) 
 }
 
 // createVolume is CreateVolume. The caller holds the store's lock.
-func (d Dir) createVolume(o VolumeOptions) (*Volume, bool, error) {
-	v, err := o.volume()
+func (d Dir) createVolume(o VolumeOptions, elsewhere VolumeDisks) (*Volume, bool, error) {
+	v, err := o.volume(elsewhere)
 	if err != nil {
 		return nil, false, err
 	}
 	for {
 		old, err := d.readVolume(v.Name)
 		switch {
-		case err == nil && len(o.Options) > 0 && old.Capacity != v.Capacity:
+		case err == nil && o.sized() && old.Capacity != v.Capacity:
 			return nil, false, &VolumeOptionError{v.Name, fmt.Sprintf("the volume is there with a capacity of %d bytes, not %d: vic volume grow enlarges it", old.Capacity, v.Capacity)}
 		case err == nil:
 			return old, false, nil
@@ -78,8 +78,10 @@ func (d Dir) makeVolume(v *Volume) (err error) {
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-	if err := makeVolumeDisk(dir, v.Capacity); err != nil {
-		return err
+	if v.Disk == "" {
+		if err := makeVolumeDisk(dir, v.Capacity); err != nil {
+			return err
+		}
 	}
 	if err := writeSynced(filepath.Join(dir, volumeRecord), marshalRecord(v), 0o600); err != nil {
 		return err
@@ -151,6 +153,12 @@ func (s *Store) VolumeStored(name string) (int64, error) {
 	if !validVolume.MatchString(name) {
 		return 0, &noVolumeError{name}
 	}
+	if v, err := s.dir.readVolume(name); err == nil && v.Disk != "" {
+		if s.volumeDisks == nil {
+			return 0, v.distant()
+		}
+		return s.volumeDisks.Stored(v.Disk)
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(s.dir.volume(name), containerExtent), &st); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -186,7 +194,7 @@ func (s *Store) RemoveVolume(name string) error {
 	if err == nil && len(users[name]) > 0 {
 		err = &VolumeInUseError{name, users[name]}
 	}
-	var trash string
+	var trash discarded
 	if err == nil {
 		trash, err = s.dir.discardVolume(name)
 	}
@@ -194,19 +202,24 @@ func (s *Store) RemoveVolume(name string) error {
 	if err != nil {
 		return err
 	}
-	return os.RemoveAll(trash)
+	return s.removeDiscarded(trash)
 }
 
 // discardVolume takes a volume's folder out of sight, as discard does.
-func (d Dir) discardVolume(name string) (string, error) {
-	trash, err := d.discard(d.volume(name))
+func (d Dir) discardVolume(name string) (discarded, error) {
+	t := discarded{name: name}
+	if v, err := d.readVolume(name); err == nil { // one whose record is damaged has no disk elsewhere that is known
+		t.disk = v.Disk
+	}
+	var err error
+	t.folder, err = d.discard(d.volume(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", &noVolumeError{name}
+		return t, &noVolumeError{name}
 	}
 	if err != nil {
-		return "", fmt.Errorf("remove %s: %w", name, err)
+		return t, fmt.Errorf("remove %s: %w", name, err)
 	}
-	return trash, nil
+	return t, nil
 }
 
 // A VolumeState is what can be seen of a volume from outside, while no VM writes it.

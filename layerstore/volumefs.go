@@ -16,6 +16,9 @@ import (
 // readVolumeDescriptor reads and checks the descriptor of a volume's disk.
 func (d Dir) readVolumeDescriptor(name string) (*vmdk.Descriptor, error) {
 	v, err := d.readVolume(name)
+	if err == nil {
+		err = v.distant()
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -60,6 +60,9 @@ func (d Dir) growVolume(name string, size int64) (_ *Volume, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := v.distant(); err != nil {
+		return nil, err
+	}
 	capacity, err := roundCapacity(size)
 	if err != nil {
 		return nil, &VolumeOptionError{name, err.Error()}
@@ -140,6 +143,9 @@ func (d Dir) settleVolume(v *Volume, f *os.File) (*Volume, error) {
 // growth, or a copy into it that was decided, that is finished. The error is ErrNotFound.
 func (s *Store) VolumeDisk(name string) (string, error) {
 	v, err := s.dir.readVolume(name)
+	if err == nil {
+		err = v.distant()
+	}
 	if err != nil {
 		return "", err
 	}
@@ -149,12 +155,18 @@ func (s *Store) VolumeDisk(name string) (string, error) {
 	if err := settle(s.dir.volume(name), func() (*guestDisk, error) { return s.dir.writableVolume(name) }); err != nil {
 		return "", fmt.Errorf("settle disk of volume %s: %w", name, err)
 	}
-	return s.VolumePath(name), nil
+	return s.VolumePath(v), nil
 }
 
 // VolumePath is VolumeDisk for who only wants to show the path.
-func (s *Store) VolumePath(name string) string {
-	return filepath.Join(s.dir.volume(name), containerDisk)
+func (s *Store) VolumePath(v *Volume) string {
+	if v.Disk != "" {
+		if s.volumeDisks == nil {
+			return v.Disk
+		}
+		return s.volumeDisks.Path(v.Disk)
+	}
+	return filepath.Join(s.dir.volume(v.Name), containerDisk)
 }
 
 func (d Dir) finishGrowth(v *Volume) error {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 )
 
@@ -33,7 +32,7 @@ func (s *Store) ClaimVolumes(container string, claims []VolumeClaim) ([]*Volume,
 	}
 	uses := []volumeUse{}
 	for _, c := range claims {
-		if _, err := c.volume(); err != nil {
+		if _, err := c.volume(s.volumeDisks); err != nil {
 			return nil, err
 		}
 		uses = append(uses, volumeUse{c.Name, c.Own})
@@ -48,7 +47,7 @@ func (s *Store) ClaimVolumes(container string, claims []VolumeClaim) ([]*Volume,
 	}
 	var made []*Volume
 	for _, c := range claims {
-		v, isNew, err := s.dir.createVolume(c.VolumeOptions)
+		v, isNew, err := s.dir.createVolume(c.VolumeOptions, s.volumeDisks)
 		if err != nil {
 			return made, err
 		}
@@ -69,7 +68,7 @@ func (s *Store) RemoveOwnVolumes(container string) (removed []string, err error)
 	trash, removed, err := s.dir.discardOwnVolumes(container)
 	lock.unlock()
 	for _, t := range trash {
-		err = errors.Join(err, os.RemoveAll(t))
+		err = errors.Join(err, s.removeDiscarded(t))
 	}
 	if err != nil {
 		err = fmt.Errorf("remove volumes of container %s: %w", container, err)
@@ -77,7 +76,7 @@ func (s *Store) RemoveOwnVolumes(container string) (removed []string, err error)
 	return removed, err
 }
 
-func (d Dir) discardOwnVolumes(container string) (trash, removed []string, err error) {
+func (d Dir) discardOwnVolumes(container string) (trash []discarded, removed []string, err error) {
 	uses, err := d.readVolumeUses(container)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil

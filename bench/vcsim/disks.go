@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -244,7 +245,8 @@ func fileFault(name string, err error) types.BaseMethodFault {
 	return &types.GenericVmConfigFault{Reason: err.Error()}
 }
 
-// diskManager deletes disks with all of their files; the simulator's own takes every disk for a flat one.
+// diskManager deletes disks with all of their files, and copies what a disk shows; the simulator's own takes every disk for a flat one
+// without holes.
 type diskManager struct {
 	*simulator.VirtualDiskManager
 	s *Server
@@ -259,4 +261,41 @@ func (m *diskManager) DeleteVirtualDiskTask(ctx *simulator.Context, req *types.D
 		return nil, nil
 	})
 	return &methods.DeleteVirtualDisk_TaskBody{Res: &types.DeleteVirtualDisk_TaskResponse{Returnval: t.Run(ctx)}}
+}
+
+// CopyVirtualDiskTask implements VirtualDiskManager.CopyVirtualDisk_Task. The copy is a flat disk.
+func (m *diskManager) CopyVirtualDiskTask(ctx *simulator.Context, req *types.CopyVirtualDisk_Task) soap.HasFault {
+	t := simulator.CreateTask(m.VirtualDiskManager, "copyVirtualDisk", func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		if err := m.s.copyDisk(req.SourceName, req.DestName); err != nil {
+			if errors.Is(err, fs.ErrExist) {
+				return nil, &types.FileAlreadyExists{FileFault: types.FileFault{File: req.DestName}}
+			}
+			return nil, fileFault(req.SourceName, err)
+		}
+		return nil, nil
+	})
+	return &methods.CopyVirtualDisk_TaskBody{Res: &types.CopyVirtualDisk_TaskResponse{Returnval: t.Run(ctx)}}
+}
+
+func (s *Server) copyDisk(from, to string) error {
+	source, err := s.Path(from)
+	if err != nil {
+		return err
+	}
+	path, err := s.Path(to)
+	if err != nil {
+		return err
+	}
+	above, err := readDescriptor(source)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, fs.ErrExist)
+	}
+	flat := simulator.VirtualDiskBackingFileName(path)
+	if out, err := exec.Command("qemu-img", "convert", "-f", "vmdk", "-O", "raw", source, flat).CombinedOutput(); err != nil {
+		return fmt.Errorf("qemu-img convert: %w: %s", err, out)
+	}
+	return writeDescriptor(path, vmdk.NewFlatDescriptor(filepath.Base(flat), above.Capacity(), vmdk.CIDFor(to)))
 }

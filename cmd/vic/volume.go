@@ -35,7 +35,7 @@ mount and that outlive them. A vic serve on the same store may be running.`,
 }
 
 func volumeInfoOf(s *layerstore.Store, v *layerstore.Volume) (volumeInfo, error) {
-	i := volumeInfo{Volume: v, Users: append([]string{}, v.Users...), Disk: s.VolumePath(v.Name)}
+	i := volumeInfo{Volume: v, Users: append([]string{}, v.Users...), Disk: s.VolumePath(v)}
 	var err error
 	i.Stored, err = s.VolumeStored(v.Name)
 	return i, err

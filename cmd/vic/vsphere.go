@@ -35,6 +35,7 @@ type vsphereFlags struct {
 	datacenter, pool, folder   string
 	name                       string
 	imageStore, containerStore string
+	volumeStores               []string
 	encoding                   string
 	bridge, bridgeInterface    string
 	bridgeRange                string
@@ -57,6 +58,7 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 		fl.StringVar(&v.name, "name", "virtual-container-host", "`name` of this virtual container host; no other on the same stores may have it")
 		fl.StringVar(&v.imageStore, "image-store", "", "`DATASTORE[/FOLDER]` of the images' disks, which several hosts may share")
 		fl.StringVar(&v.containerStore, "container-store", "", "`DATASTORE[/FOLDER]` of container VMs; default a folder with --name on the image store's datastore")
+		fl.StringArrayVar(&v.volumeStores, "volume-store", nil, "`DATASTORE/FOLDER:LABEL` of volumes; docker volume create --opt VolumeStore=LABEL chooses, and \"default\" is for those that do not (may be given several times)")
 		fl.StringVar(&v.encoding, "image-format", "", "`format` of the disks of an image store that is made: vmfsSparse, blockWriter, flattened, or hosted, which only simulated hosts take; default what suits the datastore")
 		fl.StringVar(&v.bridge, "bridge-network", "", "`port group` of the networks that this host carries, such as bridge; without it there are none but container networks")
 		fl.StringVar(&v.bridgeInterface, "bridge-interface", "", "`name` of this machine's network interface on that port group")
@@ -137,7 +139,11 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 		}
 		return nil
 	})
-	images, err := h.openImages(ctx, v, session, f.store, log)
+	volumes, err := h.openVolumes(ctx, v, session)
+	if err != nil {
+		return err
+	}
+	images, err := h.openImages(ctx, v, session, f.store, volumes, log)
 	if err != nil {
 		return err
 	}
@@ -159,7 +165,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 		return err
 	}
 	o := vsphere.Options{
-		Session: session, Pool: v.pool, Folder: v.folder, Local: h.store, Images: images, Containers: containers,
+		Session: session, Pool: v.pool, Folder: v.folder, Local: h.store, Images: images, Volumes: volumes, Containers: containers,
 		Ports: ports, Proxy: serial.String(), Bridge: v.bridge, Name: v.name, Log: log,
 	}
 	if v.bridge != "" {
@@ -196,7 +202,7 @@ func imageDatastore(v vsphereFlags) string {
 }
 
 // openImages opens the image store on its datastore, and the local one, whose images it has as well.
-func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastore.Session, local string, log *slog.Logger) (*datastore.Store, error) {
+func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastore.Session, local string, volumes *datastore.Volumes, log *slog.Logger) (*datastore.Store, error) {
 	name, folder := folderOn(v.imageStore, "vic")
 	d, err := session.OpenDatastore(ctx, v.datacenter, name, folder)
 	if err != nil {
@@ -212,12 +218,41 @@ func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastor
 	if err != nil {
 		return nil, err
 	}
-	if h.store, err = layerstore.Open(local, layerstore.Options{Capacity: images.Capacity(), Mirror: images, Log: log}); err != nil {
+	if h.store, err = layerstore.Open(local, layerstore.Options{Capacity: images.Capacity(), Mirror: images, VolumeDisks: volumes, Log: log}); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", local, err)
 	}
 	h.closers = append(h.closers, h.store.Close)
 	h.closers = append(h.closers, tidy(h.store, images, log))
 	return images, nil
+}
+
+// openVolumes opens the folders of volumes.
+func (h *host) openVolumes(ctx context.Context, v vsphereFlags, session *datastore.Session) (*datastore.Volumes, error) {
+	folders := map[string]*datastore.Datastore{}
+	for _, text := range v.volumeStores {
+		where, label, ok := cutLast(text, ":")
+		name, folder := folderOn(where, "")
+		switch {
+		case !ok || label == "" || name == "" || folder == "":
+			return nil, usageErrorf("--volume-store %s: it must be DATASTORE/FOLDER:LABEL", text)
+		case folders[label] != nil:
+			return nil, usageErrorf("--volume-store: there are two of the label %s", label)
+		}
+		d, err := session.OpenDatastore(ctx, v.datacenter, name, folder)
+		if err != nil {
+			return nil, fmt.Errorf("--volume-store %s: %w", text, err)
+		}
+		folders[label] = d
+	}
+	format := func(capacity int64) (*layerstore.Disk, error) { return h.store.EmptyVolume(capacity) }
+	return datastore.NewVolumes(folders, datastore.Place{Pool: v.pool, Folder: v.folder}, format), nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }
 
 // ownVM is the virtual machine in which this process runs; nil if that is none of the target's.
@@ -269,7 +304,7 @@ func tidy(local *layerstore.Store, images *datastore.Store, log *slog.Logger) (s
 				gone = gone || !now[id]
 			}
 			if err == nil && gone {
-				err = errors.Join(images.Tidy(ctx, local, func(context.Context) ([]digest.Digest, error) { return local.ContainerImages() }), sweepDatastore(ctx, images, log))
+				err = errors.Join(images.Tidy(ctx, local), sweepDatastore(ctx, images, log))
 			}
 			if err != nil {
 				if ctx.Err() == nil {

@@ -90,6 +90,8 @@ type Options struct {
 	// Local is the store on this machine, Images the one whose disks VMs have. An image that a container is made of is published if it is not.
 	Local  *layerstore.Store
 	Images *datastore.Store
+	// Volumes are the disks of volumes; nil is none.
+	Volumes *datastore.Volumes
 	// Containers is the folder that VMs' folders are made in.
 	Containers *datastore.Datastore
 	// Ports dials what VMs connect to Proxy, a URI such as tcp://HOST:PORT that ESXi hosts reach.

@@ -3,6 +3,7 @@ package vsphere
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -191,7 +192,7 @@ func (d *Datastore) deleteDisk(ctx context.Context, name string) error {
 	}
 	// ESXi marks disks that became parents.
 	if kept := notDeletable.ReplaceAll(text, nil); len(kept) < len(text) {
-		if err := d.Put(ctx, name, int64(len(kept)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(kept)), nil }, nil); err != nil {
+		if err := d.putText(ctx, name, kept); err != nil {
 			return err
 		}
 	}
@@ -489,4 +490,18 @@ func (d *Datastore) ReadFile(ctx context.Context, name string, limit int64) ([]b
 		return nil, err
 	}
 	return text, nil
+}
+
+// putText writes a small file.
+func (d *Datastore) putText(ctx context.Context, name string, text []byte) error {
+	return d.Put(ctx, name, int64(len(text)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(text)), nil }, nil)
+}
+
+// putRecord writes a file of JSON.
+func (d *Datastore) putRecord(ctx context.Context, name string, v any) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return d.putText(ctx, name, append(text, '\n'))
 }

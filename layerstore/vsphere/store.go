@@ -1,7 +1,6 @@
 package vsphere
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -9,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"path"
@@ -215,15 +213,11 @@ func (s *Store) make(ctx context.Context) error {
 
 // put writes a small file.
 func (s *Store) put(ctx context.Context, name string, text []byte) error {
-	return s.d.Put(ctx, name, int64(len(text)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(text)), nil }, nil)
+	return s.d.putText(ctx, name, text)
 }
 
 func (s *Store) putJSON(ctx context.Context, name string, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	return s.put(ctx, name, append(text, '\n'))
+	return s.d.putRecord(ctx, name, v)
 }
 
 // endPulls removes what a crash has left of the VCH's pulls: they keep disks from being removed.

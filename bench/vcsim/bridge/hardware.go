@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -130,12 +133,20 @@ func (b *Bridge) disk(d *types.VirtualDisk) (part, error) {
 	if !ok {
 		return part{}, fmt.Errorf("backing %T has no counterpart", d.Backing)
 	}
-	if f.DiskMode != "" && f.DiskMode != string(types.VirtualDiskModePersistent) && f.DiskMode != string(types.VirtualDiskModeIndependent_persistent) {
-		return part{}, fmt.Errorf("disk mode %s has no counterpart", f.DiskMode)
-	}
 	path, err := b.s.Path(f.FileName)
 	if err != nil {
 		return part{}, err
+	}
+	format := "vmdk"
+	switch types.VirtualDiskMode(f.DiskMode) {
+	case "", types.VirtualDiskModePersistent, types.VirtualDiskModeIndependent_persistent:
+	case types.VirtualDiskModeIndependent_nonpersistent: // what is written goes to a disk above, which nobody opens again
+		if path, err = b.redo(path); err != nil {
+			return part{}, err
+		}
+		format = "qcow2"
+	default:
+		return part{}, fmt.Errorf("disk mode %s has no counterpart", f.DiskMode)
 	}
 	if d.UnitNumber == nil {
 		return part{}, errors.New("it has no unit number")
@@ -148,10 +159,23 @@ func (b *Bridge) disk(d *types.VirtualDisk) (part, error) {
 		device["serial"] = strings.ReplaceAll(f.Uuid, "-", "")
 	}
 	return part{
-		block: map[string]any{"driver": "vmdk", "node-name": node, "cache": cache,
+		block: map[string]any{"driver": format, "node-name": node, "cache": cache,
 			"file": map[string]any{"driver": "file", "filename": path, "cache": cache}},
 		device: device,
 	}, nil
+}
+
+// redo makes an empty disk above another, in the bridge's folder.
+func (b *Bridge) redo(below string) (string, error) {
+	dir, err := os.MkdirTemp(b.temp, "redo-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "redo.qcow2")
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", "vmdk", path).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("qemu-img create: %w: %s", err, out)
+	}
+	return path, nil
 }
 
 func (b *Bridge) cd(d *types.VirtualCdrom, connected bool, n int) (part, error) {

@@ -1,0 +1,254 @@
+//go:build linux
+
+package vsphere
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/vmware/govmomi/object"
+
+	"vic/layerstore"
+	"vic/vmdk"
+)
+
+// VolumeOption is the key of a volume's option that names the folder which its disk is made in.
+const VolumeOption = "volumestore"
+
+// DefaultVolumes is the label of the folder of volumes that name none.
+const DefaultVolumes = "default"
+
+// emptyFolder is the folder of disks with empty file systems.
+const emptyFolder = "empty"
+
+// Volumes are the disks of volumes, in folders that have labels:
+//
+//	NAME-ID.vmdk, NAME-ID-flat.vmdk  a thin disk with a file system, which the server copied
+//	NAME-ID.json                     volumeRecord, written last: without it the disk is not complete
+//	empty/SIZE-ID.vmdk and so on     an empty file system of so many bytes, which volumes are copies of; one is enough
+//
+// NAME is the volume's, ID some digits that no two disks have in common. A disk has a UUID of its own, by which guests know it, and that
+// is why it is no delta: all over one parent would have the parent's. It implements layerstore.VolumeDisks.
+type Volumes struct {
+	folders map[string]*Datastore
+	place   Place
+	format  func(capacity int64) (*layerstore.Disk, error)
+
+	mu sync.Mutex // held while a disk is made
+}
+
+type volumeRecord struct {
+	Capacity int64 `json:"capacity"` // bytes
+}
+
+// NewVolumes returns the volumes in folders, by their labels. Format makes a disk with an empty file system.
+func NewVolumes(folders map[string]*Datastore, place Place, format func(capacity int64) (*layerstore.Disk, error)) *Volumes {
+	return &Volumes{folders: folders, place: place, format: format}
+}
+
+// Options implements layerstore.VolumeDisks.
+func (v *Volumes) Options() []string { return []string{VolumeOption} }
+
+// Name implements layerstore.VolumeDisks: LABEL/NAME-ID.
+func (v *Volumes) Name(volume string, options map[string]string) (string, error) {
+	label := DefaultVolumes
+	for key, value := range options {
+		if strings.EqualFold(key, VolumeOption) {
+			label = value
+		}
+	}
+	if v.folders[label] == nil {
+		if len(v.folders) == 0 {
+			return "", errors.New("this host has no volume store: give vic serve --volume-store")
+		}
+		return "", fmt.Errorf("no volume store named %q: there are %s", label, strings.Join(slices.Sorted(maps.Keys(v.folders)), ", "))
+	}
+	return label + "/" + volume + "-" + newID(), nil
+}
+
+// find returns the folder of a disk and its name in that, without a suffix.
+func (v *Volumes) find(disk string) (*Datastore, string, error) {
+	label, name, ok := strings.Cut(disk, "/")
+	if !ok || name == "" || strings.ContainsAny(name, "/") || strings.HasPrefix(name, ".") {
+		return nil, "", fmt.Errorf("%q is no disk of a volume", disk)
+	}
+	d := v.folders[label]
+	if d == nil {
+		return nil, "", fmt.Errorf("volume store %q, which has disk %s, is not there: give vic serve --volume-store", label, name)
+	}
+	return d, name, nil
+}
+
+// Path implements layerstore.VolumeDisks.
+func (v *Volumes) Path(disk string) string {
+	d, name, err := v.find(disk)
+	if err != nil {
+		return disk
+	}
+	return d.Path(name + ".vmdk")
+}
+
+// volumeTime bounds what has no context.
+const volumeTime = time.Minute
+
+// Stored implements layerstore.VolumeDisks. It is what the datastore's browser says of the disk's extent.
+func (v *Volumes) Stored(disk string) (int64, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), volumeTime)
+	defer cancel()
+	d, name, err := v.find(disk)
+	if err != nil {
+		return 0, err
+	}
+	list, err := d.List(ctx, ".")
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	for _, e := range list {
+		if e.Name == name+"-flat.vmdk" {
+			return e.Size, nil
+		}
+	}
+	return 0, err
+}
+
+// Remove implements layerstore.VolumeDisks.
+func (v *Volumes) Remove(disk string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), volumeTime)
+	defer cancel()
+	d, name, err := v.find(disk)
+	if err != nil {
+		return err
+	}
+	if err := d.Remove(ctx, name+".json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return d.discard(ctx, name+".vmdk")
+}
+
+// Make returns the datastore path of a volume's disk, of capacity bytes, which is made if it is not there.
+func (v *Volumes) Make(ctx context.Context, disk string, capacity int64) (string, error) {
+	d, name, err := v.find(disk)
+	if err != nil {
+		return "", err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.make(ctx, d, name, capacity); err != nil {
+		return "", fmt.Errorf("make the volume's disk %s: %w", d.Path(name+".vmdk"), err)
+	}
+	return d.Path(name + ".vmdk"), nil
+}
+
+func (v *Volumes) make(ctx context.Context, d *Datastore, name string, capacity int64) error {
+	if there, err := complete(ctx, d, name); there || err != nil {
+		return err
+	}
+	empty, err := v.empty(ctx, d, capacity)
+	if err != nil {
+		return err
+	}
+	if err := d.discard(ctx, name+".vmdk"); err != nil { // of a copy that was broken off
+		return err
+	}
+	disks := object.NewVirtualDiskManager(d.s.client)
+	if err := d.s.Do(ctx, func() (*object.Task, error) {
+		return disks.CopyVirtualDisk(ctx, d.Path(empty+".vmdk"), d.dc, d.Path(name+".vmdk"), d.dc, nil, false)
+	}); err != nil {
+		return err
+	}
+	id := uuid.New()
+	err = d.s.Call(ctx, func() error {
+		return disks.SetVirtualDiskUuid(ctx, d.Path(name+".vmdk"), d.dc, vmwareUUID(id))
+	})
+	if err != nil {
+		return err
+	}
+	return d.putRecord(ctx, name+".json", volumeRecord{capacity})
+}
+
+// empty returns the name of a disk with an empty file system, which is made if there is none. Several hosts may do so at once.
+func (v *Volumes) empty(ctx context.Context, d *Datastore, capacity int64) (string, error) {
+	list, err := d.List(ctx, emptyFolder)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	prefix := strconv.FormatInt(capacity, 10) + "-"
+	for _, e := range list {
+		name, isRecord := strings.CutSuffix(path.Join(emptyFolder, e.Name), ".json")
+		if !isRecord || !strings.HasPrefix(e.Name, prefix) {
+			continue
+		}
+		if there, err := complete(ctx, d, name); there || err != nil {
+			return name, err
+		}
+	}
+	name := path.Join(emptyFolder, prefix+newID())
+	return name, v.makeEmpty(ctx, d, name, capacity)
+}
+
+func newID() string {
+	var id [nameID]byte
+	rand.Read(id[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(id[:])
+}
+
+func (v *Volumes) makeEmpty(ctx context.Context, d *Datastore, name string, capacity int64) error {
+	disk, err := v.format(capacity)
+	if err != nil {
+		return err
+	}
+	defer disk.Close() // read only
+	bound, err := disk.StreamBound()
+	if err != nil {
+		return err
+	}
+	if err := d.MakeFolder(ctx, emptyFolder); err != nil {
+		return err
+	}
+	err = d.importDisk(ctx, v.place, imported{
+		name: name + ".vmdk", capacity: capacity, bound: bound, progress: func(int64) {},
+		write: func(w io.Writer) error { return disk.WriteStream(w, path.Base(name)+".vmdk", vmdk.CIDFor(name)) },
+	})
+	if err != nil {
+		return err
+	}
+	return d.putRecord(ctx, name+".json", volumeRecord{capacity})
+}
+
+// complete tells whether a disk's record is there.
+func complete(ctx context.Context, d *Datastore, name string) (bool, error) {
+	text, err := d.ReadFile(ctx, name+".json", recordLimit)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	var rec volumeRecord
+	return err == nil && json.Unmarshal(text, &rec) == nil, err
+}
+
+// discard deletes a disk with all of its files, if it is there.
+func (d *Datastore) discard(ctx context.Context, name string) error {
+	if err := d.deleteDisk(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// vmwareUUID is a UUID as VMware writes those of disks: in hex, of bytes with spaces and a dash in the middle.
+func vmwareUUID(id uuid.UUID) string {
+	s := fmt.Sprintf("% x", id[:])
+	return s[:23] + "-" + s[24:]
+}
