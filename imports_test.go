@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"containervm/boot":      {},
 	"containervm/appliance": {"tether/wire"},
 	"containervm/network":   {"containervm"},
-	"containervm/qemu":      {"containervm", "tether/wire"},
+	"containervm/qemu":      {"containervm", "containervm/qemu/qmp", "tether/wire"},
 	"containervm/vspc":      {"containervm/vspc/telnet"},
 	"containervm/vsphere":   {"containervm", "layerstore", "layerstore/vsphere", "tether/wire", "vmdk"},
 	"api":                   {"api/build", "containervm", "diskfs", "fetch", "fetch/archive", "layerstore"},
@@ -55,9 +55,10 @@ var allowed = map[string][]string{
 	"bench/figures":         {"bench/testimage"},
 	"bench/vsphere":         {"bench/corpus", "fetch/archive", "layerstore", "layerstore/vsphere"},
 	"bench/vcsim":           {"vmdk"},
-	"bench/vcsim/bridge":    {"bench/vcsim", "containervm/vspc/telnet", "tether/wire"},
+	"bench/vcsim/bridge":    {"bench/vcsim", "containervm/qemu/qmp", "containervm/vspc/telnet", "tether/wire"},
 
 	"cmd/vic/compat/suites":   {"bench/testimage"},
+	"containervm/qemu/qmp":    {},
 	"containervm/vspc/telnet": {},
 }
 

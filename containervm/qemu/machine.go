@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vic/containervm"
+	"vic/containervm/qemu/qmp"
 )
 
 // machine is a QEMU process, ours or one that was found.
@@ -26,7 +27,7 @@ type machine struct {
 	// process is a pidfd: it names the process even if its number is used again, and is readable once
 	// it has ended.
 	process *os.File
-	mon     *monitor // nil if QEMU does not answer
+	mon     *qmp.Monitor // nil if QEMU does not answer
 	paused  atomic.Bool
 
 	done    chan struct{}
@@ -79,7 +80,7 @@ func openProcess(vm containervm.VM) (int, *os.File, error) {
 }
 
 // newMachine watches over a process.
-func newMachine(vm containervm.VM, info containervm.MachineInfo, process *os.File, mon *monitor) *machine {
+func newMachine(vm containervm.VM, info containervm.MachineInfo, process *os.File, mon *qmp.Monitor) *machine {
 	m := &machine{vm: vm, info: info, process: process, mon: mon,
 		done: make(chan struct{}), closing: make(chan struct{})}
 	m.watch.Go(func() {
@@ -126,7 +127,7 @@ func (m *machine) Info() containervm.MachineInfo {
 	i := m.info
 	i.Paused = m.paused.Load()
 	if m.mon != nil {
-		i.Reason = m.mon.reason()
+		i.Reason = m.mon.Reason()
 	}
 	return i
 }
@@ -183,7 +184,7 @@ func (m *machine) setPaused(ctx context.Context, command string, paused bool) er
 	}
 	ctx, cancel := context.WithTimeout(ctx, monitorTimeout)
 	defer cancel()
-	if _, err := m.mon.execute(ctx, command, nil); err != nil {
+	if _, err := m.mon.Execute(ctx, command, nil); err != nil {
 		return err
 	}
 	m.paused.Store(paused)
@@ -195,7 +196,7 @@ func (m *machine) learnPaused(ctx context.Context) error {
 	if m.mon == nil {
 		return nil
 	}
-	text, err := m.mon.execute(ctx, "query-status", nil)
+	text, err := m.mon.Execute(ctx, "query-status", nil)
 	if err != nil {
 		return err
 	}
@@ -222,7 +223,7 @@ func (m *machine) Kill() error {
 	m.kills.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
 		defer cancel()
-		if _, err := m.mon.execute(ctx, "quit", nil); err == nil || errors.Is(err, errGone) {
+		if _, err := m.mon.Execute(ctx, "quit", nil); err == nil || errors.Is(err, qmp.ErrGone) {
 			select {
 			case <-m.done:
 				return
@@ -255,7 +256,7 @@ func (m *machine) Close() error {
 		close(m.closing)
 		m.kills.Wait()
 		if m.mon != nil {
-			m.mon.close()
+			m.mon.Close()
 		}
 		err = m.process.Close()
 		m.watch.Wait()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vic/containervm"
+	"vic/containervm/qemu/qmp"
 )
 
 // unplugTurn is how long a guest may take to let go of a device before it is asked again: it does not hear
@@ -28,13 +29,13 @@ func (m *machine) AddNIC(ctx context.Context, nic containervm.NIC) error {
 		"type": "stream", "id": nic.End, "server": true,
 		"addr": map[string]any{"type": "unix", "path": socket(m.vm, nic.End)},
 	}
-	if _, err := m.mon.execute(ctx, "netdev_add", netdev); err != nil {
+	if _, err := m.mon.Execute(ctx, "netdev_add", netdev); err != nil {
 		return fmt.Errorf("add network interface %s: %w", nic.End, err)
 	}
 	device := map[string]any{
 		"driver": "virtio-net-pci", "id": deviceID(nic.End), "bus": slots, "netdev": nic.End, "mac": nic.MAC, "romfile": "",
 	}
-	if _, err := m.mon.execute(ctx, "device_add", device); err != nil {
+	if _, err := m.mon.Execute(ctx, "device_add", device); err != nil {
 		return errors.Join(fmt.Errorf("add network interface %s: %w", nic.End, err), m.removeNetdev(context.WithoutCancel(ctx), nic.End))
 	}
 	return nil
@@ -45,12 +46,12 @@ func (m *machine) RemoveNIC(ctx context.Context, end string) error {
 	if m.mon == nil {
 		return errNoMonitor
 	}
-	for gone := m.mon.awaitDeleted(deviceID(end)); ; {
-		_, err := m.mon.execute(ctx, "device_del", map[string]any{"id": deviceID(end)})
-		if notFound(err) {
+	for gone := m.mon.AwaitDeleted(deviceID(end)); ; {
+		_, err := m.mon.Execute(ctx, "device_del", map[string]any{"id": deviceID(end)})
+		if qmp.NotFound(err) {
 			break
 		}
-		var refused *commandError
+		var refused *qmp.Error
 		if err != nil && !errors.As(err, &refused) { // else the guest has been asked already
 			return fmt.Errorf("remove network interface %s: %w", end, err)
 		}
@@ -77,7 +78,7 @@ func (m *machine) RemoveNIC(ctx context.Context, end string) error {
 
 // removeNetdev removes a back end with its socket, if it is there.
 func (m *machine) removeNetdev(ctx context.Context, end string) error {
-	if _, err := m.mon.execute(ctx, "netdev_del", map[string]any{"id": end}); err != nil && !notFound(err) {
+	if _, err := m.mon.Execute(ctx, "netdev_del", map[string]any{"id": end}); err != nil && !qmp.NotFound(err) {
 		return err
 	}
 	if err := os.Remove(socket(m.vm, end)); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -43,6 +43,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vic/containervm"
+	"vic/containervm/qemu/qmp"
 )
 
 // A Driver is a containervm.Hypervisor. The zero value works.
@@ -272,7 +273,7 @@ func listen(path string) (*os.File, error) {
 
 // open connects to the VM that was just started.
 func (d *Driver) open(ctx context.Context, vm containervm.VM) (*machine, error) {
-	mon, err := dialMonitor(ctx, socket(vm, monitorFile))
+	mon, err := qmp.Dial(ctx, socket(vm, monitorFile))
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +282,7 @@ func (d *Driver) open(ctx context.Context, vm containervm.VM) (*machine, error) 
 		err = errors.New("it ended at once")
 	}
 	if err != nil {
-		mon.close()
+		mon.Close()
 		return nil, err
 	}
 	return newMachine(vm, infoOf(pid), process, mon), nil
@@ -297,7 +298,7 @@ func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machi
 	}
 	ctx, cancel := context.WithTimeout(ctx, monitorTimeout)
 	defer cancel()
-	mon, err := dialMonitor(ctx, socket(vm, monitorFile))
+	mon, err := qmp.Dial(ctx, socket(vm, monitorFile))
 	if err != nil {
 		// It can still be killed, and be seen to end.
 		d.log().Warn("VM does not answer", "container", vm.ID, "pid", pid, "error", err)

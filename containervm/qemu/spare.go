@@ -86,11 +86,11 @@ func (d *Driver) takeSpare(ctx context.Context, t template, vm containervm.VM) *
 func (s *spare) become(ctx context.Context, vm containervm.VM) error {
 	m, was := s.m, s.m.vm
 	const disk = "disk"
-	if _, err := m.mon.execute(ctx, "blockdev-add", vmdkNode(disk, containervm.Disk{Path: vm.Disk}, vm.Unsafe)); err != nil {
+	if _, err := m.mon.Execute(ctx, "blockdev-add", vmdkNode(disk, containervm.Disk{Path: vm.Disk}, vm.Unsafe)); err != nil {
 		return err
 	}
 	root := map[string]any{"driver": "raw", "node-name": rootNode, "file": disk}
-	if _, err := m.mon.execute(ctx, "blockdev-reopen", map[string]any{"options": []any{root}}); err != nil {
+	if _, err := m.mon.Execute(ctx, "blockdev-reopen", map[string]any{"options": []any{root}}); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(vm.RuntimeDir); err != nil {

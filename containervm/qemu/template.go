@@ -212,10 +212,10 @@ func (m *machine) adopt(ctx context.Context, saved string) (_ net.Conn, err erro
 	}
 	// No interface is to announce itself: it has no driver yet, and QEMU 7.2 ends if it happens before it
 	// listens for the interface's other end.
-	if _, err := m.mon.execute(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}); err != nil {
+	if _, err := m.mon.Execute(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}); err != nil {
 		return nil, err
 	}
-	if _, err := m.mon.execute(ctx, "migrate-incoming", map[string]any{"uri": saved}); err != nil {
+	if _, err := m.mon.Execute(ctx, "migrate-incoming", map[string]any{"uri": saved}); err != nil {
 		return nil, err
 	}
 	return conn, nil
@@ -223,7 +223,7 @@ func (m *machine) adopt(ctx context.Context, saved string) (_ net.Conn, err erro
 
 // ignoreShared leaves memory that is a shared file out of the state that is saved, or to be expected.
 func (m *machine) ignoreShared(ctx context.Context) error {
-	_, err := m.mon.execute(ctx, "migrate-set-capabilities", map[string]any{
+	_, err := m.mon.Execute(ctx, "migrate-set-capabilities", map[string]any{
 		"capabilities": []any{map[string]any{"capability": "x-ignore-shared", "state": true}},
 	})
 	return err
@@ -305,7 +305,7 @@ func (m *machine) save(ctx context.Context, path string) error {
 	}
 	defer l.Close()
 	defer context.AfterFunc(ended, func() { l.Close() })()
-	if _, err := m.mon.execute(ctx, "migrate", map[string]any{"uri": "unix:" + socketPath}); err != nil {
+	if _, err := m.mon.Execute(ctx, "migrate", map[string]any{"uri": "unix:" + socketPath}); err != nil {
 		return err
 	}
 	state, err := l.Accept()
@@ -337,7 +337,7 @@ func copyToFile(path string, r io.Reader) (err error) {
 // awaitSaved asks QEMU, which has written all, whether it believes so too.
 func (m *machine) awaitSaved(ctx context.Context) error {
 	for {
-		text, err := m.mon.execute(ctx, "query-migrate", nil)
+		text, err := m.mon.Execute(ctx, "query-migrate", nil)
 		if err != nil {
 			return err
 		}

@@ -28,7 +28,7 @@ func (m *machine) unblock(ctx context.Context) (err error) {
 	if err := m.learnPaused(ctx); err != nil { // an answer from QEMU, which has then accepted the connections
 		return err
 	}
-	_, stopErr := m.mon.execute(ctx, "stop", nil)
-	_, contErr := m.mon.execute(ctx, "cont", nil)
+	_, stopErr := m.mon.Execute(ctx, "stop", nil)
+	_, contErr := m.mon.Execute(ctx, "cont", nil)
 	return errors.Join(stopErr, contErr)
 }

@@ -21,6 +21,8 @@ import (
 
 	"github.com/vmware/govmomi/vim25/types"
 	"golang.org/x/sys/unix"
+
+	"vic/containervm/qemu/qmp"
 )
 
 const (
@@ -40,8 +42,8 @@ type machine struct {
 	report func(m *machine, nic int32, address string)
 
 	cmd    *exec.Cmd
-	said   bytes.Buffer // its standard error, whole when done
-	mon    *monitor
+	said   bytes.Buffer  // its standard error, whole when done
+	mon    *qmp.Monitor  // nil before QEMU has answered
 	done   chan struct{} // closed when the process has ended
 	ending atomic.Bool   // the API ends it
 	wg     sync.WaitGroup
@@ -69,7 +71,6 @@ func (m *machine) start(ctx context.Context, program string, h *hardware) error 
 	m.cmd.Stderr = &m.said
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	m.done = make(chan struct{})
-	m.mon = &monitor{conn: ours, replies: make(chan reply, 1), gone: make(chan struct{}), deleted: map[string]chan struct{}{}}
 	m.plugged, m.listeners = map[int32]part{}, map[int32]*listener{}
 	started := make(chan error)
 	go func() {
@@ -86,8 +87,7 @@ func (m *machine) start(ctx context.Context, program string, h *hardware) error 
 	if m.cmd.Process == nil {
 		return errors.Join(err, ours.Close())
 	}
-	m.wg.Go(m.mon.read)
-	if err == nil {
+	if err = errors.Join(err, m.greet(ctx, ours)); err == nil {
 		err = m.equip(ctx, h)
 	}
 	if err == nil {
@@ -102,13 +102,18 @@ func (m *machine) start(ctx context.Context, program string, h *hardware) error 
 	return err
 }
 
+// greet makes the monitor, of a connection that is then its own.
+func (m *machine) greet(ctx context.Context, conn net.Conn) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	m.mon, err = qmp.New(ctx, conn)
+	return err
+}
+
 // equip plugs in what may come and go, connects serial ports, and lets the guest begin.
 func (m *machine) equip(ctx context.Context, h *hardware) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.execute(ctx, "qmp_capabilities", nil); err != nil {
-		return err
-	}
 	for i, s := range h.serials {
 		if err := m.connect(ctx, i, s); err != nil {
 			return err
@@ -179,7 +184,8 @@ func monitorPair() (ours net.Conn, theirs *os.File, err error) {
 func (m *machine) execute(ctx context.Context, name string, args any) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	return m.mon.execute(ctx, name, args)
+	_, err := m.mon.Execute(ctx, name, args)
+	return err
 }
 
 // end has QEMU write its buffers and end, and if it does not kills it. It returns when there is none any more.
@@ -187,7 +193,7 @@ func (m *machine) end() {
 	m.ending.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
 	defer cancel()
-	if err := m.mon.execute(ctx, "quit", nil); err == nil || errors.Is(err, errGone) {
+	if _, err := m.mon.Execute(ctx, "quit", nil); err == nil || errors.Is(err, qmp.ErrGone) {
 		select {
 		case <-m.done:
 		case <-ctx.Done():
@@ -200,7 +206,10 @@ func (m *machine) end() {
 // close gives back what the process left. It has ended.
 func (m *machine) close() error {
 	m.mu.Lock()
-	err := m.mon.conn.Close()
+	if m.mon != nil {
+		m.mon.Close()
+	}
+	var err error
 	for _, l := range m.listeners {
 		err = errors.Join(err, l.close())
 	}

@@ -8,6 +8,8 @@ import (
 	"reflect"
 
 	"github.com/vmware/govmomi/simulator"
+
+	"vic/containervm/qemu/qmp"
 )
 
 // replug makes a machine's hardware what the VM's configuration says now. The caller holds the VM's lock.
@@ -108,14 +110,14 @@ func (m *machine) unplug(ctx context.Context, key int32) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	id, _ := p.device["id"].(string)
-	gone := m.mon.awaitDeleted(id)
+	gone := m.mon.AwaitDeleted(id)
 	if err := m.execute(ctx, "device_del", map[string]any{"id": id}); err != nil {
 		return err
 	}
 	select {
 	case <-gone:
 	case <-m.done:
-		return errGone
+		return qmp.ErrGone
 	case <-ctx.Done():
 		return fmt.Errorf("the guest does not let %s go: %w", id, ctx.Err())
 	}

@@ -1,4 +1,6 @@
-package qemu
+// Package qmp is a client of QEMU's machine protocol (docs/interop/qmp-spec.txt in QEMU's source): a line of JSON each way, commands one
+// at a time, events in between.
+package qmp
 
 import (
 	"bufio"
@@ -11,24 +13,24 @@ import (
 	"sync"
 )
 
-// maxMessage bounds a line of QMP. What this package asks for is answered in less than 1 KiB.
+// maxMessage bounds a line. What is asked for here is answered in less than 1 KiB.
 const maxMessage = 1 << 20
 
-// errGone is what commands return when QEMU has closed the monitor.
-var errGone = errors.New("qemu: monitor closed")
+// ErrGone is what commands return when QEMU has closed the monitor.
+var ErrGone = errors.New("qmp: monitor closed")
 
-// monitor is a client of QEMU's machine protocol (docs/interop/qmp-spec.txt in QEMU's source): a
-// line of JSON each way. Commands are given one at a time; events come in between.
-type monitor struct {
+// A Monitor is a connection with a QEMU. It may be used by several goroutines.
+type Monitor struct {
 	conn net.Conn
 	wg   sync.WaitGroup
 	gone chan struct{} // closed when QEMU has closed the connection
 
-	replies chan reply // unbuffered; readLines gives up on gone
+	replies chan reply // has room for the one that is expected
 
 	cmd sync.Mutex // held from a command to its reply
 
 	mu       sync.Mutex
+	expected bool                     // a reply, to a command
 	shutdown string                   // reason of the SHUTDOWN event, or "guest-panic"
 	deleting map[string]chan struct{} // by device: closed when it is gone
 	err      error                    // why gone
@@ -36,22 +38,21 @@ type monitor struct {
 
 type reply struct {
 	Return json.RawMessage `json:"return"`
-	Error  *struct {
-		Class string `json:"class"`
-		Desc  string `json:"desc"`
-	} `json:"error"`
-	ID uint64 `json:"id"`
+	Error  *Error          `json:"error"`
 }
 
-// commandError is QEMU's word that it did not carry out a command.
-type commandError struct{ class, desc string }
+// An Error is QEMU's word that it did not carry out a command.
+type Error struct {
+	Class string `json:"class"`
+	Desc  string `json:"desc"`
+}
 
-func (e *commandError) Error() string { return e.desc }
+func (e *Error) Error() string { return e.Desc }
 
-// notFound says that err is about a device that does not exist.
-func notFound(err error) bool {
-	var ce *commandError
-	return errors.As(err, &ce) && ce.class == "DeviceNotFound"
+// NotFound says that err is about a device that does not exist.
+func NotFound(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Class == "DeviceNotFound"
 }
 
 type message struct {
@@ -64,41 +65,47 @@ type message struct {
 	} `json:"data"`
 }
 
-// dialMonitor connects and negotiates. QEMU serves one client at a time: another
-// gets no greeting, and the error is then ctx's.
-func dialMonitor(ctx context.Context, path string) (*monitor, error) {
+// Dial connects to a QEMU at a UNIX socket, as New does.
+func Dial(ctx context.Context, path string) (*Monitor, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}
-	m := &monitor{conn: conn, gone: make(chan struct{}), replies: make(chan reply), deleting: map[string]chan struct{}{}}
+	return New(ctx, conn)
+}
+
+// New negotiates on a connection, which is then the monitor's. QEMU serves one client at a time: another gets no greeting, and the error is
+// then ctx's.
+func New(ctx context.Context, conn net.Conn) (*Monitor, error) {
+	m := &Monitor{conn: conn, gone: make(chan struct{}), replies: make(chan reply, 1), deleting: map[string]chan struct{}{}}
 	greeted := make(chan struct{})
 	m.wg.Go(func() { m.readLines(greeted) })
+	var err error
 	select {
 	case <-greeted:
-		_, err = m.execute(ctx, "qmp_capabilities", nil)
+		_, err = m.Execute(ctx, "qmp_capabilities", nil)
 	case <-m.gone:
 		err = m.failure()
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
 	if err != nil {
-		m.close()
+		m.Close()
 		return nil, fmt.Errorf("open monitor: %w", err)
 	}
 	return m, nil
 }
 
 // readLines reads until the connection ends.
-func (m *monitor) readLines(greeted chan<- struct{}) {
+func (m *Monitor) readLines(greeted chan<- struct{}) {
 	sc := bufio.NewScanner(m.conn)
 	sc.Buffer(nil, maxMessage)
 	var err error
 	for err == nil && sc.Scan() {
 		var msg message
 		if err = json.Unmarshal(sc.Bytes(), &msg); err != nil {
-			err = fmt.Errorf("qemu: parse monitor message: %w", err)
+			err = fmt.Errorf("qmp: parse message: %w", err)
 			break
 		}
 		switch {
@@ -109,23 +116,31 @@ func (m *monitor) readLines(greeted chan<- struct{}) {
 			}
 		case msg.Event != "":
 			m.event(msg)
+		case m.expect(false):
+			m.replies <- msg.reply
 		default:
-			select {
-			case m.replies <- msg.reply:
-			case <-m.gone: // close was called
-			}
+			err = errors.New("qmp: a reply to no command")
 		}
 	}
 	if err == nil {
 		err = sc.Err()
 	}
 	if err == nil || errors.Is(err, io.EOF) {
-		err = errGone
+		err = ErrGone
 	}
 	m.end(err)
 }
 
-func (m *monitor) event(msg message) {
+// expect says whether a reply is expected from now on, and returns whether one was.
+func (m *Monitor) expect(reply bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was := m.expected
+	m.expected = reply
+	return was
+}
+
+func (m *Monitor) event(msg message) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -141,8 +156,8 @@ func (m *monitor) event(msg message) {
 	}
 }
 
-// awaitDeleted returns a channel that is closed when QEMU says that the device is gone.
-func (m *monitor) awaitDeleted(device string) <-chan struct{} {
+// AwaitDeleted returns a channel that is closed when QEMU says that the device is gone.
+func (m *Monitor) AwaitDeleted(device string) <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.deleting[device] == nil {
@@ -151,7 +166,7 @@ func (m *monitor) awaitDeleted(device string) <-chan struct{} {
 	return m.deleting[device]
 }
 
-func (m *monitor) end(err error) {
+func (m *Monitor) end(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err == nil {
@@ -160,21 +175,21 @@ func (m *monitor) end(err error) {
 	}
 }
 
-func (m *monitor) failure() error {
+func (m *Monitor) failure() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.err
 }
 
-// reason is why the VM ended, as far as QEMU has said.
-func (m *monitor) reason() string {
+// Reason is why the VM ended, as far as QEMU has said: the reason of its SHUTDOWN event, or "guest-panic".
+func (m *Monitor) Reason() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.shutdown
 }
 
-// execute runs a command. After a context that ended the monitor is of no use.
-func (m *monitor) execute(ctx context.Context, name string, args any) (json.RawMessage, error) {
+// Execute runs a command and returns what QEMU does. What QEMU refuses is an *Error. After a context that ended the monitor is of no use.
+func (m *Monitor) Execute(ctx context.Context, name string, args any) (json.RawMessage, error) {
 	m.cmd.Lock()
 	defer m.cmd.Unlock()
 	line, err := json.Marshal(struct {
@@ -184,13 +199,14 @@ func (m *monitor) execute(ctx context.Context, name string, args any) (json.RawM
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", name, err)
 	}
+	m.expect(true)
 	if _, err := m.conn.Write(append(line, '\n')); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w: %w", name, ErrGone, err)
 	}
 	select {
 	case r := <-m.replies:
 		if r.Error != nil {
-			return nil, fmt.Errorf("%s: %w", name, &commandError{r.Error.Class, r.Error.Desc})
+			return nil, fmt.Errorf("%s: %w", name, r.Error)
 		}
 		return r.Return, nil
 	case <-m.gone:
@@ -201,9 +217,9 @@ func (m *monitor) execute(ctx context.Context, name string, args any) (json.RawM
 	}
 }
 
-// close hangs up. The VM runs on.
-func (m *monitor) close() {
-	m.end(errGone)
+// Close hangs up. The VM runs on.
+func (m *Monitor) Close() {
+	m.end(ErrGone)
 	_ = m.conn.Close() // nothing is lost by it
 	m.wg.Wait()
 }
