@@ -49,7 +49,7 @@ func (f *serveFlags) checkDriver(flags *pflag.FlagSet) error {
 		err = errors.Join(err, usageErrorf("--accel %s: use %s or %s", q.accel, qemu.KVM, qemu.TCG))
 	}
 	if f.driver == vsphereDriver {
-		_, _, vErr := f.vsphere.check()
+		_, vErr := f.vsphere.check()
 		err = errors.Join(err, vErr)
 	}
 	return err

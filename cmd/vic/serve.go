@@ -54,7 +54,7 @@ $DOCKER_CERT_PATH, or else in ~/.docker.`,
   VIC_PASSWORD=... vic serve --store /var/lib/vic --driver vsphere --name vch1 \
     --target vcenter.example.com --thumbprint 1A:2B:... --user vic@vsphere.local \
     --compute-resource /DC/host/Cluster/Resources/vch1 --image-store datastore1/vic \
-    --bridge-network vch1-bridge --bridge-interface eth1 --serial-address telnet://10.0.0.5:2377`,
+    --bridge-network vch1-bridge --bridge-interface eth1 --serial-address tcp://10.0.0.5:2377`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), cmd, f) },
 	}

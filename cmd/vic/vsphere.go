@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -22,7 +20,6 @@ import (
 	"vic/containervm"
 	"vic/containervm/boot"
 	"vic/containervm/network"
-	"vic/containervm/vspc"
 	"vic/containervm/vsphere"
 	"vic/layerstore"
 	datastore "vic/layerstore/vsphere"
@@ -63,13 +60,13 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 		fl.StringVar(&v.bridge, "bridge-network", "", "`port group` of the networks that this host carries, such as bridge; without it there are none but container networks")
 		fl.StringVar(&v.bridgeInterface, "bridge-interface", "", "`name` of this machine's network interface on that port group")
 		fl.StringVar(&v.bridgeRange, "bridge-network-range", "172.16.0.0/12", "`CIDR` range of which bridge networks get subnets")
-		fl.StringVar(&v.serial, "serial-address", "", "`telnet://HOST:PORT` where ESXi hosts reach this host, for the serial ports of VMs")
+		fl.StringVar(&v.serial, "serial-address", "", "`tcp://HOST:PORT` where ESXi hosts reach this host, for the serial ports of VMs; HOST may be the name of a network interface")
 		fl.StringVar(&v.serialListen, "serial-listen", "", "`HOST:PORT` to listen on for them; default all addresses of this machine, at the port of --serial-address")
 	})
 }
 
-// check returns where the serial ports are served, and of what subnets are chosen.
-func (v *vsphereFlags) check() (serial *url.URL, bridges netip.Prefix, err error) {
+// check returns of what subnets are chosen.
+func (v *vsphereFlags) check() (bridges netip.Prefix, err error) {
 	var errs []error
 	for _, f := range []struct{ name, value string }{{"target", v.target}, {"user", v.user}, {"image-store", v.imageStore}, {"serial-address", v.serial}, {"name", v.name}} {
 		if f.value == "" {
@@ -83,15 +80,13 @@ func (v *vsphereFlags) check() (serial *url.URL, bridges netip.Prefix, err error
 		errs = append(errs, usageErrorf("--thumbprint and --target-ca: give one of them"))
 	}
 	if v.serial != "" {
-		serial, err = url.Parse(v.serial)
-		if err != nil || serial.Scheme != "telnet" || serial.Hostname() == "" || serial.Port() == "" || serial.Path != "" {
-			errs = append(errs, usageErrorf("--serial-address %s: it must be telnet://HOST:PORT", v.serial))
-		}
+		_, _, err := parseSerial(v.serial)
+		errs = append(errs, err)
 	}
 	if bridges, err = netip.ParsePrefix(v.bridgeRange); err != nil {
 		errs = append(errs, usageErrorf("--bridge-network-range: %w", err))
 	}
-	return serial, bridges, errors.Join(errs...)
+	return bridges, errors.Join(errs...)
 }
 
 // password is $VIC_PASSWORD or what the file says, less the newline at its end.
@@ -117,7 +112,7 @@ func folderOn(spec, otherwise string) (name, folder string) {
 
 func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options, networks network.Options, log *slog.Logger) (err error) {
 	v := f.vsphere
-	serial, bridges, err := v.check()
+	bridges, err := v.check()
 	if err != nil {
 		return err
 	}
@@ -160,13 +155,13 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	if err := boot.WriteISO(iso, m, guest); err != nil {
 		return err
 	}
-	ports, err := h.serveSerial(cmp.Or(v.serialListen, net.JoinHostPort("", serial.Port())), log)
+	ports, proxy, err := h.serveSerial(v.serial, v.serialListen, filepath.Join(state, "serial.pem"), log)
 	if err != nil {
 		return err
 	}
 	o := vsphere.Options{
 		Session: session, Pool: v.pool, Folder: v.folder, Local: h.store, Images: images, Volumes: volumes, Containers: containers,
-		Ports: ports, Proxy: serial.String(), Bridge: v.bridge, Name: v.name, Log: log,
+		Ports: ports, Proxy: proxy, Bridge: v.bridge, Name: v.name, Log: log,
 	}
 	if v.bridge != "" {
 		segment, err := network.OpenSegment(v.bridgeInterface, log)
@@ -271,19 +266,6 @@ func ownVM(ctx context.Context, session *datastore.Session, log *slog.Logger) (*
 		return nil, nil
 	}
 	return own, nil
-}
-
-// serveSerial listens for the hosts of VMs with serial ports.
-func (h *host) serveSerial(addr string, log *slog.Logger) (*vspc.Server, error) {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("--serial-address: %w", err)
-	}
-	s := vspc.NewServer(vspc.Options{Log: log})
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
-	h.closers = append(h.closers, func() error { return errors.Join(s.Close(), <-served) })
-	return s, nil
 }
 
 // tidy has the image store on the datastore forget the images that are removed from the local one, and their disks go, until
