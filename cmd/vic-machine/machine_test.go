@@ -395,6 +395,27 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// A probe prints what it has tried, and leaves nothing.
+func TestProbe(t *testing.T) {
+	l := newLab(t, vcsim.Options{Datastores: []vcsim.Datastore{{Name: "nfs", Type: vcsim.NFS}}})
+	if out := l.ok("probe", "--image-store", "nfs/images"); !strings.Contains(out, "encoding") {
+		t.Errorf("probe: %s", out)
+	}
+	var report struct {
+		Datastore string
+		Trials    []struct{ Name, Outcome string }
+	}
+	if err := json.Unmarshal([]byte(l.ok("probe", "--image-store", "nfs", "--json")), &report); err != nil || report.Datastore != "nfs" || len(report.Trials) == 0 {
+		t.Errorf("probe: %+v, %v", report, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(l.Folder("nfs"), "*", "vic-probe-*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if _, _, err := machine(t, "probe", "--image-store", "nope"); err == nil || !strings.Contains(err.Error(), "there are nfs") {
+		t.Errorf("a datastore that is not there: %v", err)
+	}
+}
+
 // The environment of govc serves as well, and an ESXi host.
 func TestGovcEnvironment(t *testing.T) {
 	l := newLab(t, vcsim.Options{ESX: true, PortGroups: []string{"bridge"}})
