@@ -49,11 +49,23 @@ type createFlags struct {
 }
 
 func (o *createFlags) add(cmd *cobra.Command) {
-	fl := cmd.Flags()
-	fl.StringVar(&o.certPath, "tls-cert-path", "", "`folder` of the certificates that are made, and of the file of docker's environment; default the VCH's name")
-	fl.StringVar(&o.iso, "appliance-iso", "", "`file` that the appliance boots; default vic-appliance.iso beside this program")
-	fl.StringVar(&o.opsPasswordFile, "ops-password-file", "", "`file` whose first line is the password of --ops-user; default $VIC_MACHINE_OPS_PASSWORD, or it is asked for")
-	fl.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long to wait for the appliance")
+	o.addChanging(cmd)
+	o.addISO(cmd)
+	o.addOps(cmd)
+}
+
+// addChanging adds those of all commands after which the appliance starts.
+func (o *createFlags) addChanging(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.certPath, "tls-cert-path", "", "`folder` of the certificates that are made, and of the file of docker's environment; default the VCH's name")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long to wait for the appliance")
+}
+
+func (o *createFlags) addISO(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.iso, "appliance-iso", "", "`file` that the appliance boots; default vic-appliance.iso beside this program")
+}
+
+func (o *createFlags) addOps(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.opsPasswordFile, "ops-password-file", "", "`file` whose first line is the password of --ops-user; default $VIC_MACHINE_OPS_PASSWORD, or it is asked for")
 }
 
 // clientDays is how long certificates count that are made.

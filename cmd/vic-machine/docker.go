@@ -81,6 +81,6 @@ func tell(cmd *cobra.Command, v *vch.VCH, certPath string) error {
 	if wantsJSON(cmd) {
 		return printJSON(cmd, madeVCH{v.Spec.Name, v.VM, v.Path, env, file})
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "VCH %s is installed: %s\n\nIts environment is in %s:\n%s\n\n%s\n", v.Spec.Name, v.Path, file, strings.Join(env, "\n"), dockerCommand(v, env))
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "VCH %s is up: %s\n\nIts environment is in %s:\n%s\n\n%s\n", v.Spec.Name, v.Path, file, strings.Join(env, "\n"), dockerCommand(v, env))
 	return err
 }

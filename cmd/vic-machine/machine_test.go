@@ -395,6 +395,111 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// configure changes what it is told to and nothing else, upgrade the ISO, and what fails or is rolled back is as before.
+func TestChange(t *testing.T) {
+	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}})
+	l.ok("update", "firewall", "--allow")
+	l.ok(l.create("--cpu", "1000", "--insecure-registry", "a:5000", "--dns-server", "10.0.0.2")...)
+	inspect := func() (i inspected) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(l.ok("inspect", "-n", "vch1", "--json")), &i); err != nil {
+			t.Fatal(err)
+		}
+		if i.State != "installed" || i.Power != "poweredOn" {
+			t.Errorf("it is %s, %s", i.State, i.Power)
+		}
+		return i
+	}
+	first := inspect()
+	calls := l.writing()
+	if out := l.ok("configure", "-n", "vch1", "--debug", "--dry-run"); !strings.Contains(out, "reconfigure VM vch1") {
+		t.Errorf("dry run: %s", out)
+	}
+	if after := l.writing(); !reflect.DeepEqual(after, calls) {
+		t.Errorf("a dry run called %v, before that were %v", after, calls)
+	}
+	l.ok("configure", "-n", "vch1", "--insecure-registry", "b:5000", "--insecure-registry", "c", "--endpoint-memory", "4096", "--cpu", "2000", "--volume-store", "datastore1/volumes:default")
+	second := inspect()
+	want := first.Spec
+	want.Insecure, want.MemoryMB, want.CPU.Limit, want.VolumeStores = []string{"b:5000", "c"}, 4096, 2000, []string{"datastore1/volumes:default"}
+	if !reflect.DeepEqual(second.Spec, want) {
+		t.Errorf("configured: %+v, want %+v", second.Spec, want)
+	}
+	cert := func() string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(l.dir, "certs", "server", "cert.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	before := cert()
+	l.ok("configure", "-n", "vch1", "--tls-cname", "vch1.example.org", "--tls-cname", l.ip)
+	if third := inspect(); cert() == before || !reflect.DeepEqual(third.Spec.TLSNames, []string{"vch1.example.org", l.ip}) {
+		t.Errorf("with another name: %+v", third.Spec)
+	}
+	l.ok("upgrade", "-n", "vch1", "--rollback")
+	if back := inspect(); !reflect.DeepEqual(back.Spec, second.Spec) {
+		t.Errorf("rolled back: %+v, want %+v", back.Spec, second.Spec)
+	}
+	if _, _, err := machine(t, "upgrade", "-n", "vch1", "--rollback"); err == nil || !strings.Contains(err.Error(), "is as before already") {
+		t.Errorf("rolled back again: %v", err)
+	}
+	for _, fault := range []vcsim.TaskFault{{Task: "VirtualMachine.reconfigVm"}, {Task: "VirtualMachine.reconfigVm", Done: true}, {Task: "VirtualMachine.powerOn"}, {Task: "VirtualMachine.powerOn", Done: true}} {
+		spec := inspect().Spec
+		l.FailTask(fault)
+		if _, _, err := machine(t, "configure", "-n", "vch1", "--endpoint-memory", "1024", "--cpu", "3000", "--debug"); err == nil {
+			t.Errorf("%s failed, and configure did not", fault.Task)
+		}
+		if after := inspect(); !reflect.DeepEqual(after.Spec, spec) {
+			t.Errorf("after %s failed: %+v, want %+v", fault.Task, after.Spec, spec)
+		}
+	}
+	l.testUpgrade(inspect)
+	l.ok("delete", "-n", "vch1")
+}
+
+// testUpgrade has the appliance boot another ISO.
+func (l *lab) testUpgrade(inspect func() inspected) {
+	l.Helper()
+	if _, _, err := machine(l.T, "upgrade", "-n", "vch1"); err == nil || !strings.Contains(err.Error(), "boots this one already") {
+		l.Errorf("upgrade to the same: %v", err)
+	}
+	iso := filepath.Join(l.dir, "appliance.iso")
+	text, err := os.ReadFile(iso)
+	if err == nil {
+		err = os.WriteFile(iso, append(text, make([]byte, 2048)...), 0o600)
+	}
+	if err != nil {
+		l.Fatal(err)
+	}
+	version = "v2"
+	defer func() { version = "unknown" }()
+	isos := func() []string {
+		all, err := filepath.Glob(filepath.Join(l.Folder("datastore1"), "vch1", "*.iso"))
+		if err != nil {
+			l.Fatal(err)
+		}
+		return all
+	}
+	one := isos()
+	l.FailTask(vcsim.TaskFault{Task: "VirtualMachine.powerOn"})
+	if _, _, err := machine(l.T, "upgrade", "-n", "vch1"); err == nil {
+		l.Error("power on failed, and upgrade did not")
+	}
+	if i := inspect(); i.Version != "unknown" || !reflect.DeepEqual(isos(), one) {
+		l.Errorf("after a failed upgrade: %s, %v", i.Version, isos())
+	}
+	l.ok("upgrade", "-n", "vch1")
+	if i := inspect(); i.Version != "v2" || len(isos()) != 2 {
+		l.Errorf("upgraded: %s, %v", i.Version, isos())
+	}
+	l.ok("upgrade", "-n", "vch1", "--rollback")
+	if i := inspect(); i.Version != "unknown" {
+		l.Errorf("rolled back: %s", i.Version)
+	}
+}
+
 // A probe prints what it has tried, and leaves nothing.
 func TestProbe(t *testing.T) {
 	l := newLab(t, vcsim.Options{Datastores: []vcsim.Datastore{{Name: "nfs", Type: vcsim.NFS}}})

@@ -32,6 +32,9 @@ const (
 func (v *VCH) start(ctx context.Context, timeout time.Duration, t TLS, report func(Event)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("after %v", timeout))
 	defer cancel()
+	if c, err := v.config(); err == nil && len(t.CA) == 0 {
+		t.CA = filesOf(c)[tlsCA]
+	}
 	said := ""
 	address, err := v.awaitAddress(ctx, func(s *appliance.Status) {
 		if s.Error != "" && s.Error != said {
@@ -87,13 +90,8 @@ func (v *VCH) console(ctx context.Context) string {
 
 // awaitAddress waits until vSphere knows where the API is.
 func (v *VCH) awaitAddress(ctx context.Context, tell func(*appliance.Status)) (address string, err error) {
-	c, err := property.DefaultCollector(v.site.client).Create(ctx)
-	if err != nil {
-		return "", fmt.Errorf("wait for the appliance: %w", err)
-	}
-	defer func() { err = errors.Join(err, c.Destroy(context.WithoutCancel(ctx))) }()
 	off := false
-	err = property.Wait(ctx, c, v.object.Self, []string{"runtime.powerState", "guest.ipAddress", "guest.net", "config.extraConfig"}, func(changes []types.PropertyChange) bool {
+	err = property.Wait(ctx, property.DefaultCollector(v.site.client), v.object.Self, []string{"runtime.powerState", "guest.ipAddress", "guest.net", "config.extraConfig"}, func(changes []types.PropertyChange) bool {
 		for _, p := range changes {
 			switch val := p.Val.(type) {
 			case types.VirtualMachinePowerState:
@@ -266,12 +264,9 @@ func (t TLS) client(spec Spec, address string) (*tls.Config, error) {
 	return config, nil
 }
 
-// finish notes that what was being done to the VCH is done.
+// finish notes in the container store that what was being done to the VCH is done.
 func (v *VCH) finish(ctx context.Context) error {
-	r, err := v.state(ctx)
-	if err != nil || r.Changing == "" {
-		return err
-	}
+	r := v.Record
 	r.Changing = ""
-	return v.putState(ctx, r)
+	return v.putState(ctx, &r)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"slices"
 	"strings"
 
@@ -200,16 +199,8 @@ func nothing(context.Context, func(Event)) error { return nil }
 
 // removeFiles removes ISOs and the record.
 func (v *VCH) removeFiles(ctx context.Context, d *vsphere.Datastore) error {
-	list, _, err := listOrNone(ctx, d, ".")
-	if err != nil {
+	if err := removeISOs(ctx, d, nil); err != nil {
 		return err
-	}
-	for _, f := range list {
-		if ok, _ := path.Match("appliance-*.iso", f.Name); ok && !f.Dir {
-			if err := removeFile(ctx, d, f.Name); err != nil {
-				return err
-			}
-		}
 	}
 	return removeFile(ctx, d, recordFile)
 }

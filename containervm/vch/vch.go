@@ -123,7 +123,7 @@ type Record struct {
 	Folder   bool   `json:"folder,omitempty"`
 	PoolID   string `json:"poolID,omitempty"`
 	FolderID string `json:"folderID,omitempty"`
-	// Changing is what is being done to the VCH, "" most of the time: "create", "configure", "upgrade" or "delete". Only vch.json has it.
+	// Changing is what is being done to the VCH, "" most of the time: "create", "configure", "upgrade", "rollback" or "delete". Only vch.json has it.
 	Changing string `json:"changing,omitempty"`
 }
 
