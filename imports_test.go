@@ -29,7 +29,7 @@ var allowed = map[string][]string{
 	"containervm":           {"diskfs", "layerstore", "tether/wire"},
 	"containervm/boot":      {},
 	"containervm/appliance": {"tether/wire"},
-	"containervm/network":   {"containervm"},
+	"containervm/network":   {"containervm", "tether/wire"},
 	"containervm/qemu":      {"containervm", "containervm/qemu/qmp", "tether/wire"},
 	"containervm/vspc":      {"containervm/vspc/telnet"},
 	"containervm/vsphere":   {"containervm", "layerstore", "layerstore/vsphere", "tether/wire", "vmdk"},
@@ -63,7 +63,7 @@ var allowed = map[string][]string{
 }
 
 // tetherModules are all modules that PID 1 may link.
-var tetherModules = []string{"golang.org/x/sys", "github.com/insomniacslk/dhcp", "github.com/vishvananda/netlink", "github.com/creack/pty", "github.com/moby/sys", "github.com/moby/sys/user",
+var tetherModules = []string{"golang.org/x/sys", "github.com/insomniacslk/dhcp", "github.com/vishvananda/netlink", "github.com/creack/pty", "github.com/google/nftables", "github.com/mdlayher/netlink", "github.com/moby/sys", "github.com/moby/sys/user",
 	"github.com/mdlayher/packet", "github.com/mdlayher/socket", "github.com/u-root/uio", "golang.org/x/net", "golang.org/x/sync", "github.com/vishvananda/netns", "github.com/josharian/native", "github.com/pierrec/lz4/v4", "github.com/cespare/xxhash/v2"}
 
 type pkg struct {

@@ -21,10 +21,15 @@ func (c *Container) connected(r *run) []*connection {
 	return slices.Clone(r.connections)
 }
 
-// serveConnection keeps a network interface of the VM's connected, until the run ends or k is stopped.
+// serveConnection keeps a network interface of the VM's connected, until the run ends or k is stopped. On a network that the VCH
+// does not carry there is nothing to do.
 func (c *Container) serveConnection(r *run, k *connection) {
 	ctx, stop := context.WithCancel(r.ctx)
 	k.stop, k.served = stop, make(chan struct{})
+	if k.segment.conf.External != nil {
+		close(k.served)
+		return
+	}
 	end := k.info.End // before others change what it stands beside
 	r.wg.Go(func() {
 		defer close(k.served)
@@ -52,13 +57,13 @@ func (c *Container) rejoin(r *run) {
 		if i < 0 {
 			continue // it was being disconnected
 		}
-		ports = append(ports, e.Ports...)
 		k, err := c.join(c.spec.Network.Endpoints[i], e.End, &e)
 		if err != nil {
 			c.m.o.Log.Warn("container lost a network", "container", c.id, "network", e.Network, "error", err)
 			continue
 		}
 		r.connections = append(r.connections, k)
+		ports = append(ports, c.bound(k, e.Ports)...)
 	}
 	if err := c.publish(r.connections, ports); err != nil {
 		c.m.o.Log.Warn("container lost its ports", "container", c.id, "error", err)
@@ -101,26 +106,24 @@ func (c *Container) renameConnections(r *run) error {
 
 // guestNetwork is what the guest is told of its networks. Call it with mu held.
 func (c *Container) guestNetwork(all []*connection) wire.Network {
-	n := wire.Network{Later: c.spec.Network.Mode != "none", DNS: wire.DNS{Search: c.spec.Network.DNSSearch, Options: c.spec.Network.DNSOptions}}
+	n := wire.Network{Later: c.spec.Network.Mode != "none", Filters: len(c.m.o.ContainerNetworks) > 0, DNS: wire.DNS{Search: c.spec.Network.DNSSearch, Options: c.spec.Network.DNSOptions}}
 	var first netip.Addr // gateway, for names that stand for it
-	for _, i := range infos(all) {
-		nic := wire.NIC{Name: interfaceName(i.End), MAC: i.MAC, Addresses: []netip.Prefix{i.IP}, MTU: i.MTU}
-		if i.IP6.IsValid() {
-			nic.Addresses = append(nic.Addresses, i.IP6)
+	var external []netip.Addr
+	for _, k := range byInterface(all) {
+		n.NICs = append(n.NICs, k.wire())
+		if e := k.segment.conf.External; e != nil {
+			external = append(external, e.DNS...)
+		} else if k.info.Default || !first.IsValid() {
+			first = k.info.Gateway
 		}
-		if i.Default {
-			nic.Gateways = append(nic.Gateways, i.Gateway)
-			if i.Gateway6.IsValid() {
-				nic.Gateways = append(nic.Gateways, i.Gateway6)
-			}
-		}
-		if i.Default || !first.IsValid() {
-			first = i.Gateway
-		}
-		n.NICs = append(n.NICs, nic)
 	}
-	if first.IsValid() {
+	switch {
+	case first.IsValid(): // it asks the container's own, if there are any
 		n.DNS.Servers = []netip.Addr{first}
+	case len(c.spec.Network.DNS) > 0:
+		n.DNS.Servers = c.spec.Network.DNS
+	default:
+		n.DNS.Servers = external
 	}
 	for _, h := range c.spec.Network.Hosts {
 		if addr := h.Addr; addr.IsValid() {
@@ -141,10 +144,34 @@ func (c *Container) tellGuest(ctx context.Context, r *run) error {
 	c.mu.Lock()
 	n := c.guestNetwork(r.connections)
 	c.mu.Unlock()
-	if err := conn.Network(ctx, n); err != nil {
+	addresses, err := conn.Network(ctx, n)
+	if err != nil {
 		return fmt.Errorf("set up the container's interfaces: %w", err)
 	}
+	c.takeLeases(r, n, addresses)
 	return nil
+}
+
+// takeLeases takes in what addresses the guest says that its interfaces have, where they are a DHCP server's.
+func (c *Container) takeLeases(r *run, n wire.Network, addresses [][]string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range r.connections {
+		at := slices.IndexFunc(n.NICs, func(nic wire.NIC) bool { return nic.DHCP && nic.MAC == k.info.MAC })
+		if at < 0 || at >= len(addresses) || !k.segment.conf.dhcp() {
+			continue
+		}
+		for _, a := range addresses[at] {
+			if p, err := netip.ParsePrefix(a); err == nil && p.Addr().Is4() {
+				k.leased = p
+				k.refresh()
+				break
+			}
+		}
+	}
+	if !r.left {
+		c.endpoints = infos(r.connections)
+	}
 }
 
 // changing is the words for a change that is refused, and the error that it is.
@@ -278,7 +305,7 @@ func (c *Container) plug(ctx context.Context, r *run, e EndpointSpec, after []En
 		}
 		return errors.Join(err, r.machine.RemoveNIC(ctx, k.info.End), c.leave(k), c.publish(c.connected(r), c.ports(r)))
 	}
-	if err := r.machine.AddNIC(ctx, NIC{End: k.info.End, MAC: k.info.MAC}); err != nil {
+	if err := r.machine.AddNIC(ctx, k.nic()); err != nil {
 		return undo(err)
 	}
 	ports := c.ports(r)
@@ -307,10 +334,19 @@ func (c *Container) plug(ctx context.Context, r *run, e EndpointSpec, after []En
 func (c *Container) ports(r *run) []PortBinding {
 	for _, k := range c.connected(r) {
 		if ports := k.endpoint.Info().Ports; len(ports) > 0 {
-			return ports
+			return c.bound(k, ports)
 		}
 	}
 	return c.spec.Network.Ports
+}
+
+// bound are ports that a connection has, as another would have them: those of an external network are bound to the container's
+// own address, which no other has.
+func (c *Container) bound(k *connection, ports []PortBinding) []PortBinding {
+	if k.segment.conf.External != nil && len(ports) > 0 {
+		return c.spec.Network.Ports
+	}
+	return ports
 }
 
 // freeEnd is the first end that none of the run's interfaces has.

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"vic/tether/wire"
 )
 
 const (
@@ -79,6 +81,8 @@ func (e *EndpointSpec) checkOn(n NetworkConfig) error {
 		return refuse(ErrInvalid, "invalid config for network %s: invalid endpoint settings:\nuser specified IP address is supported only when connecting to networks with user configured subnets", n.Name)
 	case e.IP.IsValid() && !n.Subnet.Contains(e.IP):
 		return refuse(ErrInvalid, "invalid config for network %s: invalid endpoint settings:\nno configured subnet contains IP address %s", n.Name, e.IP)
+	case n.External != nil && e.IP.IsValid() && (e.IP.Less(n.External.First) || n.External.Last.Less(e.IP)):
+		return refuse(ErrInvalid, "invalid config for network %s: invalid endpoint settings:\nIP address %s is not in the range of this host, %s-%s", n.Name, e.IP, n.External.First, n.External.Last)
 	case e.IP6.IsValid() && !n.Subnet6.Contains(e.IP6):
 		return refuse(ErrInvalid, "invalid config for network %s: invalid endpoint settings:\nno configured subnet contains IP address %s", n.Name, e.IP6)
 	}
@@ -138,6 +142,7 @@ type connection struct {
 	segment  *segment
 	endpoint Endpoint
 	info     EndpointInfo // the endpoint's, and what containervm knows
+	leased   netip.Prefix // what the guest was given by a DHCP server; guarded by the container's mu
 	stop     context.CancelFunc
 	served   chan struct{} // closed when nobody serves it any longer
 	left     sync.Once
@@ -177,7 +182,10 @@ func (c *Container) join(e EndpointSpec, end string, before *EndpointInfo) (*con
 	}
 	o := JoinOptions{Container: c.id, Names: c.networkNames(e), IP: e.IP, IP6: e.IP6, MAC: e.MAC, Links: c.m.linked(e.Links), DNS: c.spec.Network.DNS}
 	if before != nil {
-		o.IP, o.IP6, o.MAC = before.IP.Addr(), before.IP6.Addr(), before.MAC
+		o.MAC = before.MAC
+		if !s.conf.dhcp() {
+			o.IP, o.IP6 = before.IP.Addr(), before.IP6.Addr()
+		}
 	}
 	ep, err := s.net.Join(o)
 	if err != nil {
@@ -189,6 +197,9 @@ func (c *Container) join(e EndpointSpec, end string, before *EndpointInfo) (*con
 	if before != nil && before.ID != "" {
 		k.info.ID = before.ID
 	}
+	if before != nil && s.conf.dhcp() {
+		k.leased = before.IP
+	}
 	k.info.End = end
 	k.refresh()
 	return k, nil
@@ -199,7 +210,46 @@ func (k *connection) refresh() {
 	i := k.endpoint.Info()
 	i.ID, i.End, i.Default = k.info.ID, k.info.End, k.info.Default
 	i.Network, i.NetworkID = k.segment.conf.Name, k.segment.conf.ID
+	if k.segment.conf.dhcp() && k.leased.IsValid() {
+		i.IP = k.leased
+		for at := range i.Ports {
+			i.Ports[at].HostIP = k.leased.Addr()
+		}
+	}
 	k.info = i
+}
+
+// nic is the connection's interface for the hypervisor.
+func (k *connection) nic() NIC {
+	n := NIC{End: k.info.End, MAC: k.info.MAC}
+	if e := k.segment.conf.External; e != nil {
+		n.Network = e.PortGroup
+	}
+	return n
+}
+
+// wire is the connection's interface as the guest is told of it. Call it with the container's mu held.
+func (k *connection) wire() wire.NIC {
+	i, conf := k.info, k.segment.conf
+	nic := wire.NIC{Name: interfaceName(i.End), MAC: i.MAC, MTU: i.MTU}
+	if conf.External != nil {
+		nic.Filter = conf.External.filter(i.Ports)
+	}
+	if conf.dhcp() {
+		nic.DHCP, nic.Unrouted = true, !i.Default
+		return nic
+	}
+	nic.Addresses = []netip.Prefix{i.IP}
+	if i.IP6.IsValid() {
+		nic.Addresses = append(nic.Addresses, i.IP6)
+	}
+	if i.Default {
+		nic.Gateways = append(nic.Gateways, i.Gateway)
+		if i.Gateway6.IsValid() {
+			nic.Gateways = append(nic.Gateways, i.Gateway6)
+		}
+	}
+	return nic
 }
 
 // leave gives the place back.
@@ -334,14 +384,18 @@ func (c *Container) publish(all []*connection, ports []PortBinding) error {
 	return nil
 }
 
+// byInterface are the connections in the order of the guest's interfaces.
+func byInterface(all []*connection) []*connection {
+	return slices.SortedFunc(slices.Values(all), func(a, b *connection) int {
+		return cmp.Or(cmp.Compare(len(a.info.End), len(b.info.End)), cmp.Compare(a.info.End, b.info.End))
+	})
+}
+
 // infos are what is kept, and told, of connections. Call it with the container's mu held.
 func infos(all []*connection) []EndpointInfo {
 	out := make([]EndpointInfo, 0, len(all))
-	for _, k := range all {
+	for _, k := range byInterface(all) {
 		out = append(out, k.info)
 	}
-	slices.SortFunc(out, func(a, b EndpointInfo) int {
-		return cmp.Or(cmp.Compare(len(a.End), len(b.End)), cmp.Compare(a.End, b.End))
-	})
 	return out
 }

@@ -31,6 +31,8 @@ type Options struct {
 	Hypervisor Hypervisor
 	Boot       Booter
 	Networks   Networks
+	// ContainerNetworks are those of the hypervisor's that containers may join.
+	ContainerNetworks []ContainerNetwork
 	// RuntimeDir is for sockets; its path has at most 60 bytes. "" means a folder below
 	// /run/vic that is named by a hash of Store's path.
 	RuntimeDir string

@@ -43,11 +43,25 @@ type NetworkConfig struct {
 	Internal bool `json:"internal,omitempty"`
 	// MTU of the interfaces; 0 means 1500.
 	MTU int `json:"mtu,omitempty"`
+	// External is what the network is of the hypervisor's; nil for one that the VCH carries. Without a Subnet its
+	// addresses are a DHCP server's. Such a network is not kept with the others: it is there as long as Options has it.
+	External *ContainerNetwork `json:"-"`
 	// What follows is the caller's own.
 	Attachable bool              `json:"attachable,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
 	Options    map[string]string `json:"options,omitempty"`
 }
+
+// Driver is what docker is told that makes the network.
+func (n NetworkConfig) Driver() string {
+	if n.External != nil {
+		return "external"
+	}
+	return "bridge"
+}
+
+// dhcp says whether containers get their addresses from a DHCP server.
+func (n NetworkConfig) dhcp() bool { return n.External != nil && !n.Subnet.IsValid() }
 
 // NetworkInfo is a network and the containers that run on it.
 type NetworkInfo struct {
@@ -117,6 +131,9 @@ type segment struct {
 	users int // attachments; guarded by Manager.mu
 }
 
+// predefined are names that no network is made by.
+var predefined = []string{Bridge, "none", "host", "default"}
+
 // openNetworks finds the networks of the store, and makes the first one.
 func (m *Manager) openNetworks() error {
 	if err := os.MkdirAll(m.networkDir(), 0o711); err != nil {
@@ -148,6 +165,9 @@ func (m *Manager) openNetworks() error {
 			continue
 		}
 		m.networks[id] = &segment{conf: conf, net: n}
+	}
+	if err == nil {
+		err = m.openContainerNetworks()
 	}
 	if err != nil || m.segmentNamed(Bridge) != nil {
 		return err
@@ -191,7 +211,7 @@ func (m *Manager) CreateNetwork(ctx context.Context, conf NetworkConfig) (Networ
 	switch {
 	case strings.TrimSpace(conf.Name) == "":
 		return conf, refuse(ErrInvalid, "invalid name: name is empty")
-	case slices.Contains([]string{Bridge, "none", "host", "default"}, conf.Name):
+	case slices.Contains(predefined, conf.Name):
 		return conf, refuse(ErrForbidden, "operation is not permitted on predefined %s network", conf.Name)
 	}
 	select {
@@ -218,7 +238,9 @@ func (m *Manager) makeNetwork(conf NetworkConfig) (NetworkConfig, error) {
 	other := m.segmentNamed(conf.Name)
 	var taken []netip.Prefix
 	for _, s := range m.networks {
-		taken = append(taken, s.conf.Subnet)
+		if s.conf.Subnet.IsValid() {
+			taken = append(taken, s.conf.Subnet)
+		}
 		if s.conf.Subnet6.IsValid() {
 			taken = append(taken, s.conf.Subnet6)
 		}
@@ -308,7 +330,7 @@ func (m *Manager) RemoveNetwork(ref string) (NetworkConfig, error) {
 	if err == nil {
 		busy = s.users > 0
 		switch {
-		case s.conf.Name == Bridge:
+		case s.conf.Name == Bridge || s.conf.External != nil:
 			err = refuse(ErrForbidden, "%s is a pre-defined network and cannot be removed", s.conf.Name)
 		case !busy:
 			delete(m.networks, s.conf.ID)
@@ -367,7 +389,7 @@ func (m *Manager) closeNetworks() error {
 
 // emitNetwork tells of something that happened to a network.
 func (m *Manager) emitNetwork(action string, conf NetworkConfig, c *Container) {
-	attributes := map[string]string{"name": conf.Name, "type": "bridge"}
+	attributes := map[string]string{"name": conf.Name, "type": conf.Driver()}
 	if c != nil {
 		attributes["container"] = c.id
 	}

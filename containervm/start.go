@@ -157,7 +157,7 @@ func (c *Container) vm(boot Boot, all []*connection, disks []volumeDisk) (VM, er
 	}
 	vm.Shares = c.shares()
 	for _, k := range all {
-		vm.NICs = append(vm.NICs, NIC{End: k.info.End, MAC: k.info.MAC})
+		vm.NICs = append(vm.NICs, k.nic())
 	}
 	return vm, nil
 }

@@ -106,8 +106,12 @@ func (c *Container) sawStart(r *run, rec wire.Record) {
 		c.state.Health = c.freshHealth()
 	}
 	c.state.PID = r.machine.Info().PID
+	told := c.guestNetwork(r.connections)
 	c.notifyLocked()
 	c.mu.Unlock()
+	if started, err := rec.Started(); err == nil && first {
+		c.takeLeases(r, told, started.Addresses)
+	}
 	if first {
 		for _, k := range c.connected(r) {
 			c.m.emitNetwork("connect", k.segment.conf, c)

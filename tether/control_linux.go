@@ -58,7 +58,8 @@ func (g *guest) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 		if r.Network == nil {
 			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: "no network is given"}
 		}
-		return wire.Reply{}, g.connect(r.Network)
+		addresses, err := g.connect(r.Network)
+		return wire.Reply{Addresses: addresses}, err
 	case wire.OpUpdate:
 		if r.Update == nil {
 			return wire.Reply{}, &wire.Error{Kind: wire.Invalid, Message: "no update is given"}

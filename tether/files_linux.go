@@ -126,9 +126,10 @@ func hosts(conf *wire.Config, own netip.Addr) string {
 func resolvConf(dns wire.DNS, n *network) string {
 	servers, search := dns.Servers, dns.Search
 	for _, l := range n.leases() {
-		servers = append(servers[:len(servers):len(servers)], l.dns...)
+		own, domains := l.names()
+		servers = append(servers[:len(servers):len(servers)], own...)
 		if len(dns.Search) == 0 {
-			search = append(search[:len(search):len(search)], l.search...)
+			search = append(search[:len(search):len(search)], domains...)
 		}
 	}
 	var b strings.Builder

@@ -183,20 +183,20 @@ func (g *guest) dress() ([][]string, error) {
 }
 
 // connect sets the interfaces up as a host says that they are to be now, and what the container is told of them.
-func (g *guest) connect(n *wire.Network) error {
+func (g *guest) connect(n *wire.Network) ([][]string, error) {
 	g.netMu.Lock()
 	defer g.netMu.Unlock()
 	if g.network == nil {
-		return &wire.Error{Kind: wire.NotRunning, Message: "the container is still being set up"}
+		return nil, &wire.Error{Kind: wire.NotRunning, Message: "the container is still being set up"}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), networkTimeout)
 	defer cancel()
 	if err := g.network.set(ctx, n.NICs); err != nil {
-		return err
+		return nil, err
 	}
 	conf := *g.conf
 	conf.Network = *n
-	return g.files.write(&conf, g.network)
+	return g.network.addresses(), g.files.write(&conf, g.network)
 }
 
 // mainCommand resolves the container's command and seals a read-only root.

@@ -26,6 +26,8 @@ type network struct {
 	hostname string
 
 	interfaces []*netInterface // as the host has ordered them
+	filtered   bool            // there are rules of ours
+	diagnose   func(error)     // nil until leases are kept
 }
 
 // A netInterface is one that has been set up.
@@ -42,18 +44,26 @@ type netInterface struct {
 // first is the address by which the container knows itself.
 func (n *network) first() netip.Addr {
 	for _, i := range n.interfaces {
-		for _, a := range i.addrs {
+		for _, a := range i.all() {
 			return a.Addr()
 		}
 	}
 	return netip.Addr{}
 }
 
+// all are the interface's addresses, with that of the lease.
+func (i *netInterface) all() []netip.Prefix {
+	if i.lease == nil {
+		return i.addrs
+	}
+	return append(slices.Clone(i.addrs), i.lease.address())
+}
+
 func (n *network) addresses() [][]string {
 	var out [][]string
 	for _, i := range n.interfaces {
 		var ss []string
-		for _, a := range i.addrs {
+		for _, a := range i.all() {
 			ss = append(ss, a.String())
 		}
 		out = append(out, ss)
@@ -71,17 +81,24 @@ func (n *network) leases() []*lease {
 	return all
 }
 
-// keep keeps the leases alive from now on. What fails is told to diagnose.
+// keep keeps the leases alive from now on, also those that come later. What fails is told to diagnose.
 func (n *network) keep(diagnose func(error)) {
+	n.diagnose = diagnose
 	for _, l := range n.leases() {
-		go l.keep(diagnose) // for the life of the VM
+		l.begin(diagnose)
 	}
 }
+
+// arpPerInterface has each interface answer and ask in its own name only: several may be on one port group.
+var arpPerInterface = map[string]string{"net.ipv4.conf.all.arp_ignore": "1", "net.ipv4.conf.all.arp_announce": "2"}
 
 // setUpNetwork brings the interfaces up as the configuration says.
 func setUpNetwork(ctx context.Context, d *devices, conf *wire.Config) (*network, error) {
 	n := &network{devices: d, hostname: conf.Hostname}
 	if err := loopbackUp(); err != nil {
+		return nil, err
+	}
+	if err := writeSysctls(arpPerInterface); err != nil {
 		return nil, err
 	}
 	return n, n.set(ctx, conf.NICs)
@@ -111,7 +128,12 @@ func (n *network) set(ctx context.Context, nics []wire.NIC) error {
 	for _, i := range n.interfaces {
 		if slices.ContainsFunc(nics, i.is) && i.there() {
 			kept = append(kept, i)
-		} else if err := netlink.LinkSetDown(i.link); err != nil && !errors.Is(err, unix.ENODEV) {
+			continue
+		}
+		if i.lease != nil {
+			i.lease.end()
+		}
+		if err := netlink.LinkSetDown(i.link); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("take %s down: %w", i.conf.Name, err)
 		}
 	}
@@ -124,6 +146,9 @@ func (n *network) set(ctx context.Context, nics []wire.NIC) error {
 		return err
 	}
 	if err := renameLinks(links, fresh); err != nil {
+		return err
+	}
+	if err := n.setFilters(nics); err != nil { // or no interface comes up
 		return err
 	}
 	for at, nic := range fresh {
@@ -140,13 +165,21 @@ func (n *network) set(ctx context.Context, nics []wire.NIC) error {
 		if err := i.route(nic.Gateways, at); err != nil {
 			return err
 		}
-		if !nic.DHCP || i.lease != nil {
+		if !nic.DHCP {
 			continue
 		}
-		if i.lease, err = askDHCP(ctx, i.link, nic.Name, at, n.hostname); err != nil {
+		if i.lease != nil {
+			if err := i.lease.reroute(!nic.Unrouted, at); err != nil {
+				return err
+			}
+			continue
+		}
+		if i.lease, err = askDHCP(ctx, i.link, nic.Name, !nic.Unrouted, at, n.hostname); err != nil {
 			return fmt.Errorf("DHCP on %s: %w", nic.Name, err)
 		}
-		i.addrs = append(i.addrs, i.lease.addr)
+		if n.diagnose != nil {
+			i.lease.begin(n.diagnose)
+		}
 	}
 	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vic/tether/guestrpc"
 )
 
 const (
@@ -46,6 +48,14 @@ func (g *guest) switchRoot() (*os.File, error) {
 	}
 	if g.conf.Later && len(g.conf.NICs) == 0 {
 		g.devices.loadFor("virtio_net")
+		if guestrpc.Present() {
+			g.devices.loadFor("vmxnet3")
+		}
+	}
+	if g.conf.Filters {
+		for _, name := range filterModules {
+			g.devices.loadFor(name)
+		}
 	}
 	if err := g.devices.close(); err != nil {
 		return nil, err

@@ -32,6 +32,10 @@ var wanted = []want{
 	{name: "vmw_pvscsi", disk: true},
 	{name: "sd_mod"},
 	{name: "vmxnet3"},
+	{name: "nf_tables"}, // these are loaded for filters
+	{name: "nft_ct"},
+	{name: "nft_chain_nat"},
+	{name: "nft_redir"},
 	{name: "ext4", always: true},
 	{name: "pvpanic_pci"},
 }

@@ -53,7 +53,8 @@ var (
 // pool gives out the addresses of a subnet.
 type pool struct {
 	subnet netip.Prefix
-	within netip.Prefix // where those are that are given out unasked
+	begin  netip.Addr            // of those that are given out unasked
+	within func(netip.Addr) bool // whether one is
 
 	mu    sync.Mutex
 	next  netip.Addr // where to look for the next: an address given back rests as long as it can
@@ -66,7 +67,7 @@ func newPool(subnet, within netip.Prefix, gateway netip.Addr, reserved map[strin
 	if !within.IsValid() {
 		within = subnet
 	}
-	p := &pool{subnet: subnet, within: within, next: within.Addr(), taken: map[netip.Addr]bool{gateway: true, subnet.Addr(): true}}
+	p := &pool{subnet: subnet, begin: within.Addr(), next: within.Addr(), within: within.Contains, taken: map[netip.Addr]bool{gateway: true, subnet.Addr(): true}}
 	if subnet.Addr().Is4() {
 		p.last = lastOf(subnet)
 		p.taken[p.last] = true
@@ -74,6 +75,14 @@ func newPool(subnet, within netip.Prefix, gateway netip.Addr, reserved map[strin
 	for _, a := range reserved {
 		p.taken[a] = true
 	}
+	return p
+}
+
+// newRangePool makes a pool of addresses of IPv4 from first to last.
+func newRangePool(subnet netip.Prefix, first, last, gateway netip.Addr) *pool {
+	p := newPool(subnet, netip.Prefix{}, gateway, nil)
+	p.begin, p.next = first, first
+	p.within = func(a netip.Addr) bool { return !a.Less(first) && !last.Less(a) }
 	return p
 }
 
@@ -105,8 +114,8 @@ func (p *pool) take(want netip.Addr) (netip.Addr, error) {
 	}
 	for range len(p.taken) + 1 { // one of so many is free, unless there are not so many
 		a := p.next
-		if p.next = a.Next(); !p.within.Contains(p.next) {
-			p.next = p.within.Addr()
+		if p.next = a.Next(); !p.within(p.next) {
+			p.next = p.begin
 		}
 		if !p.taken[a] {
 			p.taken[a] = true

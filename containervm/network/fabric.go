@@ -13,7 +13,8 @@ import (
 	"vic/containervm"
 )
 
-// A Fabric makes networks, and knows which containers are on several of them. It is a containervm.Networks.
+// A Fabric makes networks, and knows which containers are on several of them. It is a containervm.Networks. Networks of
+// the hypervisor's are no part of it; it only gives out their addresses.
 type Fabric struct {
 	o   Options
 	log *slog.Logger
@@ -59,6 +60,9 @@ func New(o Options) *Fabric {
 
 // Open implements containervm.Networks.
 func (f *Fabric) Open(conf containervm.NetworkConfig) (containervm.Network, error) {
+	if conf.External != nil {
+		return newExternal(conf), nil
+	}
 	n, err := newNetwork(f, conf)
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)

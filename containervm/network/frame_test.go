@@ -65,7 +65,7 @@ func TestCheck(t *testing.T) {
 func TestGatewayAnswers(t *testing.T) {
 	n := open(t, Options{})
 	e := join(t, n, containervm.JoinOptions{})
-	c := wire(t, e)
+	c := plugIn(t, e)
 	c.SetDeadline(time.Now().Add(patience))
 	send := func(frame string) {
 		if _, err := c.Write(appendFrame(nil, unhex(t, frame))); err != nil {
@@ -97,7 +97,7 @@ func TestGatewayAnswers(t *testing.T) {
 func TestFrameTooLong(t *testing.T) {
 	n := open(t, Options{})
 	e := join(t, n, containervm.JoinOptions{})
-	c := wire(t, e)
+	c := plugIn(t, e)
 	c.SetDeadline(time.Now().Add(patience))
 	c.Write(binary.BigEndian.AppendUint32(nil, 1<<32-1))
 	if _, err := c.Read(make([]byte, 1)); err == nil {

@@ -87,8 +87,8 @@ func join(t testing.TB, n *Network, o containervm.JoinOptions) *Endpoint {
 	return e
 }
 
-// wire connects an endpoint as QEMU does, and returns QEMU's end.
-func wire(t *testing.T, e *Endpoint) net.Conn {
+// plugIn connects an endpoint as QEMU does, and returns QEMU's end.
+func plugIn(t *testing.T, e *Endpoint) net.Conn {
 	t.Helper()
 	path := filepath.Join(shortDir(t), "s")
 	l, err := net.Listen("unix", path)
@@ -138,7 +138,7 @@ type guest struct {
 
 func boot(t *testing.T, e *Endpoint) *guest {
 	t.Helper()
-	g := &guest{t: t, ip: e.ip, conn: wire(t, e)}
+	g := &guest{t: t, ip: e.ip, conn: plugIn(t, e)}
 	g.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},

@@ -271,7 +271,7 @@ func TestPausedGuest(t *testing.T) {
 	n := open(t, Options{})
 	a, b, c := join(t, n, containervm.JoinOptions{Container: "a"}), join(t, n, containervm.JoinOptions{Container: "b"}), join(t, n, containervm.JoinOptions{Container: "c"})
 	ga, gb := boot(t, a), boot(t, b)
-	wire(t, c) // nobody reads
+	plugIn(t, c) // nobody reads
 	flood := ga.dialUDP(netip.AddrPortFrom(c.ip, 9))
 	ga.stack.AddStaticNeighbor(nicID, ipv4.ProtocolNumber, address(c.ip), tcpip.LinkAddress(c.mac[:]))
 	for range 4000 {

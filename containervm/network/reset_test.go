@@ -47,7 +47,7 @@ func TestReset(t *testing.T) {
 	n := openOn(t, f, conf)
 	again := join(t, n, containervm.JoinOptions{Container: "a", IP: e.ip})
 	other := boot(t, join(t, n, containervm.JoinOptions{Container: "b"}))
-	g.rewire(wire(t, again))
+	g.rewire(plugIn(t, again))
 	echo(t, other.listen(7))
 	var kept []net.Conn
 	sockets := []containervm.Socket{socketOf(lost)}

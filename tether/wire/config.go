@@ -85,10 +85,12 @@ type Root struct {
 // Network is how the container is connected.
 type Network struct {
 	// Later says that interfaces may be plugged in although there are none yet.
-	Later bool   `json:"later,omitempty"`
-	NICs  []NIC  `json:"nics,omitempty"`
-	DNS   DNS    `json:"dns,omitzero"`
-	Hosts []Host `json:"hosts,omitempty"` // further lines of /etc/hosts
+	Later bool `json:"later,omitempty"`
+	// Filters says that some of them may have a Filter.
+	Filters bool   `json:"filters,omitempty"`
+	NICs    []NIC  `json:"nics,omitempty"`
+	DNS     DNS    `json:"dns,omitzero"`
+	Hosts   []Host `json:"hosts,omitempty"` // further lines of /etc/hosts
 }
 
 // NIC is one network interface.
@@ -98,10 +100,13 @@ type NIC struct {
 	// MAC address, 52:54:00:…; "" means the i-th interface the guest finds.
 	MAC string `json:"mac,omitempty"`
 	// DHCP asks for address, routes and DNS servers, and what is set below is added.
-	DHCP      bool           `json:"dhcp,omitempty"`
+	DHCP bool `json:"dhcp,omitempty"`
+	// Unrouted does not take the default route that DHCP offers.
+	Unrouted  bool           `json:"unrouted,omitempty"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	Gateways  []netip.Addr   `json:"gateways,omitempty"` // at most one each of IPv4 and IPv6
 	MTU       int            `json:"mtu,omitempty"`      // 0 leaves the device's
+	Filter    *Filter        `json:"filter,omitempty"`   // nil lets everything through
 }
 
 // DNS is what goes into /etc/resolv.conf.

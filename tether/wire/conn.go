@@ -328,9 +328,9 @@ func (c *Conn) Resize(ctx context.Context, process string, size Size) error {
 
 // Network has the guest set up its interfaces as n says, and take down those that n lacks. It waits for
 // interfaces that are just being plugged in.
-func (c *Conn) Network(ctx context.Context, n Network) error {
-	_, err := c.call(ctx, Request{Op: OpNetwork, Network: &n})
-	return err
+func (c *Conn) Network(ctx context.Context, n Network) (addresses [][]string, err error) {
+	r, err := c.call(ctx, Request{Op: OpNetwork, Network: &n})
+	return r.Addresses, err
 }
 
 // Sockets returns the guest's TCP connections.

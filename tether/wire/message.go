@@ -84,6 +84,8 @@ type Reply struct {
 	Usage *Usage    `json:"usage,omitempty"`
 	// Sockets are TCP connections, at most MaxSockets.
 	Sockets []Socket `json:"sockets,omitempty"`
+	// Addresses of each NIC of a Network, in its order, with those from DHCP.
+	Addresses [][]string `json:"addresses,omitempty"`
 	// Health is also an event.
 	Health *HealthState `json:"health,omitempty"`
 }
