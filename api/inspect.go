@@ -160,7 +160,10 @@ func (s *Server) networkSettings(info containervm.Info) networkSettings {
 			continue // it is being disconnected
 		}
 		e.NetworkID, e.EndpointID, e.MacAddress, e.DNSNames = ep.NetworkID, ep.ID, macOf(ep.MAC), ep.Names
-		e.Gateway, e.IPAddress, e.IPPrefixLen = ep.Gateway, ep.IP.Addr(), ep.IP.Bits()
+		e.Gateway = ep.Gateway
+		if ep.IP.IsValid() { // else it is a DHCP server's to say
+			e.IPAddress, e.IPPrefixLen = ep.IP.Addr(), ep.IP.Bits()
+		}
 		if ep.IP6.IsValid() {
 			e.IPv6Gateway, e.GlobalIPv6Address, e.GlobalIPv6PrefixLen = ep.Gateway6, ep.IP6.Addr(), ep.IP6.Bits()
 		}

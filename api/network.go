@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/moby/moby/api/types/network"
 
@@ -43,7 +44,7 @@ func (s *Server) findNetwork(ref string) (containervm.NetworkInfo, error) {
 // networkReply is what list and inspect tell of a network. Only inspect names its containers.
 func networkReply(n containervm.NetworkInfo) network.Inspect {
 	out := network.Inspect{Network: network.Network{
-		Name: n.Name, ID: n.ID, Created: n.Created, Scope: "local", Driver: driverOf(n), EnableIPv4: n.Subnet.IsValid(), EnableIPv6: n.IPv6,
+		Name: n.Name, ID: n.ID, Created: n.Created, Scope: "local", Driver: driverOf(n), EnableIPv4: n.ID != noneID, EnableIPv6: n.IPv6,
 		IPAM:     network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
 		Internal: n.Internal, Attachable: n.Attachable, Options: n.Options, Labels: n.Labels,
 	}, Containers: make(map[string]network.EndpointResource)}
@@ -52,6 +53,12 @@ func networkReply(n containervm.NetworkInfo) network.Inspect {
 	}
 	if n.IPv6 {
 		out.IPAM.Config = append(out.IPAM.Config, network.IPAMConfig{Subnet: n.Subnet6, Gateway: n.Gateway6})
+	}
+	if n.External != nil {
+		out.Options = externalOptions(*n.External)
+		if !n.Subnet.IsValid() {
+			out.IPAM.Driver = "dhcp"
+		}
 	}
 	if n.Name == containervm.Bridge {
 		out.Options = map[string]string{
@@ -80,12 +87,40 @@ func driverOf(n containervm.NetworkInfo) string {
 	if n.ID == noneID {
 		return "null"
 	}
-	return "bridge"
+	return n.Driver()
+}
+
+// externalOptions say what a container network is, in the words of vic serve's flags.
+func externalOptions(n containervm.ContainerNetwork) map[string]string {
+	options := map[string]string{"port-group": n.PortGroup, "firewall": string(n.Trust)}
+	if n.First.IsValid() {
+		options["ip-range"] = n.First.String() + "-" + n.Last.String()
+	}
+	var servers []string
+	for _, a := range n.DNS {
+		servers = append(servers, a.String())
+	}
+	if len(servers) > 0 {
+		options["dns"] = strings.Join(servers, ",")
+	}
+	return options
+}
+
+// networkDrivers are those of this host's networks.
+func (s *Server) networkDrivers() []string {
+	all := []string{"bridge", "null"}
+	for _, n := range s.containers.ListNetworks() {
+		if driver := n.Driver(); !slices.Contains(all, driver) {
+			all = append(all, driver)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // builtin says whether a network is one that cannot be made or removed.
 func builtin(n containervm.NetworkInfo) bool {
-	return n.ID == noneID || n.Name == containervm.Bridge
+	return n.ID == noneID || n.Name == containervm.Bridge || n.External != nil
 }
 
 func (s *Server) listNetworks(w http.ResponseWriter, r *http.Request) error {
@@ -176,6 +211,8 @@ func networkConfig(body *networkBody) (containervm.NetworkConfig, error) {
 		IPv6: body.EnableIPv6 != nil && *body.EnableIPv6,
 	}
 	switch {
+	case body.Driver == "external":
+		return c, badRequest("--driver external is not supported: it is that of the hypervisor's networks, which the administrator of this host gives it (--container-network)")
 	case body.Driver != "" && body.Driver != "bridge" && body.Driver != "default":
 		if slices.Contains([]string{"overlay", "macvlan", "ipvlan", "host", "null"}, body.Driver) {
 			return c, badRequest("--driver %s is not supported: this host has networks of driver bridge only", body.Driver)

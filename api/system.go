@@ -73,7 +73,7 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 			{"Disk Capacity", fmt.Sprintf("%d GiB", s.store.Capacity()>>30)},
 			{"Hypervisor", s.host.Hypervisor},
 		},
-		Plugins:     system.PluginsInfo{Volume: layerstore.VolumeDrivers, Network: []string{"bridge", "null"}, Log: logDrivers},
+		Plugins:     system.PluginsInfo{Volume: layerstore.VolumeDrivers, Network: s.networkDrivers(), Log: logDrivers},
 		MemoryLimit: true, SwapLimit: false, IPv4Forwarding: true,
 		NGoroutines:        runtime.NumGoroutine(),
 		SystemTime:         time.Now().Format(time.RFC3339Nano),

@@ -211,7 +211,7 @@ func (k *connection) refresh() {
 	i.ID, i.End, i.Default = k.info.ID, k.info.End, k.info.Default
 	i.Network, i.NetworkID = k.segment.conf.Name, k.segment.conf.ID
 	if k.segment.conf.dhcp() && k.leased.IsValid() {
-		i.IP = k.leased
+		i.IP, i.Ports = k.leased, slices.Clone(i.Ports)
 		for at := range i.Ports {
 			i.Ports[at].HostIP = k.leased.Addr()
 		}

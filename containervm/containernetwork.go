@@ -53,11 +53,12 @@ func (n ContainerNetwork) Check() error {
 		return refuse(ErrInvalid, "container network %q: a range of addresses needs a gateway, which says what subnet they are in", n.PortGroup)
 	}
 	if g := n.Gateway; g.IsValid() {
+		if !g.Addr().Is4() || g.Bits() < 8 || g.Bits() > 30 {
+			return refuse(ErrInvalid, "container network %q: gateway %s is not an IPv4 address in a subnet between /8 and /30", n.PortGroup, g)
+		}
 		subnet := g.Masked()
 		first, last := n.bounds()
 		switch {
-		case !g.Addr().Is4() || g.Bits() < 8 || g.Bits() > 30:
-			return refuse(ErrInvalid, "container network %q: gateway %s is not an IPv4 address in a subnet between /8 and /30", n.PortGroup, g)
 		case !usable(subnet, g.Addr()):
 			return refuse(ErrInvalid, "container network %q: %s is not the address of a host of subnet %s", n.PortGroup, g.Addr(), subnet)
 		case !usable(subnet, first) || !usable(subnet, last):

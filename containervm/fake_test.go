@@ -3,6 +3,7 @@ package containervm
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -190,6 +191,21 @@ func (v *fakeVM) exit(code int) {
 	v.end()
 }
 
+// fakeAddresses are what interfaces have, of which a DHCP server gives each the same.
+func fakeAddresses(n wire.Network) (all [][]string) {
+	for _, nic := range n.NICs {
+		var own []string
+		for _, a := range nic.Addresses {
+			own = append(own, a.String())
+		}
+		if nic.DHCP {
+			own = append(own, "10.77.0.9/24")
+		}
+		all = append(all, own)
+	}
+	return all
+}
+
 // live runs the guest. Commands:
 //
 //	print TEXT...   writes to stdout and stderr in turns, and exits with 0
@@ -218,7 +234,8 @@ func (v *fakeVM) live() {
 	case "never":
 		return
 	}
-	v.record(wire.RecStarted, `{"pid":1,"kernel":"6.1"}`)
+	started, _ := json.Marshal(wire.Started{PID: 1, Kernel: "6.1", Addresses: fakeAddresses(v.conf.Network)})
+	v.record(wire.RecStarted, string(started))
 	switch args[0] {
 	case "print":
 		for i, text := range args[1:] {
@@ -290,6 +307,7 @@ func (v *fakeVM) Do(s *wire.GuestSession, r wire.Request) (wire.Reply, error) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.told = append(v.told, *r.Network)
+		return wire.Reply{Addresses: fakeAddresses(*r.Network)}, nil
 	case wire.OpUpdate:
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -427,7 +445,7 @@ func (c *cable) Join(o JoinOptions) (Endpoint, error) {
 		c.w.fails = nil
 		return nil, err
 	}
-	if !o.IP.IsValid() {
+	if !o.IP.IsValid() && !c.conf.dhcp() {
 		c.next = c.next.Next()
 		o.IP = c.next
 	}

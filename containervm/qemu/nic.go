@@ -20,8 +20,19 @@ func deviceID(end string) string { return "nic-" + end }
 
 var errNoMonitor = errors.New("qemu: the VM's monitor does not answer")
 
+// carried refuses an interface on a network of the hypervisor's: QEMU has none.
+func carried(nic containervm.NIC) error {
+	if nic.Network != "" {
+		return fmt.Errorf("%w: network %q is none of QEMU's: interfaces are on networks of the VCH's own", containervm.ErrInvalid, nic.Network)
+	}
+	return nil
+}
+
 // AddNIC implements containervm.Machine.
 func (m *machine) AddNIC(ctx context.Context, nic containervm.NIC) error {
+	if err := carried(nic); err != nil {
+		return err
+	}
 	if err := m.RemoveNIC(ctx, nic.End); err != nil {
 		return err
 	}

@@ -118,6 +118,11 @@ func (d *Driver) Start(ctx context.Context, vm containervm.VM) (containervm.Mach
 	if vm.Memory <= 0 || vm.CPUs <= 0 {
 		return nil, fmt.Errorf("start VM with %d bytes and %d CPUs", vm.Memory, vm.CPUs)
 	}
+	for _, nic := range vm.NICs {
+		if err := carried(nic); err != nil {
+			return nil, err
+		}
+	}
 	p, err := d.Platform(ctx, vm.Boot.Kernel)
 	if err != nil {
 		return nil, fmt.Errorf("start VM: %w", err)
