@@ -4,7 +4,8 @@
 //	vSphere API                          QEMU
 //	disk                                 the chain as it lies on the datastore, scsi-hd on pvscsi, at the disk's unit number
 //	CD-ROM with an ISO                   ide-cd, booted from
-//	vmxnet3                              vmxnet3, on the user network, or on a switch behind a unix socket (Options.Networks)
+//	vmxnet3                              vmxnet3, on the user network, on a switch behind a unix socket (Options.Networks), or on a
+//	                                     bridge of this machine's (Options.Bridges)
 //	serial port, by URI                  isa-serial on a TCP connection, made or awaited, plain or telnet
 //	serial port, by proxy                isa-serial on a connection as an ESXi host makes it, to a virtual serial port concentrator
 //	serial port, on a file               isa-serial on the file of the datastore
@@ -49,6 +50,9 @@ type Options struct {
 	// Networks says for names of networks the unix socket of the switch that is each: QEMU connects and sends frames, each
 	// after its length as 4 bytes, big-endian. VMs on other networks have each a network of its own with DHCP and a way out.
 	Networks map[string]string
+	// Bridges says for names of networks the bridge of this machine's kernel that is each: VMs on it see each other, and whoever else
+	// has a port there. That takes CAP_NET_ADMIN.
+	Bridges map[string]string
 	// Log is told of VMs that begin, end and fail; nil is silent.
 	Log *slog.Logger
 }

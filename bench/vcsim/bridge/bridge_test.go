@@ -71,7 +71,7 @@ func newLab(t *testing.T, o Options) *lab {
 	ctx := t.Context()
 	l := &lab{t: t}
 	var err error
-	if l.s, err = vcsim.Start(ctx, vcsim.Options{PortGroups: []string{"bridge"}}); err != nil {
+	if l.s, err = vcsim.Start(ctx, vcsim.Options{PortGroups: []string{"bridge", "lan"}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -34,6 +34,7 @@ type hardware struct {
 // A part is a device and what is behind it, as QMP takes them: arguments of blockdev-add, netdev_add and device_add.
 type part struct {
 	block, net, device map[string]any
+	bridge             string // of this machine's, for a tap
 }
 
 // maxSerials is how many ports a PC has.
@@ -202,10 +203,14 @@ func (b *Bridge) nic(d *types.VirtualVmxnet3) (part, error) {
 	}
 	id := fmt.Sprintf("net%d", d.Key)
 	net := map[string]any{"type": "user", "id": id}
+	bridge := b.o.Bridges[network]
+	if bridge != "" {
+		net = map[string]any{"type": "tap", "id": id, "ifname": tapName(d.MacAddress), "script": "no", "downscript": "no"}
+	}
 	if socket := b.o.Networks[network]; socket != "" {
 		net = map[string]any{"type": "stream", "id": id, "server": false, "addr": map[string]any{"type": "unix", "path": socket}}
 	}
-	return part{net: net, device: map[string]any{"driver": "vmxnet3", "id": fmt.Sprintf("nic%d", d.Key), "netdev": id, "mac": d.MacAddress, "romfile": "", "bus": slots}}, nil
+	return part{net: net, bridge: bridge, device: map[string]any{"driver": "vmxnet3", "id": fmt.Sprintf("nic%d", d.Key), "netdev": id, "mac": d.MacAddress, "romfile": "", "bus": slots}}, nil
 }
 
 // networkOf is the name of the network that an interface is on.

@@ -93,6 +93,11 @@ func (m *machine) plug(ctx context.Context, key int32, p part) (err error) {
 			return err
 		}
 		defer func() { undo("netdev_del", map[string]any{"id": p.net["id"]}) }()
+		if p.bridge != "" {
+			if err := attach(p.net["ifname"].(string), p.bridge); err != nil {
+				return err
+			}
+		}
 		if err := m.listen(ctx, key, p); err != nil {
 			return err
 		}
