@@ -239,6 +239,13 @@ func (k *connection) wire() wire.NIC {
 		nic.DHCP, nic.Unrouted = true, !i.Default
 		return nic
 	}
+	if i.GatewayMAC != "" {
+		for _, a := range []netip.Addr{i.Gateway, i.Gateway6} {
+			if a.IsValid() {
+				nic.Neighbours = append(nic.Neighbours, wire.Neighbour{Addr: a, MAC: i.GatewayMAC})
+			}
+		}
+	}
 	nic.Addresses = []netip.Prefix{i.IP}
 	if i.IP6.IsValid() {
 		nic.Addresses = append(nic.Addresses, i.IP6)

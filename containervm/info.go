@@ -65,13 +65,15 @@ type EndpointInfo struct {
 	Network   string `json:"network"`      // its name
 	NetworkID string `json:"networkID,omitempty"`
 	// End of the NIC on the host; the guest calls the interface by the same number, eth<i>.
-	End      string       `json:"end,omitempty"`
-	MAC      string       `json:"mac"`
-	IP       netip.Prefix `json:"ip"`
-	Gateway  netip.Addr   `json:"gateway"` // also if it leads nowhere
-	IP6      netip.Prefix `json:"ip6,omitzero"`
-	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
-	MTU      int          `json:"mtu,omitempty"` // 0 leaves the device's
+	End     string       `json:"end,omitempty"`
+	MAC     string       `json:"mac"`
+	IP      netip.Prefix `json:"ip"`
+	Gateway netip.Addr   `json:"gateway"` // also if it leads nowhere
+	// GatewayMAC is its hardware address, where others are on the same wire who could say that it is theirs.
+	GatewayMAC string       `json:"gatewayMAC,omitempty"`
+	IP6        netip.Prefix `json:"ip6,omitzero"`
+	Gateway6   netip.Addr   `json:"gateway6,omitzero"`
+	MTU        int          `json:"mtu,omitempty"` // 0 leaves the device's
 	// Default says that the container's default route goes through this endpoint. Its ports are published here.
 	Default bool `json:"default,omitempty"`
 	// Ports as they are really bound: HostIP and HostPort are set, and a binding on all

@@ -162,6 +162,9 @@ func (n *network) set(ctx context.Context, nics []wire.NIC) error {
 	slices.SortFunc(n.interfaces, func(a, b *netInterface) int { return place(a) - place(b) })
 	for at, nic := range nics {
 		i := n.interfaces[at]
+		if err := i.know(nic.Neighbours); err != nil {
+			return err
+		}
 		if err := i.route(nic.Gateways, at); err != nil {
 			return err
 		}
@@ -211,6 +214,20 @@ func (i *netInterface) setUp() error {
 		}
 	}
 	i.addrs = slices.Clone(i.conf.Addresses)
+	return nil
+}
+
+// know has the kernel know stations for good.
+func (i *netInterface) know(neighbours []wire.Neighbour) error {
+	for _, s := range neighbours {
+		mac, err := net.ParseMAC(s.MAC)
+		if err == nil {
+			err = netlink.NeighSet(&netlink.Neigh{LinkIndex: i.link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: s.Addr.AsSlice(), HardwareAddr: mac})
+		}
+		if err != nil {
+			return fmt.Errorf("have %s know %s as %s: %w", i.conf.Name, s.Addr, s.MAC, err)
+		}
+	}
 	return nil
 }
 

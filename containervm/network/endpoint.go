@@ -80,6 +80,9 @@ func (e *Endpoint) Info() containervm.EndpointInfo {
 		Network: e.n.conf.Name, NetworkID: e.n.conf.ID, MAC: e.mac.String(), MTU: e.n.mtu,
 		IP: netip.PrefixFrom(e.ip, e.n.pool.subnet.Bits()), Gateway: e.n.gateway, Names: names,
 	}
+	if e.n.wired {
+		i.GatewayMAC = e.n.mac.String()
+	}
 	if e.ip6.IsValid() {
 		i.IP6, i.Gateway6 = netip.PrefixFrom(e.ip6, e.n.pool6.subnet.Bits()), e.n.gateway6
 	}

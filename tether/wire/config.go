@@ -106,7 +106,15 @@ type NIC struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	Gateways  []netip.Addr   `json:"gateways,omitempty"` // at most one each of IPv4 and IPv6
 	MTU       int            `json:"mtu,omitempty"`      // 0 leaves the device's
-	Filter    *Filter        `json:"filter,omitempty"`   // nil lets everything through
+	// Neighbours are stations whose hardware addresses need not be asked for, and are believed from nobody else.
+	Neighbours []Neighbour `json:"neighbours,omitempty"`
+	Filter     *Filter     `json:"filter,omitempty"` // nil lets everything through
+}
+
+// Neighbour is a station on the wire of a NIC.
+type Neighbour struct {
+	Addr netip.Addr `json:"addr"`
+	MAC  string     `json:"mac"`
 }
 
 // DNS is what goes into /etc/resolv.conf.

@@ -91,7 +91,8 @@ func (l *lab) resident(n containervm.Network, s *network.Segment, name, top, scr
 		conn.Close()
 		served.Wait()
 	})
-	nics := append([]wire.NIC{{Name: "eth0", MAC: i.MAC, Addresses: []netip.Prefix{i.IP}, Gateways: []netip.Addr{i.Gateway}, MTU: i.MTU}}, lan...)
+	nics := append([]wire.NIC{{Name: "eth0", MAC: i.MAC, Addresses: []netip.Prefix{i.IP}, Gateways: []netip.Addr{i.Gateway}, MTU: i.MTU,
+		Neighbours: []wire.Neighbour{{Addr: i.Gateway, MAC: i.GatewayMAC}}}}, lan...)
 	conf := wire.Config{ID: strings.Repeat("ab", 32), Token: rand.Text(), Hostname: name, Args: []string{"/busybox", "sh", "-c", script}, Env: []string{"PATH=/"},
 		Network: wire.Network{NICs: nics, DNS: wire.DNS{Servers: []netip.Addr{i.Gateway}}}}
 	info, err := conf.GuestInfo()
@@ -168,14 +169,15 @@ func TestPortGroups(t *testing.T) {
 	l.saysUp(server)
 
 	client := l.resident(n, s, "alpha", top, fmt.Sprintf(`set -e
-/busybox ping -c 2 -W 60 %s >/dev/null; echo gateway
-/busybox nslookup beta | /busybox grep -q %s; echo named
+/busybox ping -c 2 -W 60 %[1]s >/dev/null; echo gateway
+/busybox arp -n %[1]s | /busybox grep -q PERM; echo known
+/busybox nslookup beta | /busybox grep -q %[2]s; echo named
 /busybox wget -q -O - http://%[2]s/upper; echo
-/busybox wget -q -O - http://%s/ | /busybox md5sum`, server.info.Gateway, server.info.IP.Addr(), outside.address))
+/busybox wget -q -O - http://%[3]s/ | /busybox md5sum`, server.info.Gateway, server.info.IP.Addr(), outside.address))
 	l.must(client.PowerOn(ctx))
 	l.await(client.VirtualMachine, "runtime.powerState", func(v any) bool { return v == types.VirtualMachinePowerStatePoweredOff })
 	stdout, exit := output(t, l.s.Folder("datastore1")+"/alpha/log")
-	if want := "gateway\nnamed\nfrom the second\n" + outside.sum + "  -\n"; stdout != want || exit.Code != 0 {
+	if want := "gateway\nknown\nnamed\nfrom the second\n" + outside.sum + "  -\n"; stdout != want || exit.Code != 0 {
 		console, _ := os.ReadFile(l.s.Folder("datastore1") + "/alpha/console")
 		t.Errorf("stdout %q, want %q; exit %+v; console:\n%s", stdout, want, exit, console)
 	}

@@ -59,7 +59,7 @@ var scenarios = []scenario{
 	{39, "internal network", []string{"cmd/vic TestDocker/networks"}, ""},
 	{40, "link and alias", []string{"cmd/vic TestDocker/networks"}, ""},
 	{41, "port map", []string{"cmd/vic TestDocker/network", "containervm/network TestPublish"}, ""},
-	{42, "container-network and firewall levels", nil, "levels of trust of vSphere's container networks have no options here: networks are bridges, internal or not"},
+	{42, "container-network and firewall levels", []string{"tether TestFilter", "bench/vcsim/bridge TestPortGroups", "containervm TestOnContainerNetworks"}, ""},
 	{43, "volume create options", []string{"cmd/vic TestDocker/volumes", "layerstore TestVolumeOptions"}, ""},
 	{44, "image content copy", []string{"cmd/vic TestDocker/volumes of containers"}, ""},
 	{45, "volume ls/rm", []string{"cmd/vic TestDocker/volumes"}, ""},
