@@ -4,6 +4,7 @@ package tether
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -51,21 +52,29 @@ func tool(t *testing.T, args ...string) string {
 }
 
 // within does fn in a network namespace.
-func within(ns string, fn func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and the thread ends with the goroutine
-		f, err := os.Open("/var/run/netns/" + ns)
-		if err == nil {
-			err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
-			f.Close()
+func within(ns string, fn func() error) (err error) {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	away, err := os.Open("/var/run/netns/" + ns)
+	if err != nil {
+		return err
+	}
+	defer away.Close()
+	runtime.LockOSThread()
+	if err := unix.Setns(int(away.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	defer func() {
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			err = errors.Join(err, back) // the thread stays locked, and ends with the goroutine
+			return
 		}
-		if err == nil {
-			err = fn()
-		}
-		done <- err
+		runtime.UnlockOSThread()
 	}()
-	return <-done
+	return fn()
 }
 
 // greet has a port of a namespace say its number to whoever connects, or sends it anything.
