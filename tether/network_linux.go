@@ -205,6 +205,11 @@ func (i *netInterface) setUp() error {
 			return fmt.Errorf("set MTU of %s to %d: %w", name, i.conf.MTU, err)
 		}
 	}
+	if !i.conf.DHCP {
+		if err := refuseAdverts(name); err != nil {
+			return err
+		}
+	}
 	if err := netlink.LinkSetUp(i.link); err != nil {
 		return fmt.Errorf("bring %s up: %w", name, err)
 	}
@@ -215,6 +220,15 @@ func (i *netInterface) setUp() error {
 	}
 	i.addrs = slices.Clone(i.conf.Addresses)
 	return nil
+}
+
+// refuseAdverts has an interface whose addresses are given take none from routers: any neighbour could say that it is one.
+func refuseAdverts(name string) error {
+	err := writeSysctls(map[string]string{"net.ipv6.conf." + name + ".accept_ra": "0"})
+	if errors.Is(err, os.ErrNotExist) { // there is no IPv6
+		return nil
+	}
+	return err
 }
 
 // know has the kernel know stations for good.

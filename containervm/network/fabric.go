@@ -36,8 +36,8 @@ type Options struct {
 	// Segment is the wire that the guests of all networks are on. nil has each network be a switch of its own, to which
 	// guests' connections are all there is.
 	Segment *Segment
-	// Range is where Choose finds subnets, an IPv4 prefix of 26 bits at most, which it divides into sixteen, or into such of
-	// 16 bits if those are more. The zero Prefix is docker's.
+	// Range is where Choose finds subnets, an IPv4 prefix of 29 bits at most. It is divided into sixteen, or into such of 16 bits if
+	// those are more, or of 29 if those are fewer. The zero Prefix is docker's.
 	Range netip.Prefix
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
@@ -97,7 +97,7 @@ func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
 func (f *Fabric) candidates() []netip.Prefix {
 	var all []netip.Prefix
 	if r := f.o.Range.Masked(); r.IsValid() {
-		bits := max(r.Bits()+4, 16)
+		bits := min(max(r.Bits()+4, 16), 29)
 		size := uint64(1) << (32 - bits)
 		first := r.Addr().As4()
 		begin := uint64(binary.BigEndian.Uint32(first[:]))

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -225,11 +226,12 @@ func (s *Segment) Dial(ctx context.Context, mac string) (net.Conn, error) {
 
 // tap is a connection with one guest's frames.
 type tap struct {
-	s     *Segment
-	mac   hardwareAddr
-	queue chan []byte // frames after their length
-	ended chan struct{}
-	once  sync.Once
+	s      *Segment
+	mac    hardwareAddr
+	queue  chan []byte  // frames after their length
+	queued atomic.Int64 // bytes in queue
+	ended  chan struct{}
+	once   sync.Once
 
 	reading sync.Mutex
 	rest    []byte // of the frame that is being read; guarded by reading
@@ -238,10 +240,21 @@ type tap struct {
 }
 
 func (t *tap) enqueue(frame []byte) {
-	select {
-	case t.queue <- appendFrame(make([]byte, 0, lengthSize+len(frame)), frame):
-	default:
+	size := lengthSize + len(frame)
+	if t.queued.Add(int64(size)) <= queueSize {
+		select {
+		case t.queue <- appendFrame(make([]byte, 0, size), frame):
+			return
+		default:
+		}
 	}
+	t.queued.Add(-int64(size))
+}
+
+// begin has Read read a frame.
+func (t *tap) begin(frame []byte) {
+	t.queued.Add(-int64(len(frame)))
+	t.rest = frame
 }
 
 // Read waits for a frame, and reads what more of them there is.
@@ -250,7 +263,8 @@ func (t *tap) Read(p []byte) (int, error) {
 	defer t.reading.Unlock()
 	if len(t.rest) == 0 {
 		select {
-		case t.rest = <-t.queue:
+		case frame := <-t.queue:
+			t.begin(frame)
 		case <-t.ended:
 			return 0, net.ErrClosed
 		}
@@ -263,7 +277,8 @@ func (t *tap) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		select {
-		case t.rest = <-t.queue:
+		case frame := <-t.queue:
+			t.begin(frame)
 		default:
 			return n, nil
 		}

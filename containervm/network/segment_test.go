@@ -285,6 +285,30 @@ func TestSegment(t *testing.T) {
 			t.Errorf("the log does not tell of a stranger with a guest's address:\n%s", logged.String())
 		}
 	})
+	t.Run("down and up", func(t *testing.T) {
+		run(t, "ip", "link", "set", s.name, "down")
+		run(t, "ip", "link", "set", s.name, "up")
+		if out, err := try(t, in(nsA, "ping", "-nc", "1", "-W", "20", n.gateway.String())...); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	t.Run("opened again", func(t *testing.T) { // as after a crash, which leaves it shut
+		again, err := OpenSegment(s.name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.file.Close(); err != nil {
+			t.Error(err)
+		}
+		again.wg.Wait()
+	})
+	t.Run("with an address", func(t *testing.T) {
+		run(t, "ip", "addr", "add", "10.94.0.1/24", "dev", s.name)
+		defer run(t, "ip", "addr", "del", "10.94.0.1/24", "dev", s.name)
+		if _, err := OpenSegment(s.name, nil); err == nil || !strings.Contains(err.Error(), "it has address 10.94.0.1/24") {
+			t.Errorf("an interface that is this machine's was opened: %v", err)
+		}
+	})
 	t.Run("kernel", func(t *testing.T) {
 		// This machine's other addresses are behind the interface only by way of the gateway, which does not answer pings for others.
 		host := hostAddr(t)
