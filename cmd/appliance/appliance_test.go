@@ -163,8 +163,6 @@ func (v *vm) looksAround(t *testing.T) {
 		"/etc/resolv.conf": "^nameserver 10.9.0.3\nnameserver 10.0.2.3\nsearch example.org\n$",
 		"/proc/net/route":  "(?s)client\t00000000\t0202000A.*management\t0000080A\t0200090A",
 		"/proc/mounts":     "(?m)^/dev/sda /var/lib/vic ext4 rw,nosuid,nodev,noexec",
-		"/proc/sys/net/ipv6/conf/bridge/disable_ipv6": "1",
-		"/proc/sys/net/ipv4/conf/bridge/arp_ignore":   "8",
 	} {
 		if got, err := v.call("GET", "/file"+path, ""); err != nil || !regexp.MustCompile(want).MatchString(got) {
 			t.Errorf("%s is %q, %v", path, got, err)

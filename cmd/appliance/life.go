@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -231,31 +230,6 @@ func (h *host) connect() error {
 			if err := h.machine.AddRoute(nic.Name, r.To, r.Via); err != nil {
 				return err
 			}
-		}
-		if err := quieten(nic.NIC); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// quieten keeps the kernel's own network off an interface that it has no address on: that of the bridge network, on which
-// containers are and for which vic serve answers.
-func quieten(nic wire.NIC) error {
-	if nic.DHCP {
-		return nil
-	}
-	params := map[string]string{}
-	if !slices.ContainsFunc(nic.Addresses, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		params["ipv6/conf/"+nic.Name+"/disable_ipv6"] = "1"
-	}
-	if len(nic.Addresses) == 0 {
-		params["ipv4/conf/"+nic.Name+"/arp_ignore"] = "8"
-		params["ipv4/conf/"+nic.Name+"/rp_filter"] = "1"
-	}
-	for name, value := range params {
-		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
 		}
 	}
 	return nil

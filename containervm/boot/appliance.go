@@ -17,8 +17,9 @@ import (
 // addresses random: an appliance boots seldom, and lives long.
 const applianceCmdline = "console=tty0 console=ttyS0 quiet cryptomgr.notests no_timer_check dummy.numdummies=0 panic=10"
 
-// applianceModules are for the power button.
-var applianceModules = []string{"button", "evdev"}
+// applianceModules are for the power button, and for what keeps the kernel's own network off the bridge network's interface
+// (package network).
+var applianceModules = []string{"button", "evdev", "sch_ingress", "cls_bpf"}
 
 // debianCertificates is where Debian's package ca-certificates puts the authorities that the world trusts.
 const debianCertificates = "/etc/ssl/certs/ca-certificates.crt"
