@@ -5,7 +5,7 @@
 # make appliance  build bin/vic-appliance.iso, from which the VM of a virtual container host on vSphere boots
 # make test     install what is missing, then run everything that is tested
 # make check    gofmt, go vet and the race detector
-# make nightly  run what takes too long for make test: power cuts of an appliance
+# make nightly  run what takes too long for make test: a VCH from its installation on, power cuts of an appliance
 # make fuzz     fuzz every parser for a while
 # make suites   run the test suites of moby and docker/cli, which takes hours, and write docs/suites.md
 # make bench    measure each package, each stage of a pull, and pulls beside other engines
@@ -87,7 +87,7 @@ test:
 nightly:
 	@$(call install,$(test_packages))
 	@$(MAKE) --no-print-directory all
-	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'PowerCut|Refused' ./cmd/appliance
+	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'PowerCut|Refused|Install' ./cmd/appliance
 
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'make check: run gofmt -w on these'; exit 1; }

@@ -128,7 +128,7 @@ func stateDisk(t testing.TB, size int64) string {
 }
 
 // patience is how long a VM is waited for. It is no measure of anything: what hangs shall fail.
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 // A vm is an appliance that has been powered on.
 type vm struct {
@@ -143,15 +143,15 @@ type vm struct {
 // MACs of the VM's interfaces: one with QEMU's DHCP server and the way in, one with another, and one that leads nowhere.
 var macs = []string{"52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"}
 
-// powerOn boots a VM of the shape that vic-machine gives an appliance.
-func powerOn(t *testing.T, iso, state string, guestInfo map[string]string) *vm {
+// powerOn boots a VM of the shape that vic-machine gives an appliance. Further ports may lead to it.
+func powerOn(t *testing.T, iso, state string, guestInfo map[string]string, forward ...string) *vm {
 	t.Helper()
 	v := &vm{t: t, dir: t.TempDir(), done: make(chan struct{}), port: freePort(t)}
 	args := []string{"-accel", "tcg", "-cpu", "qemu64,+rdrand", "-M", "pc-q35-7.2,smbus=off,hpet=off", "-m", "2048", "-nodefaults", "-no-user-config",
 		"-display", "none", "-serial", "file:" + v.path("console"), "-monitor", "unix:" + v.path("monitor") + ",server=on,wait=off",
 		"-drive", "if=none,id=cd,format=raw,readonly=on,media=cdrom,file=" + iso, "-device", "ide-cd,bus=ide.1,drive=cd,bootindex=1",
 		"-device", "pvscsi,id=scsi", "-drive", "if=none,id=state,format=raw,cache=unsafe,file=" + state, "-device", "scsi-hd,bus=scsi.0,scsi-id=0,drive=state",
-		"-netdev", fmt.Sprintf("user,id=n0,hostfwd=tcp:127.0.0.1:%d-:2375", v.port), "-netdev", "user,id=n1,net=10.9.0.0/24", "-netdev", "user,id=n2,restrict=on"}
+		"-netdev", strings.Join(append([]string{fmt.Sprintf("user,id=n0,hostfwd=tcp:127.0.0.1:%d-:2375", v.port)}, forward...), ",hostfwd="), "-netdev", "user,id=n1,net=10.9.0.0/24", "-netdev", "user,id=n2,restrict=on"}
 	for i, mac := range macs {
 		args = append(args, "-device", fmt.Sprintf("vmxnet3,netdev=n%d,romfile=,mac=%s", i, mac))
 	}
