@@ -228,7 +228,7 @@ func (in *installation) serveArgs() []string {
 		}
 	}
 	// Where the address comes by DHCP, the interface stands for it.
-	add("--serial-address", "telnet://"+net.JoinHostPort(in.r.net.host(management, in.r.net.role(management).Name), strconv.Itoa(SerialPort)))
+	add("--serial-address", "tcp://"+net.JoinHostPort(in.r.net.host(management, in.r.net.role(management).Name), strconv.Itoa(SerialPort)))
 	add("--host", "tcp://"+net.JoinHostPort(in.r.net.host(client, "0.0.0.0"), strconv.Itoa(spec.TLS.port())))
 	switch spec.TLS {
 	case MutualTLS:
