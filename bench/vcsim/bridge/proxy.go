@@ -45,8 +45,10 @@ type proxied struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu sync.Mutex // held across writes to the session
-	s  *session   // nil while there is none
+	wmu sync.Mutex // held across writes of what the guest says, and while the VM moves; before mu
+
+	mu sync.Mutex
+	s  *session // nil while there is none
 }
 
 // newProxied makes a port that QEMU finds at a unix socket.
@@ -84,15 +86,15 @@ func (x *proxied) serve(ctx context.Context) {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		s, err := openSession(ctx, x.proxy, nil)
 		if err == nil {
-			x.mu.Lock()
-			x.s = s
-			x.mu.Unlock()
+			x.use(s)
 			pause = firstPause
 		}
 		for ; s != nil; s = x.next(s) {
-			stop := context.AfterFunc(ctx, func() { _ = s.conn.Close() })
+			conn := s.conn
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			err = s.read(func(p []byte) error { _, err := guest.Write(p); return err })
 			stop()
+			close(s.done)
 		}
 		x.log.Debug("no proxy for serial port", "vm", x.proxy.name, "proxy", x.proxy.address, "error", err)
 		select {
@@ -106,12 +108,27 @@ func (x *proxied) serve(ctx context.Context) {
 // next returns the session that the port has after one that has ended: another, if the VM has moved, or nil.
 func (x *proxied) next(s *session) *session {
 	_ = s.conn.Close()
+	if now := x.session(); now != s {
+		return now
+	}
+	x.wmu.Lock() // it may be moving
+	defer x.wmu.Unlock()
+	if x.session() == s {
+		x.use(nil)
+	}
+	return x.session()
+}
+
+func (x *proxied) session() *session {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.s == s {
-		x.s = nil
-	}
 	return x.s
+}
+
+func (x *proxied) use(s *session) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.s = s
 }
 
 // fromGuest passes what the guest says, or drops it.
@@ -122,13 +139,13 @@ func (x *proxied) fromGuest(guest net.Conn) {
 		if err != nil {
 			return
 		}
-		x.mu.Lock()
-		if x.s != nil {
-			if _, err := x.s.conn.Write(telnet.AppendData(nil, b[:n])); err != nil {
-				_ = x.s.conn.Close() // its reader sees to the rest
+		x.wmu.Lock()
+		if s := x.session(); s != nil {
+			if _, err := s.conn.Write(telnet.AppendData(nil, b[:n])); err != nil {
+				_ = s.conn.Close() // its reader sees to the rest
 			}
 		}
-		x.mu.Unlock()
+		x.wmu.Unlock()
 	}
 }
 
@@ -143,8 +160,8 @@ type move struct {
 // begin tells the proxy that the VM, which stands still, moves, and connects a second time. Only commit or abort let the guest's bytes
 // go on.
 func (x *proxied) begin(ctx context.Context, sequence []byte) (*move, error) {
-	x.mu.Lock()
-	m := &move{x: x, sequence: sequence, source: x.s}
+	x.wmu.Lock()
+	m := &move{x: x, sequence: sequence, source: x.session()}
 	if m.source == nil {
 		return m, nil
 	}
@@ -162,18 +179,18 @@ func (x *proxied) begin(ctx context.Context, sequence []byte) (*move, error) {
 
 // commit has the port use the second connection.
 func (m *move) commit() error {
-	defer m.x.mu.Unlock()
+	defer m.x.wmu.Unlock()
 	if m.source == nil {
 		return nil
 	}
 	_, err := m.target.conn.Write(telnet.AppendVMware(nil, telnet.VMotionComplete, m.sequence...))
-	m.x.s = m.target
+	m.x.use(m.target)
 	return errors.Join(err, m.source.conn.Close()) // the reader goes on to the target
 }
 
 // abort leaves the port where it is.
 func (m *move) abort() error {
-	defer m.x.mu.Unlock()
+	defer m.x.wmu.Unlock()
 	if m.source == nil {
 		return nil
 	}
@@ -193,6 +210,7 @@ type session struct {
 	known   []byte            // what is said when the proxy has agreed to VMware's option
 	wish    []byte            // what is said when it has told what it knows of that
 	answers chan telnet.Event // to VMOTION-BEGIN
+	done    chan struct{}     // closed when nothing more comes
 }
 
 // knownSuboptions are what this host knows of VMware's option.
@@ -212,7 +230,7 @@ func openSession(ctx context.Context, p proxy, cookie []byte) (*session, error) 
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	s := &session{conn: conn, proxy: p, answers: make(chan telnet.Event, 1), options: telnet.Options{
+	s := &session{conn: conn, proxy: p, answers: make(chan telnet.Event, 1), done: make(chan struct{}), options: telnet.Options{
 		Us: []byte{telnet.Binary, telnet.SuppressGoAhead, telnet.VMware}, Them: []byte{telnet.Binary, telnet.SuppressGoAhead}}}
 	if err = s.open(cookie); err == nil && !stop() {
 		err = ctx.Err()
@@ -350,6 +368,8 @@ func (s *session) begin(ctx context.Context, sequence []byte) (cookie []byte, er
 			return nil, errors.New("the proxy answers about another vMotion")
 		}
 		return e.Bytes[1:], nil
+	case <-s.done:
+		return nil, errors.New("the proxy has hung up")
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the proxy: %w", ctx.Err())
 	}

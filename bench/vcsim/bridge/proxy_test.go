@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -297,4 +298,51 @@ func TestTelnet(t *testing.T) {
 			t.Errorf("%s says\n%q, want\n%q", side, got[side], want[side])
 		}
 	}
+}
+
+// TestMoves moves a VM time and again, with bytes under way both ways all the time, and has it stay now and then.
+func TestMoves(t *testing.T) {
+	s, address := concentrator(t, "127.0.0.1:0")
+	x, guest := newPort(t, testProxy(t, "telnet://"+address))
+	conn := dialPort(t, s, guest)
+	const size, moves = 1 << 20, 20
+	var wg sync.WaitGroup
+	ways := map[string][2]net.Conn{"into the VM": {conn, guest}, "out of it": {guest, conn}}
+	share := make(chan struct{}, moves*len(ways)) // so that each move has some
+	for name, way := range ways {
+		sent := make([]byte, size)
+		rand.Read(sent)
+		wg.Go(func() {
+			for i := 0; i < size; i += size / moves {
+				<-share
+				if _, err := way[0].Write(sent[i:min(i+size/moves, size)]); err != nil {
+					t.Error(name, err)
+					return
+				}
+			}
+		})
+		wg.Go(func() {
+			got := make([]byte, size)
+			if n, err := io.ReadFull(way[1], got); err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("%s: %d bytes, %v; equal: %v", name, n, err, bytes.Equal(got, sent))
+			}
+		})
+	}
+	for i := range moves + 2 {
+		share <- struct{}{}
+		share <- struct{}{}
+		m, err := x.begin(t.Context(), []byte{byte(i), 0xff})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%4 == 3 {
+			err = m.abort()
+		} else {
+			err = m.commit()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	wg.Wait()
 }
