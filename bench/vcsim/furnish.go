@@ -73,7 +73,7 @@ func (s *Server) furnish(ctx context.Context, o Options) error {
 			}
 		}
 	}
-	return s.manageDisks(c)
+	return errors.Join(s.manageDisks(c), s.managePermissions(c))
 }
 
 // addDatastore mounts a folder on all hosts.

@@ -17,6 +17,7 @@
 //   - Datastores have the types, versions and capabilities of VMFS and NFS.
 //   - A disk that is created is there, as a flat one or as a delta over its parent, and is deleted with all of its files.
 //   - What is sent to an NFC lease becomes the disk's content.
+//   - A permission that is set leaves those of others.
 //   - Close does not wait for clients.
 //
 // # Faults

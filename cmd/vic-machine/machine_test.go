@@ -103,7 +103,7 @@ func (l *lab) stop() {
 func (l *lab) boot(t *simulator.Task, run func() vcsim.Outcome) vcsim.Outcome {
 	o := run()
 	vm, ok := l.Service.Context.Map.Get(*t.Info.Entity).(*simulator.VirtualMachine)
-	if t.Info.DescriptionId != "VirtualMachine.powerOn" || o.Fault != nil || !ok {
+	if t.Info.DescriptionId != "VirtualMachine.powerOn" || o.Fault != nil || !ok || !strings.Contains(vm.Config.Annotation, "vic-machine") {
 		return o
 	}
 	l.stop()
@@ -171,6 +171,18 @@ func (l *lab) writing() map[string]int {
 	return all
 }
 
+// judged is what VMware's command line says.
+func (l *lab) judged(govc string, args ...string) string {
+	l.Helper()
+	cmd := exec.Command(govc, args...)
+	cmd.Env = append(os.Environ(), "GOVC_URL="+l.URL().String(), "GOVC_INSECURE=1", "GOVMOMI_HOME="+l.TempDir())
+	text, err := cmd.CombinedOutput()
+	if err != nil {
+		l.Fatalf("govc %v: %v\n%s", args, err, text)
+	}
+	return string(text)
+}
+
 // What create says it has made is there for others, ls and inspect tell of it, and what inspect config prints makes the same again.
 func TestLife(t *testing.T) {
 	govc, openssl := needTool(t, "govc"), needTool(t, "openssl")
@@ -206,13 +218,7 @@ func TestLife(t *testing.T) {
 	}
 	judged := func(args ...string) string {
 		t.Helper()
-		cmd := exec.Command(govc, args...)
-		cmd.Env = append(os.Environ(), "GOVC_URL="+l.URL().String(), "GOVC_INSECURE=1", "GOVMOMI_HOME="+t.TempDir())
-		text, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("govc %v: %v\n%s", args, err, text)
-		}
-		return string(text)
+		return l.judged(govc, args...)
 	}
 	for _, x := range []struct {
 		args string
@@ -498,6 +504,50 @@ func (l *lab) testUpgrade(inspect func() inspected) {
 	if i := inspect(); i.Version != "unknown" {
 		l.Errorf("rolled back: %s", i.Version)
 	}
+}
+
+// A user of its own gets what it needs, keeps what it has, and its password is as secret as the installer's.
+func TestOpsUser(t *testing.T) {
+	govc := needTool(t, "govc")
+	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}})
+	l.ok("update", "firewall", "--allow")
+	t.Setenv("VIC_MACHINE_OPS_PASSWORD", "vic")
+	user := []string{"--ops-user", "administrator", "--ops-grant-perms", "--container-network", "other"}
+	l.judged(govc, "role.create", "theirs", "Network.Assign")
+	l.judged(govc, "permissions.set", "-principal", "administrator", "-role", "theirs", "/DC0/network/other")
+	permissions := func(path string) string {
+		t.Helper()
+		return l.judged(govc, "permissions.ls", path)
+	}
+	before := permissions("/DC0/datastore/datastore1")
+	l.FailTask(vcsim.TaskFault{Task: "Folder.createVm"})
+	if _, _, err := machine(t, l.create(user...)...); err == nil {
+		t.Error("making the VM failed, and create did not")
+	}
+	if after := permissions("/DC0/datastore/datastore1"); after != before {
+		t.Errorf("after a failure: %s, before: %s", after, before)
+	}
+	l.ok(l.create(user...)...)
+	for path, role := range map[string]string{"/DC0": "ReadOnly", "/DC0/datastore/datastore1": "vic-datastore", "/DC0/network/bridge": "vic-network", "/DC0/network/other": "theirs",
+		"/DC0/host/DC0_C0/Resources/vch1": "vic-machines", "/DC0/vm/vch1": "vic-machines"} {
+		if text := permissions(path); !strings.Contains(text, role) {
+			t.Errorf("no role %s on %s:\n%s", role, path, text)
+		}
+	}
+	docs, err := os.ReadFile("../../docs/vic-machine.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range []string{"vic-datastore", "vic-network", "vic-machines"} {
+		for _, privilege := range strings.Fields(l.judged(govc, "role.ls", role)) {
+			if !strings.HasPrefix(privilege, "System.") && !strings.Contains(string(docs), "`"+privilege+"`") {
+				t.Errorf("docs/vic-machine.md does not tell of %s of role %s", privilege, role)
+			}
+		}
+	}
+	t.Setenv("VIC_MACHINE_OPS_PASSWORD", "")
+	l.ok("configure", "-n", "vch1", "--debug") // keeps the password
+	l.ok("delete", "-n", "vch1")
 }
 
 // A probe prints what it has tried, and leaves nothing.

@@ -71,6 +71,7 @@ func specFlags(fl *pflag.FlagSet, s *vch.Spec) {
 	}
 
 	fl.StringVar(&s.OpsUser, "ops-user", "", "`name` by which the VCH logs in; default the user who installs it")
+	fl.BoolVar(&s.OpsGrant, "ops-grant-perms", false, "give that user the roles that it needs, on vCenter")
 }
 
 // A tlsFlag is a boolean flag that stands for a mode.

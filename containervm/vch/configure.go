@@ -73,6 +73,14 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 	for _, vs := range r.volumes {
 		in.planFolder(plan, "volume store", vs.location)
 	}
+	if o.Spec.OpsGrant {
+		in.poolRef = r.pool.ResourcePool
+		if v.Pool {
+			in.poolRef = object.NewResourcePool(s.client, types.ManagedObjectReference{Type: "ResourcePool", Value: v.PoolID})
+		}
+		in.folderRef = object.NewFolder(s.client, types.ManagedObjectReference{Type: "Folder", Value: v.FolderID})
+		in.planGrants(plan)
+	}
 	if err := v.planPool(ctx, plan, &o.Spec); err != nil {
 		return nil, err
 	}

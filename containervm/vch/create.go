@@ -333,6 +333,9 @@ func (in *installation) planObjects(ctx context.Context, plan *Plan, unfinished 
 			return in.site.removeFolder(ctx, f.Reference())
 		})
 	}
+	if in.r.spec.OpsGrant {
+		in.planGrants(plan)
+	}
 	plan.add("make VM "+name, simple(in.makeVM), func(ctx context.Context) error {
 		// By its UUID: a task may fail that has made it.
 		vm, err := object.NewSearchIndex(in.site.client).FindByUuid(ctx, in.site.dc, in.record.ID, true, nil)

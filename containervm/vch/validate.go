@@ -74,6 +74,12 @@ func (s *Site) resolve(ctx context.Context, p *Problems, spec *Spec) (*resolved,
 	checkShares(p, "cpu", spec.CPU)
 	checkShares(p, "memory", spec.Memory)
 	spec.checkURLs(p)
+	switch {
+	case spec.OpsGrant && spec.OpsUser == "":
+		p.add("ops-grant-perms", "name the user with --ops-user")
+	case spec.OpsGrant && !s.VCenter():
+		p.add("ops-grant-perms", "an ESXi host has no folders to give roles on: give them by hand")
+	}
 	var err error
 	if r.pool, err = s.pool(ctx, p, spec.ComputeResource); err != nil {
 		return nil, err

@@ -75,7 +75,8 @@ type Spec struct {
 	CPU    Shares `json:"cpu,omitzero"`        // of the resource pool, MHz
 	Memory Shares `json:"memoryPool,omitzero"` // of the resource pool, MiB
 
-	OpsUser string `json:"opsUser,omitempty"` // as whom the appliance logs in; "" means as who installs it
+	OpsUser  string `json:"opsUser,omitempty"`  // as whom the appliance logs in; "" means as who installs it
+	OpsGrant bool   `json:"opsGrant,omitempty"` // give that user what it needs
 }
 
 // A Network is one of the appliance's.
