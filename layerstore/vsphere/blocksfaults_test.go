@@ -56,6 +56,7 @@ func TestBlockWriterFaults(t *testing.T) {
 				}
 			})
 		}, ""},
+		{"another store is opened", func(func()) { x.onWrite(func() { s.open(d, "two", own) }) }, ""},
 		{"the pull is cancelled", func(cancel func()) { x.onWrite(cancel) }, context.Canceled.Error()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

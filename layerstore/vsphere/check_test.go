@@ -142,6 +142,9 @@ func (s *site) reads(st *Store, ls *layerstore.Store, img *layerstore.Image) {
 
 // Each kind of damage is found, and said of what it is.
 func TestCheckDamage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine, which the race detector makes six times as long")
+	}
 	s, ctx := newSite(t, vcsim.Options{}), t.Context()
 	d := s.datastore(s.connect(s.endpoint()), "store")
 	st := s.store(d, "one")

@@ -29,8 +29,9 @@ type OwnVM struct {
 	vm       *object.VirtualMachine
 	hardware []types.BaseVirtualDevice // as it was when it was last looked
 
-	mu    sync.Mutex // guards queue
-	queue []*change
+	mu      sync.Mutex // guards what follows
+	queue   []*change
+	writing map[string]bool // datastore paths of the disks that write is about
 }
 
 // Devices finds the devices of disks that were attached to the own virtual machine. LinuxDevices is those of this machine.
@@ -69,7 +70,7 @@ const (
 
 // FindOwnVM finds the virtual machine in which this program runs, by its BIOS UUID, which BIOSUUID reads.
 func (s *Session) FindOwnVM(ctx context.Context, uuid string, devices Devices) (*OwnVM, error) {
-	v := &OwnVM{s: s, uuid: uuid, devices: devices, slots: make(chan struct{}, maxAttached), turn: make(chan struct{}, 1)}
+	v := &OwnVM{s: s, uuid: uuid, devices: devices, slots: make(chan struct{}, maxAttached), turn: make(chan struct{}, 1), writing: map[string]bool{}}
 	if err := v.find(ctx); err != nil {
 		return nil, err
 	}
@@ -98,6 +99,8 @@ func (v *OwnVM) write(ctx context.Context, file, parent string, capacity int64, 
 		return ctx.Err()
 	}
 	defer func() { <-v.slots }()
+	v.note(file, true)
+	defer v.note(file, false)
 	attached := &change{file: file, parent: parent}
 	if err := v.apply(ctx, attached); err != nil {
 		return fmt.Errorf("attach disk %s to the virtual machine in which this runs: %w", file, err)
@@ -122,15 +125,36 @@ func (v *OwnVM) write(ctx context.Context, file, parent string, capacity int64, 
 	return errors.Join(err, dev.Close())
 }
 
-// detachLeft detaches the disks of a folder of the datastore that a crash has left attached.
+// note notes whether a disk is being written.
+func (v *OwnVM) note(file string, writing bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if writing {
+		v.writing[file] = true
+	} else {
+		delete(v.writing, file)
+	}
+}
+
+// detachLeft detaches those of our disks that a crash has left attached.
 func (v *OwnVM) detachLeft(ctx context.Context, ours func(file string) bool) error {
-	v.turn <- struct{}{}
+	select {
+	case v.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	err := v.look(ctx)
 	var keys []int32
 	for _, d := range v.hardware {
-		if disk, ok := d.(*types.VirtualDisk); ok && ours(vmDisk{disk}.file()) {
+		disk, ok := d.(*types.VirtualDisk)
+		if !ok || !ours(vmDisk{disk}.file()) {
+			continue
+		}
+		v.mu.Lock()
+		if !v.writing[vmDisk{disk}.file()] {
 			keys = append(keys, disk.Key)
 		}
+		v.mu.Unlock()
 	}
 	<-v.turn
 	for _, key := range keys {
