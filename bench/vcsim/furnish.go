@@ -18,7 +18,7 @@ import (
 type Datastore struct {
 	Name string
 	Dir  string // "" means a temporary folder
-	Type string // VMFS5, VMFS6 or NFS; "" means VMFS6
+	Type string // VMFS5, VMFS6, NFS or VSAN; "" means VMFS6
 }
 
 // The types of datastores.
@@ -26,6 +26,7 @@ const (
 	VMFS5 = "VMFS5"
 	VMFS6 = "VMFS6"
 	NFS   = "NFS"
+	VSAN  = "vsan"
 )
 
 // furnish adds what the options ask for, by the API.
@@ -84,8 +85,8 @@ func (s *Server) addDatastore(ctx context.Context, hosts []*object.HostSystem, d
 	if d.Type == "" {
 		d.Type = VMFS6
 	}
-	if !slices.Contains([]string{VMFS5, VMFS6, NFS}, d.Type) {
-		return fmt.Errorf("type %q is not VMFS5, VMFS6 or NFS", d.Type)
+	if !slices.Contains([]string{VMFS5, VMFS6, NFS, VSAN}, d.Type) {
+		return fmt.Errorf("type %q is not VMFS5, VMFS6, NFS or VSAN", d.Type)
 	}
 	if d.Dir == "" {
 		if s.temp == "" {
@@ -129,9 +130,15 @@ func (s *Server) addDatastore(ctx context.Context, hosts []*object.HostSystem, d
 // pretend has a datastore look like one of a type: for the simulator all are of the type OTHER.
 func pretend(ds *simulator.Datastore, kind string) {
 	info := ds.Info.GetDatastoreInfo()
-	ds.Capability.VmfsSparseSupported = types.NewBool(kind != VMFS6)
-	ds.Capability.SeSparseSupported = types.NewBool(kind != NFS)
-	ds.Capability.VsanSparseSupported = types.NewBool(false)
+	ds.Capability.VmfsSparseSupported = types.NewBool(kind == VMFS5 || kind == NFS)
+	ds.Capability.SeSparseSupported = types.NewBool(kind == VMFS5 || kind == VMFS6)
+	ds.Capability.VsanSparseSupported = types.NewBool(kind == VSAN)
+	ds.Capability.TopLevelDirectoryCreateSupported = types.NewBool(kind != VSAN)
+	if kind == VSAN {
+		ds.Summary.Type = string(types.HostFileSystemVolumeFileSystemTypeVsan)
+		ds.Info = &types.VsanDatastoreInfo{DatastoreInfo: *info, MembershipUuid: "52f3a1de-0000-0000-0000-000000000001"}
+		return
+	}
 	if kind == NFS {
 		ds.Summary.Type = string(types.HostFileSystemVolumeFileSystemTypeNFS)
 		ds.Info = &types.NasDatastoreInfo{DatastoreInfo: *info, Nas: &types.HostNasVolume{

@@ -102,7 +102,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 		o.User = url.UserPassword(name, password)
 		return nil
 	})
-	f.Func("datastore", "`NAME=DIR[,TYPE]`, a datastore; TYPE is VMFS5, VMFS6 or NFS (several)", func(text string) error {
+	f.Func("datastore", "`NAME=DIR[,TYPE]`, a datastore; TYPE is VMFS5, VMFS6, NFS or vsan (several)", func(text string) error {
 		name, rest, ok := strings.Cut(text, "=")
 		dir, kind, _ := strings.Cut(rest, ",")
 		if !ok || name == "" || dir == "" {

@@ -137,7 +137,7 @@ func (s *site) createVM(name string) *object.VirtualMachine {
 	controller := &types.ParaVirtualSCSIController{}
 	controller.Key, controller.SharedBus = -1, types.VirtualSCSISharingNoSharing
 	task, err := folders.VmFolder.CreateVM(ctx, types.VirtualMachineConfigSpec{
-		Name: name, GuestId: "otherGuest", NumCPUs: 1, MemoryMB: 64, Files: &types.VirtualMachineFileInfo{VmPathName: ds[0].Path("")},
+		Name: name, GuestId: "otherGuest", NumCPUs: 1, MemoryMB: 64, Files: &types.VirtualMachineFileInfo{VmPathName: ds[len(ds)-1].Path("")},
 		DeviceChange: []types.BaseVirtualDeviceConfigSpec{&types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: controller}},
 	}, pool, nil)
 	if err != nil {

@@ -332,21 +332,28 @@ func TestEncoding(t *testing.T) {
 		{vcsim.NFS, true, "", VMFSSparse, ""},
 		{vcsim.VMFS6, true, "", BlockWriter, ""},
 		{vcsim.VMFS6, false, "", Flattened, ""},
+		{vcsim.VSAN, true, "", BlockWriter, ""},
+		{vcsim.VSAN, false, "", Flattened, ""},
 		{vcsim.VMFS5, false, Flattened, Flattened, ""},
 		{vcsim.VMFS6, false, Hosted, Hosted, ""},
 		{vcsim.VMFS6, true, VMFSSparse, "", "VMFS 6.82 has no vmfsSparse deltas"},
 		{vcsim.VMFS6, false, BlockWriter, BlockWriter, ""},
 		{vcsim.VMFS6, false, "qcow2", "", "there are vmfsSparse"},
 	} {
-		s, ctx := newSite(t, vcsim.Options{Datastores: []vcsim.Datastore{{Name: "ds", Type: tt.kind}}}), t.Context()
+		s, ctx := newSite(t, vcsim.Options{Datastores: []vcsim.Datastore{{Name: "ds", Type: tt.kind}, {Name: "other"}}}), t.Context()
 		c := s.connect(s.endpoint())
-		d := s.datastore(c, "store")
+		d, err := c.OpenDatastore(ctx, "", "ds", "store")
+		if err != nil {
+			t.Fatal(err)
+		}
 		o := StoreOptions{VCH: "a", Capacity: capacity, Encoding: tt.ask}
 		if tt.appliance {
 			o.Own, _ = s.appliance(c, &wrongDevice{})
 		}
 		st, err := OpenStore(ctx, d, o)
 		switch {
+		case (tt.kind == vcsim.VSAN) != (s.Calls()["CreateDirectory"] > 0):
+			t.Errorf("%+v: %v", tt, s.Calls())
 		case tt.refused == "" && (err != nil || st.encoding != tt.want):
 			t.Errorf("%+v: %v", tt, err)
 		case tt.refused != "" && (err == nil || !strings.Contains(err.Error(), tt.refused)):

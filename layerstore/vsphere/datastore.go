@@ -30,6 +30,8 @@ type Datastore struct {
 	ds   *object.Datastore
 	dc   *object.Datacenter
 	root string
+	// namespaces tells that folders at its top are not made by the file manager: vSAN and vVol have objects there.
+	namespaces bool
 }
 
 // OpenDatastore finds a datastore by its name or inventory path, in a datacenter or, if that is "", in the only
@@ -54,7 +56,19 @@ func (s *Session) OpenDatastore(ctx context.Context, datacenter, name, root stri
 			return names(all), err
 		}))
 	}
-	return &Datastore{s, ds, dc, root}, nil
+	var m mo.Datastore
+	if err := property.DefaultCollector(s.client).RetrieveOne(ctx, ds.Reference(), []string{"capability"}, &m); err != nil {
+		return nil, fmt.Errorf("look at datastore %s: %w", ds.Name(), unavailable(err))
+	}
+	top := m.Capability.TopLevelDirectoryCreateSupported
+	return &Datastore{s: s, ds: ds, dc: dc, root: root, namespaces: top != nil && !*top}, nil
+}
+
+// at is another folder on the same datastore.
+func (d *Datastore) at(root string) *Datastore {
+	other := *d
+	other.root = root
+	return &other
 }
 
 // names are those of inventory objects.
@@ -155,12 +169,23 @@ func (d *Datastore) MakeFolder(ctx context.Context, name string) error {
 		return &fs.PathError{Op: "mkdir", Path: name, Err: fs.ErrInvalid}
 	}
 	return d.do(ctx, "mkdir", name, func() error {
-		err := object.NewFileManager(d.s.client).MakeDirectory(ctx, d.Path(name), d.dc, true)
-		if fault.Is(err, &types.FileAlreadyExists{}) {
-			return nil
+		if top, below, _ := strings.Cut(path.Join(d.root, name), "/"); d.namespaces {
+			_, err := object.NewDatastoreNamespaceManager(d.s.client).CreateDirectory(ctx, d.ds, top, "")
+			if err != nil && !fault.Is(err, &types.FileAlreadyExists{}) || below == "" {
+				return existing(err)
+			}
 		}
-		return err
+		err := object.NewFileManager(d.s.client).MakeDirectory(ctx, d.Path(name), d.dc, true)
+		return existing(err)
 	})
+}
+
+// existing drops the error of what is there already.
+func existing(err error) error {
+	if fault.Is(err, &types.FileAlreadyExists{}) {
+		return nil
+	}
+	return err
 }
 
 // Remove removes a file, or a folder with all that is in it. The error is fs.ErrNotExist if there is none.

@@ -91,7 +91,7 @@ func (d *Datastore) Probe(ctx context.Context, o ProbeOptions) (*ProbeReport, er
 	var id [6]byte
 	rand.Read(id[:]) // never fails (crypto/rand)
 	p.name = probePrefix + hex.EncodeToString(id[:])
-	p.d = &Datastore{d.s, d.ds, d.dc, path.Join(d.root, p.name)}
+	p.d = d.at(path.Join(d.root, p.name))
 	if p.disk, err = probeDisk(); err != nil {
 		return nil, err
 	}

@@ -157,7 +157,7 @@ func (p *prober) clean(ctx context.Context) {
 			}
 		}
 	}
-	parent := &Datastore{p.d.s, p.d.ds, p.d.dc, path.Dir(p.d.root)}
+	parent := p.d.at(path.Dir(p.d.root))
 	left(parent.Path(p.name), parent.Remove(ctx, p.name))
 }
 
