@@ -509,7 +509,7 @@ func TestRefused(t *testing.T) {
 		"distributed port groups on ESXi": {ESX: true, Switched: []string{"x"}},
 		"many ESXi hosts":                 {ESX: true, Hosts: 2},
 		"folder that is not there":        {Datastores: []Datastore{{Name: "x", Dir: filepath.Join(t.TempDir(), "none")}}},
-		"type of datastore":               {Datastores: []Datastore{{Name: "x", Type: "vsan"}}},
+		"type of datastore":               {Datastores: []Datastore{{Name: "x", Type: "FAT"}}},
 		"datastore twice":                 {Datastores: []Datastore{{Name: "x"}, {Name: "x"}}},
 		"address that is taken":           {Address: taken.Addr().String()},
 		"address":                         {Address: "127.0.0.1:no"},
