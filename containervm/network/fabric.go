@@ -90,6 +90,9 @@ func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
 			return p, nil
 		}
 	}
+	if f.o.Range.IsValid() {
+		return netip.Prefix{}, fmt.Errorf("no part of %s is free", f.o.Range)
+	}
 	return netip.Prefix{}, errors.New("none of them is free")
 }
 
@@ -97,6 +100,9 @@ func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
 func (f *Fabric) candidates() []netip.Prefix {
 	var all []netip.Prefix
 	if r := f.o.Range.Masked(); r.IsValid() {
+		if !r.Addr().Is4() || r.Bits() > 29 {
+			return nil
+		}
 		bits := min(max(r.Bits()+4, 16), 29)
 		size := uint64(1) << (32 - bits)
 		first := r.Addr().As4()

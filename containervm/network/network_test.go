@@ -417,6 +417,11 @@ func TestChooseInRange(t *testing.T) {
 			t.Errorf("%s is divided into %v", within, all)
 		}
 	}
+	for _, within := range []string{"fd00::/8", "10.0.0.0/30"} {
+		if p, err := New(Options{Range: netip.MustParsePrefix(within)}).Choose(nil); err == nil || !strings.Contains(err.Error(), within) {
+			t.Errorf("of %s chose %s, %v", within, p, err)
+		}
+	}
 }
 
 // exchange asks the gateway's name server from within a guest.
