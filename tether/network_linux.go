@@ -224,7 +224,7 @@ func (i *netInterface) setUp() error {
 
 // refuseAdverts has an interface whose addresses are given take none from routers: any neighbour could say that it is one.
 func refuseAdverts(name string) error {
-	err := writeSysctls(map[string]string{"net.ipv6.conf." + name + ".accept_ra": "0"})
+	err := os.WriteFile(ownProc("sys/net/ipv6/conf/"+name+"/accept_ra"), []byte("0"), 0)
 	if errors.Is(err, os.ErrNotExist) { // there is no IPv6
 		return nil
 	}
