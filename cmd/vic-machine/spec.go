@@ -40,7 +40,7 @@ func specFlags(fl *pflag.FlagSet, s *vch.Spec) {
 	fl.StringArrayVar(&s.DNS, "dns-server", nil, "`ADDRESS` of a name server, before those of DHCP (may be given several times)")
 	fl.StringArrayVar(&s.ContainerNetworks, "container-network", nil, "`PORTGROUP[:ALIAS]` that containers can be on (may be given several times, as those below)")
 	fl.StringArrayVar(&s.ContainerGateways, "container-network-gateway", nil, "`PORTGROUP:ADDRESS/BITS` of the gateway of a container network")
-	fl.StringArrayVar(&s.ContainerRanges, "container-network-ip-range", nil, "`PORTGROUP:FIRST-LAST` that containers get addresses from; default DHCP")
+	fl.StringArrayVar(&s.ContainerRanges, "container-network-ip-range", nil, "`PORTGROUP:FIRST-LAST` that containers get addresses from; default the gateway's whole network, and DHCP without a gateway")
 	fl.StringArrayVar(&s.ContainerDNS, "container-network-dns", nil, "`PORTGROUP:ADDRESS` of a name server of a container network")
 	fl.StringArrayVar(&s.ContainerFirewall, "container-network-firewall", nil, "`PORTGROUP:LEVEL` of trust: closed, outbound, peers, published or open")
 

@@ -32,17 +32,20 @@ var (
 	containerNote = regexp.MustCompile(`^Container ([0-9a-f]{64}) of the virtual container host (.+)\.$`)
 )
 
-// containerID returns the ID of the container that a VM is, "" if it is not one of this VCH. What proves it is the BIOS UUID, which is the
-// beginning of the ID: of the ID that the VM's folder in the VCH's container store is named by, or, for a VM that is in the VCH's own
+// containerUUID is the BIOS UUID of a container's VM, without dashes: the beginning of the ID, but for the version, 4, and the variant of RFC 9562.
+func containerUUID(id string) string {
+	return id[:12] + "4" + id[13:16] + string("89ab"[strings.IndexByte("0123456789abcdef", id[16])&3]) + id[17:32]
+}
+
+// containerID returns the ID of the container that a VM is, "" if it is not one of this VCH. What proves it is the BIOS UUID, which is
+// made of the ID: of the ID that the VM's folder in the VCH's container store is named by, or, for a VM that is in the VCH's own
 // pool or folder, that is in its annotation.
 func (v *VCH) containerID(vm *mo.VirtualMachine, store location) string {
 	if vm.Config == nil || vm.Config.Template {
 		return ""
 	}
 	uuid := strings.ToLower(strings.ReplaceAll(vm.Config.Uuid, "-", ""))
-	proven := func(id string) bool {
-		return containerFolder.MatchString(id) && strings.HasPrefix(id, uuid) && len(uuid) == 32
-	}
+	proven := func(id string) bool { return containerFolder.MatchString(id) && containerUUID(id) == uuid }
 	var p object.DatastorePath
 	if p.FromString(vm.Config.Files.VmPathName) && p.Datastore == store.datastore {
 		dir := path.Dir(p.Path)

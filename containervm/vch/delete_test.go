@@ -11,15 +11,13 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/bench/vcsim"
+	"vic/containervm/vsphere"
 )
 
 // idOf is a container's ID, and uuidOf the BIOS UUID of its VM.
 func idOf(digit string) string { return strings.Repeat(digit, 64) }
 
-func uuidOf(digit string) string {
-	h := func(n int) string { return strings.Repeat(digit, n) }
-	return h(8) + "-" + h(4) + "-" + h(4) + "-" + h(4) + "-" + h(12)
-}
+func uuidOf(digit string) string { return vsphere.UUID(idOf(digit)) }
 
 // vmx is a VM whose folder is on the datastore.
 func (l *lab) vmx(folder, name, uuid, note string) types.VirtualMachineConfigSpec {
