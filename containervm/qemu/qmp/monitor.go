@@ -192,6 +192,9 @@ func (m *Monitor) Reason() string {
 func (m *Monitor) Execute(ctx context.Context, name string, args any) (json.RawMessage, error) {
 	m.cmd.Lock()
 	defer m.cmd.Unlock()
+	if err := m.failure(); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	line, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
