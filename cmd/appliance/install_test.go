@@ -5,6 +5,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -33,15 +35,15 @@ const (
 // image and runs a container, which is a VM on the bridge network that the appliance serves.
 func TestInstall(t *testing.T) {
 	nightly(t)
-	needTool(t, "docker", "docker-registry", "qemu-system-x86_64")
-	outside, inside := newLAN(t), newLAN(t)
-	outside.join("vic-outside", hostAddress+"/24")
+	needTool(t, "docker", "docker-registry", "qemu-system-x86_64", "ip")
+	outside, inside := kernelBridge(t, "o"), kernelBridge(t, "i")
+	command(t, "ip", "address", "add", hostAddress+"/24", "dev", outside)
 	sim, err := vcsim.Start(t.Context(), vcsim.Options{Address: hostAddress + ":0", PortGroups: []string{"bridge"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { sim.Close() })
-	vms, err := bridge.Attach(sim, bridge.Options{Networks: map[string]string{"VM Network": outside.socket, "bridge": inside.socket}})
+	vms, err := bridge.Attach(sim, bridge.Options{Bridges: map[string]string{"VM Network": outside, "bridge": inside}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,6 +84,19 @@ func TestInstall(t *testing.T) {
 	}
 	t.Logf("docker run takes %v", time.Since(began).Round(100*time.Millisecond))
 	vicMachine("delete", "--name", "vch1", "--force")
+}
+
+// kernelBridge makes a bridge of this machine's, with a name that no other test has.
+func kernelBridge(t *testing.T, kind string) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		missing(t, errors.New("only root makes bridges"))
+	}
+	name := fmt.Sprintf("vic%s%d", kind, os.Getpid())
+	command(t, "ip", "link", "add", "name", name, "type", "bridge", "mcast_snooping", "0")
+	t.Cleanup(func() { command(t, "ip", "link", "del", name) })
+	command(t, "ip", "link", "set", name, "up")
+	return name
 }
 
 // execute runs a program and returns what it writes.
