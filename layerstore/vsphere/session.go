@@ -42,6 +42,10 @@ type Session struct {
 	user   *url.Userinfo
 	log    *slog.Logger
 	retry  backOff
+	tasks  waiter
+
+	ctx    context.Context // of what works for the session by itself; ends with Close
+	cancel context.CancelFunc
 
 	login sync.Mutex // held while logging in; guards epoch
 	epoch int        // how many logins there were
@@ -85,6 +89,8 @@ func Connect(ctx context.Context, e Endpoint) (*Session, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.tasks = waiter{s: s, tasks: map[types.ManagedObjectReference]*awaited{}}
 	client.RoundTripper = keepalive.NewHandlerSOAP(&authenticated{s, client.RoundTripper}, keepAlive, s.touch)
 	if err := s.authenticate(ctx, 0); err != nil {
 		return nil, fmt.Errorf("log in to %s as %s: %w", u.Host, e.User, err)
@@ -152,6 +158,8 @@ func (s *Session) touch() error {
 
 // Close logs out.
 func (s *Session) Close(ctx context.Context) error {
+	s.cancel()
+	s.tasks.wg.Wait()
 	err := session.NewManager(s.client).Logout(ctx)
 	s.client.CloseIdleConnections()
 	return err

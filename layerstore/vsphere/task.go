@@ -2,12 +2,8 @@ package vsphere
 
 import (
 	"context"
-	"fmt"
 
-	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/object"
-	"github.com/vmware/govmomi/property"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -42,21 +38,5 @@ func (s *Session) Call(ctx context.Context, fn func() error) error {
 
 // Wait waits for a task's end, which a lost connection or session does not prevent, and returns its result.
 func (s *Session) Wait(ctx context.Context, task *object.Task) (result types.AnyType, err error) {
-	err = s.Call(ctx, func() error {
-		info, err := task.WaitForResult(ctx)
-		if fault.Is(err, &types.ManagedObjectNotFound{}) && s.alive(ctx, task) { // the collector was the old session's
-			return fmt.Errorf("wait for task: %w: %w", ErrUnavailable, err)
-		}
-		if err == nil {
-			result = info.Result
-		}
-		return err
-	})
-	return result, err
-}
-
-// alive says whether the server still knows a task.
-func (s *Session) alive(ctx context.Context, task *object.Task) bool {
-	var m mo.Task
-	return property.DefaultCollector(s.client).RetrieveOne(ctx, task.Reference(), []string{"info.state"}, &m) == nil
+	return s.tasks.wait(ctx, task)
 }
