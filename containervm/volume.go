@@ -121,7 +121,7 @@ func (c *Container) fills(v VolumeMount) bool {
 
 // takeVolume takes hold of one. Call it with Manager.volumes held.
 func (c *Container) takeVolume(ctx context.Context, d *volumeDisk) error {
-	distant, err := c.volumePath(ctx, d)
+	distant, made, err := c.volumePath(ctx, d)
 	if err != nil {
 		if errors.Is(err, layerstore.ErrNotFound) {
 			return refuse(ErrNotFound, "get %s: no such volume", d.name)
@@ -136,8 +136,11 @@ func (c *Container) takeVolume(ctx context.Context, d *volumeDisk) error {
 	if len(c.m.holders[d.name]) > 0 {
 		d.fill = false // the others read what is there
 	} else if distant {
-		d.replay = true // of what is not written, where others read it, too
-		d.ReadOnly = d.ReadOnly && !d.fill
+		if d.ReadOnly {
+			d.replay = true // its journal, in what is thrown away: the disk stays as it is
+			d.fill = d.fill && made
+			d.ReadOnly = !d.fill
+		}
 	} else if err := c.lookInto(d); err != nil {
 		return err
 	}
@@ -148,22 +151,22 @@ func (c *Container) takeVolume(ctx context.Context, d *volumeDisk) error {
 	return nil
 }
 
-// volumePath finds the path of a volume's disk, and tells whether that is not in the store.
-func (c *Container) volumePath(ctx context.Context, d *volumeDisk) (distant bool, err error) {
+// volumePath finds the path of a volume's disk, and tells whether that is not in the store, and was made now.
+func (c *Container) volumePath(ctx context.Context, d *volumeDisk) (distant, made bool, err error) {
 	v, err := c.m.o.Volumes.Volume(d.name)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	if v.Disk == "" {
 		d.Path, err = c.m.o.Volumes.VolumeDisk(d.name)
-		return false, err
+		return false, false, err
 	}
 	host, ok := c.m.o.Disks.(VolumeHost)
 	if !ok {
-		return false, refuse(ErrNotImplemented, "volume %s is a disk of another hypervisor's: %s", v.Name, v.Disk)
+		return false, false, refuse(ErrNotImplemented, "volume %s is a disk of another hypervisor's: %s", v.Name, v.Disk)
 	}
-	d.Path, err = host.VolumeDisk(ctx, v)
-	return true, err
+	d.Path, made, err = host.VolumeDisk(ctx, v)
+	return true, made, err
 }
 
 // lookInto finds out whether a volume that is to be read has to be written first, and whether one that is written has to grow.

@@ -44,6 +44,7 @@ type suite struct {
 	registry    *testimage.Registry
 	image       string // busybox, pushed
 	tether      string
+	driver      []string   // flags of vic serve
 	log         syncBuffer // what vic serve writes
 	stop        context.CancelFunc
 	ended       chan error
@@ -70,6 +71,12 @@ func (s *syncBuffer) String() string {
 // newSuite starts a registry with an image, and vic serve with further flags on an empty store.
 func newSuite(t *testing.T, flags ...string) *suite {
 	t.Helper()
+	return startSuite(t, func(*suite) []string { return []string{"--accel", "tcg"} }, flags...)
+}
+
+// startSuite is newSuite with flags for the driver, which are asked for when there is a folder.
+func startSuite(t *testing.T, driver func(*suite) []string, flags ...string) *suite {
+	t.Helper()
 	needTool(t, "docker", "docker-registry", "busybox", "qemu-system-x86_64")
 	dir, err := os.MkdirTemp("", "vic-test-") // t.TempDir's path is too long for a socket
 	if err != nil {
@@ -95,6 +102,7 @@ func newSuite(t *testing.T, flags ...string) *suite {
 	if err := certificate.Make(filepath.Join(dir, "certs"), []string{"127.0.0.1"}, time.Now(), 1); err != nil {
 		t.Fatal(err)
 	}
+	s.driver = driver(s)
 	s.serve(t, flags...)
 	t.Cleanup(func() {
 		s.docker(t, "", "ps", "-aq").each(func(id string) { s.docker(t, "", "rm", "-f", id) })
@@ -129,11 +137,11 @@ func (s *suite) serve(t *testing.T, flags ...string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop, s.ended = stop, make(chan error, 1)
-	args := []string{"serve", "--store", filepath.Join(s.dir, "store"), "--listen", "unix://" + s.socket, "--tether", s.tether, "--accel", "tcg",
+	args := []string{"serve", "--store", filepath.Join(s.dir, "store"), "--listen", "unix://" + s.socket, "--tether", s.tether,
 		"--host", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", filepath.Join(s.dir, "certs/server/ca.pem"),
 		"--tlscert", filepath.Join(s.dir, "certs/server/cert.pem"), "--tlskey", filepath.Join(s.dir, "certs/server/key.pem"),
 		"--metrics-addr", "127.0.0.1:0"}
-	args = append(args, flags...)
+	args = append(append(args, s.driver...), flags...)
 	go func() { s.ended <- run(ctx, args, strings.NewReader(""), &s.log, &s.log) }()
 	for over := time.After(commandTimeout); ; {
 		c, err := net.Dial("unix", s.socket)

@@ -37,6 +37,7 @@ type vsphereFlags struct {
 	bridge, bridgeInterface    string
 	bridgeRange                string
 	serial, serialListen       string
+	containerNetworks          containerNetworkFlags
 
 	names []string // of the flags
 }
@@ -60,6 +61,7 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 		fl.StringVar(&v.bridge, "bridge-network", "", "`port group` of the networks that this host carries, such as bridge; without it there are none but container networks")
 		fl.StringVar(&v.bridgeInterface, "bridge-interface", "", "`name` of this machine's network interface on that port group")
 		fl.StringVar(&v.bridgeRange, "bridge-network-range", "172.16.0.0/12", "`CIDR` range of which bridge networks get subnets")
+		v.containerNetworks.add(fl)
 		fl.StringVar(&v.serial, "serial-address", "", "`tcp://HOST:PORT` where ESXi hosts reach this host, for the serial ports of VMs; HOST may be the name of a network interface")
 		fl.StringVar(&v.serialListen, "serial-listen", "", "`HOST:PORT` to listen on for them; default all addresses of this machine, at the port of --serial-address")
 	})
@@ -85,9 +87,17 @@ func (v *vsphereFlags) check() (bridges netip.Prefix, err error) {
 	}
 	if bridges, err = netip.ParsePrefix(v.bridgeRange); err != nil {
 		errs = append(errs, usageErrorf("--bridge-network-range: %w", err))
+	} else if !bridges.Addr().Is4() || bridges.Bits() > maxRangeBits {
+		errs = append(errs, usageErrorf("--bridge-network-range %s: it must be of IPv4 and have %d bits at most, for it is divided into sixteen", v.bridgeRange, maxRangeBits))
+	}
+	if _, err := v.containerNetworks.parse(); err != nil {
+		errs = append(errs, usageErrorf("%w", err))
 	}
 	return bridges, errors.Join(errs...)
 }
+
+// maxRangeBits is the longest prefix that a network.Options.Range has.
+const maxRangeBits = 26
 
 // password is $VIC_PASSWORD or what the file says, less the newline at its end.
 func (v *vsphereFlags) password() (string, error) {
@@ -113,6 +123,10 @@ func folderOn(spec, otherwise string) (name, folder string) {
 func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options, networks network.Options, log *slog.Logger) (err error) {
 	v := f.vsphere
 	bridges, err := v.check()
+	if err != nil {
+		return err
+	}
+	external, err := v.containerNetworks.parse()
 	if err != nil {
 		return err
 	}
@@ -177,7 +191,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	}
 	h.closers = append(h.closers, driver.Close)
 	h.containers, err = containervm.Open(ctx, containervm.Options{
-		Store: h.store.Dir(), Disks: driver, Volumes: h.store, Hypervisor: driver, Boot: medium{m, iso}, Networks: network.New(networks), Log: log,
+		Store: h.store.Dir(), Disks: driver, Volumes: h.store, Hypervisor: driver, Boot: medium{m, iso}, Networks: network.New(networks), ContainerNetworks: external, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("open containers: %w", err)

@@ -18,6 +18,8 @@ func TestServeFlags(t *testing.T) {
 	l.serve()
 	o := l.options()
 	o.Spec.VolumeStores = []string{"datastore1/volumes:default"}
+	o.Spec.ContainerNetworks, o.Spec.ContainerGateways, o.Spec.ContainerRanges = []string{"VM Network:lan"}, []string{"VM Network:10.1.0.1/24"}, []string{"VM Network:10.1.0.10-10.1.0.20"}
+	o.Spec.ContainerDNS, o.Spec.ContainerFirewall = []string{"VM Network:10.1.0.1"}, []string{"VM Network:open"}
 	o.Spec.Insecure, o.Spec.Debug = []string{"registry:5000"}, true
 	c, err := l.create(o).config()
 	if err != nil {

@@ -13,9 +13,9 @@ import (
 )
 
 // VolumeDisk implements containervm.VolumeHost.
-func (d *Driver) VolumeDisk(ctx context.Context, v *layerstore.Volume) (string, error) {
+func (d *Driver) VolumeDisk(ctx context.Context, v *layerstore.Volume) (path string, made bool, err error) {
 	if d.o.Volumes == nil {
-		return "", refuse(containervm.ErrNotImplemented, "volume %s has disk %s, and this host has no volume store", v.Name, v.Disk)
+		return "", false, refuse(containervm.ErrNotImplemented, "volume %s has disk %s, and this host has no volume store", v.Name, v.Disk)
 	}
 	return d.o.Volumes.Make(ctx, v.Disk, v.Capacity)
 }

@@ -139,24 +139,25 @@ func (v *Volumes) Remove(disk string) error {
 	return d.discard(ctx, name+".vmdk")
 }
 
-// Make returns the datastore path of a volume's disk, of capacity bytes, which is made if it is not there.
-func (v *Volumes) Make(ctx context.Context, disk string, capacity int64) (string, error) {
+// Make returns the datastore path of a volume's disk, of capacity bytes, which is made if it is not there; made says so.
+func (v *Volumes) Make(ctx context.Context, disk string, capacity int64) (path string, made bool, err error) {
 	d, name, err := v.find(disk)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.make(ctx, d, name, capacity); err != nil {
-		return "", fmt.Errorf("make the volume's disk %s: %w", d.Path(name+".vmdk"), err)
+	there, err := complete(ctx, d, name)
+	if err == nil && !there {
+		err = v.make(ctx, d, name, capacity)
 	}
-	return d.Path(name + ".vmdk"), nil
+	if err != nil {
+		return "", false, fmt.Errorf("make the volume's disk %s: %w", d.Path(name+".vmdk"), err)
+	}
+	return d.Path(name + ".vmdk"), !there, nil
 }
 
 func (v *Volumes) make(ctx context.Context, d *Datastore, name string, capacity int64) error {
-	if there, err := complete(ctx, d, name); there || err != nil {
-		return err
-	}
 	empty, err := v.empty(ctx, d, capacity)
 	if err != nil {
 		return err

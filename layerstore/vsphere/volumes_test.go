@@ -35,10 +35,10 @@ func TestVolumes(t *testing.T) {
 			t.Fatal(err)
 		}
 		disks = append(disks, disk)
-		for range 2 {
-			path, err := v.Make(ctx, disk, size)
-			if err != nil || path != v.Path(disk) {
-				t.Fatalf("made %q, %v", path, err)
+		for i := range 2 {
+			path, made, err := v.Make(ctx, disk, size)
+			if err != nil || path != v.Path(disk) || made != (i == 0) {
+				t.Fatalf("made %q, %v, %v", path, made, err)
 			}
 		}
 		_, name, _ := strings.Cut(disk, "/")
@@ -65,7 +65,7 @@ func TestVolumes(t *testing.T) {
 		t.Errorf("left: %v", got)
 	}
 	for _, bad := range []string{"", "default", "default/", "default/../x", "other/x-1", "default/.x"} {
-		if _, err := v.Make(ctx, bad, size); err == nil || errors.Is(err, ErrUnavailable) {
+		if _, _, err := v.Make(ctx, bad, size); err == nil || errors.Is(err, ErrUnavailable) {
 			t.Errorf("disk %q: %v", bad, err)
 		}
 	}
@@ -87,11 +87,11 @@ func TestVolumesFail(t *testing.T) {
 	}
 	for _, done := range []bool{false, true} {
 		s.FailTask(vcsim.TaskFault{Task: "VirtualDiskManager.copyVirtualDisk", Done: done})
-		if _, err := v.Make(ctx, disk, 64<<20); err == nil {
+		if _, _, err := v.Make(ctx, disk, 64<<20); err == nil {
 			t.Error("made by a task that failed")
 		}
 	}
-	if _, err := v.Make(ctx, disk, 64<<20); err != nil {
+	if _, _, err := v.Make(ctx, disk, 64<<20); err != nil {
 		t.Error(err)
 	}
 }

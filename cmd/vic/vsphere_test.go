@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmware/govmomi/find"
+	"github.com/vmware/govmomi/object"
+
+	"vic/bench/vcsim"
+	"vic/bench/vcsim/bridge"
+)
+
+// A cluster is a simulated vSphere whose VMs run in QEMU, and the interface that vic serve has on the port group of bridges.
+type cluster struct {
+	*vcsim.Server
+	iface string
+}
+
+const bridgeGroup = "vic-bridge"
+
+func ipCommand(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// newCluster starts one, with its datastores in a folder.
+func newCluster(t *testing.T, dir string) *cluster {
+	t.Helper()
+	needTool(t, "ip", "qemu-img")
+	id := os.Getpid() % 100000
+	c := &cluster{iface: fmt.Sprintf("vicv%d", id)}
+	wire, port := fmt.Sprintf("vicw%d", id), fmt.Sprintf("vicq%d", id)
+	ipCommand(t, "link", "add", "name", wire, "type", "bridge", "mcast_snooping", "0")
+	t.Cleanup(func() { ipCommand(t, "link", "del", wire) })
+	ipCommand(t, "link", "set", wire, "up")
+	ipCommand(t, "link", "add", "name", c.iface, "type", "veth", "peer", "name", port)
+	t.Cleanup(func() { ipCommand(t, "link", "del", c.iface) })
+	ipCommand(t, "link", "set", port, "master", wire, "up")
+	ipCommand(t, "link", "set", c.iface, "up")
+	folder := filepath.Join(dir, "datastore")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	c.Server, err = vcsim.Start(t.Context(), vcsim.Options{
+		Datastores: []vcsim.Datastore{{Name: "ds", Dir: folder, Type: vcsim.NFS}}, PortGroups: []string{bridgeGroup}, Pools: []string{"vch"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b, err := bridge.Attach(c.Server, bridge.Options{Bridges: map[string]string{bridgeGroup: wire}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// flags are vic serve's, which finds its password in a file.
+func (c *cluster) flags(t *testing.T, dir string) []string {
+	t.Helper()
+	password, _ := c.URL().User.Password()
+	file := filepath.Join(dir, "password")
+	if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial := l.Addr().String()
+	l.Close()
+	return []string{"--driver", "vsphere", "--target", c.URL().Host, "--user", c.URL().User.Username(), "--password-file", file, "--thumbprint", c.Thumbprint(),
+		"--name", "vch1", "--compute-resource", "/DC0/host/DC0_C0/Resources/vch", "--image-store", "ds/vic", "--image-format", "hosted",
+		"--volume-store", "ds/volumes:default", "--bridge-network", bridgeGroup, "--bridge-interface", c.iface,
+		"--serial-address", "tcp://" + serial, "--serial-listen", serial}
+}
+
+// TestDockerVSphere drives one vic serve, whose VMs are on a simulated vSphere, with the docker client.
+func TestDockerVSphere(t *testing.T) {
+	var c *cluster
+	s := startSuite(t, func(s *suite) []string {
+		c = newCluster(t, s.dir)
+		return c.flags(t, s.dir)
+	})
+	for _, tt := range []struct {
+		name string
+		test func(*testing.T, *suite)
+	}{
+		{"images", testImages},
+		{"logs", testLogs},
+		{"exec", testExec},
+		{"network", testNetwork},
+		{"restart of the server", testServerRestart},
+	} {
+		t.Run(tt.name, func(t *testing.T) { tt.test(t, s) })
+	}
+	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s) })
+	t.Run("others at work", func(t *testing.T) { testOutOfBand(t, s, c) })
+}
+
+// testDatastoreVolumes has a volume that is a disk on a datastore: filled with the image's files, written, read by two at once, removed with its disk.
+func testDatastoreVolumes(t *testing.T, s *suite) {
+	s.docker(t, "", "volume", "create", "-o", "VolumeStore=none", "vol").wantError(1, `no volume store named "none": there are default`)
+	s.docker(t, "", "volume", "create", "-o", "VolumeStore=default", "-o", "size=1g", "vol").want(0, "vol\n")
+	s.docker(t, "", "run", "--rm", "-v", "vol:/etc", "bb", "sh", "-c", "echo kept >/etc/f; grep -c root: /etc/passwd").want(0, "1\n")
+	reader := strings.TrimSpace(s.docker(t, "", "run", "-d", "-v", "vol:/data:ro", "bb", "sleep", "1000").out)
+	s.docker(t, "", "run", "--rm", "-v", "vol:/data:ro", "bb", "cat", "/data/f").want(0, "kept\n")
+	s.docker(t, "", "run", "--rm", "-v", "vol:/data", "bb", "true").wantError(125, "is in use by running container")
+	s.docker(t, "", "rm", "-f", reader)
+	s.docker(t, "", "volume", "rm", "vol").want(0, "vol\n")
+	disks, err := filepath.Glob(filepath.Join(s.dir, "datastore", "volumes", "vol-*"))
+	if err != nil || len(disks) != 0 {
+		t.Errorf("left on the datastore: %v, %v", disks, err)
+	}
+}
+
+// testOutOfBand has an administrator change VMs, and vCenter be away.
+func testOutOfBand(t *testing.T, s *suite, c *cluster) {
+	since := time.Now()
+	s.docker(t, "", "run", "-d", "--name", "oob", "bb", "sleep", "1000")
+	vm, err := c.machine(t.Context(), "oob")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Away(); err != nil {
+		t.Fatal(err)
+	}
+	s.docker(t, "", "exec", "oob", "echo", "alive").want(0, "alive\n") // by its serial port
+	if res, reply := s.request(t, http.MethodPost, "/v1.44/containers/create?name=none", "application/json", `{"Image":"bb"}`); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("create without vCenter: %s, %v", res.Status, reply)
+	}
+	if err := c.Return(); err != nil {
+		t.Fatal(err)
+	}
+	task, err := vm.PowerOff(t.Context())
+	if err == nil {
+		err = task.Wait(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.docker(t, "", "wait", "oob").want(0, "137\n")
+	s.docker(t, "", "events", "--since", fmt.Sprint(since.Unix()), "--until", fmt.Sprint(time.Now().Add(time.Second).Unix()), "--filter", "container=oob", "--format", "{{.Action}}").has("die\n")
+	s.docker(t, "", "rm", "oob").want(0, "oob\n")
+}
+
+// machine finds the VM of a container.
+func (c *cluster) machine(ctx context.Context, name string) (*object.VirtualMachine, error) {
+	client, err := c.Administrator(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := find.NewFinder(client)
+	all, err := f.VirtualMachineList(ctx, "/DC0/vm/"+name+"-*")
+	if err == nil && len(all) != 1 {
+		err = errors.New("there are several")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
