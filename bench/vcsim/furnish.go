@@ -74,7 +74,7 @@ func (s *Server) furnish(ctx context.Context, o Options) error {
 			}
 		}
 	}
-	return errors.Join(s.manageDisks(c), s.managePermissions(c))
+	return errors.Join(s.manageDisks(c), s.managePermissions(c), s.manageViews(c))
 }
 
 // addDatastore mounts a folder on all hosts.

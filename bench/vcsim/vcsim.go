@@ -18,6 +18,7 @@
 //   - A disk that is created is there, as a flat one or as a delta over its parent, and is deleted with all of its files.
 //   - What is sent to an NFC lease becomes the disk's content.
 //   - A permission that is set leaves those of others.
+//   - A list view can be changed while somebody waits for updates; the simulator hangs now and then.
 //   - Close does not wait for clients.
 //
 // # Faults
