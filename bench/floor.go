@@ -54,7 +54,7 @@ func medianCosts(passes [][]layerCost) []layerCost {
 			for k, p := range passes {
 				wall[k], cpu[k] = p[i].spent[s].wall.Seconds(), p[i].spent[s].cpu.Seconds()
 			}
-			layers[i].spent[s] = usage{seconds(median(wall)), seconds(median(cpu))}
+			layers[i].spent[s] = usage{seconds(Median(wall)), seconds(Median(cpu))}
 		}
 	}
 	return layers
@@ -71,7 +71,7 @@ type Figure struct {
 }
 
 func figureOf(runs []float64) Figure {
-	f := Figure{Median: median(runs), Min: slices.Min(runs), Max: slices.Max(runs), Runs: runs}
+	f := Figure{Median: Median(runs), Min: slices.Min(runs), Max: slices.Max(runs), Runs: runs}
 	var mean, squares float64
 	for _, r := range runs {
 		mean += r / float64(len(runs))
@@ -85,8 +85,8 @@ func figureOf(runs []float64) Figure {
 	return f
 }
 
-// median returns the middle one, or the mean of the two in the middle.
-func median(list []float64) float64 {
+// Median returns the middle one, or the mean of the two in the middle.
+func Median(list []float64) float64 {
 	list = slices.Sorted(slices.Values(list))
 	n := len(list)
 	return (list[(n-1)/2] + list[n/2]) / 2

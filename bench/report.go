@@ -166,5 +166,5 @@ func (c *contestant) figures() (wall, cpu Figure, stored int64) {
 	for _, s := range c.samples {
 		walls, cpus, sizes = append(walls, s.wall.Seconds()), append(cpus, s.cpu.Seconds()), append(sizes, float64(s.stored))
 	}
-	return figureOf(walls), figureOf(cpus), int64(median(sizes))
+	return figureOf(walls), figureOf(cpus), int64(Median(sizes))
 }

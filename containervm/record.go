@@ -116,12 +116,17 @@ func readRecord(path string, v any) error {
 	return nil
 }
 
-// writeRecord replaces a file whole: data, sync, name, sync.
-func writeRecord(path string, v any) (err error) {
+// writeRecord replaces a file with a record.
+func writeRecord(path string, v any) error {
 	text, err := json.MarshalIndent(v, "", "\t")
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
+	return WriteFile(path, text)
+}
+
+// WriteFile replaces a file whole: data, sync, name, sync. Nobody but its owner may read it.
+func WriteFile(path string, text []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), tmpPrefix)
 	if err != nil {
 		return err

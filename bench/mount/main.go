@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"vic/bench"
 )
 
 func main() {
@@ -93,7 +95,7 @@ func report(out io.Writer, engines []engine, results [][]sample) error {
 			byFirst = append(byFirst, results[0][i].first/s.first)
 			bySecond = append(bySecond, results[0][i].second/s.second)
 		}
-		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.0f\t%.0f\t%.2f times\t%.2f times\n", e.name(), median(first), slices.Max(first), median(second), slices.Max(second), median(byFirst), median(bySecond))
+		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.0f\t%.0f\t%.2f times\t%.2f times\n", e.name(), bench.Median(first), slices.Max(first), bench.Median(second), slices.Max(second), bench.Median(byFirst), bench.Median(bySecond))
 	}
 	return w.Flush()
 }
@@ -137,9 +139,4 @@ func read(path string, size int64) (int64, error) {
 		}
 	}
 	return n, nil
-}
-
-func median(list []float64) float64 {
-	list = slices.Sorted(slices.Values(list))
-	return list[len(list)/2]
 }

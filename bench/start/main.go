@@ -22,6 +22,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"vic/bench"
 	"vic/bench/testimage"
 )
 
@@ -73,7 +74,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "start\tto first output, s\tbest\tto the client's end, s\tbest")
 	for _, h := range hosts {
-		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\n", h.name, median(h.first), slices.Min(h.first), median(h.whole), slices.Min(h.whole))
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\n", h.name, bench.Median(h.first), slices.Min(h.first), bench.Median(h.whole), slices.Min(h.whole))
 	}
 	fmt.Fprintln(w)
 	h := hosts[len(hosts)-1]
@@ -83,8 +84,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		}
 	}
 	fmt.Fprintf(w, "output\tMB/s\tbest\n")
-	fmt.Fprintf(w, "attach\t%.0f\t%.0f\n", median(h.attach), slices.Max(h.attach))
-	fmt.Fprintf(w, "logs\t%.0f\t%.0f\n", median(h.logs), slices.Max(h.logs))
+	fmt.Fprintf(w, "attach\t%.0f\t%.0f\n", bench.Median(h.attach), slices.Max(h.attach))
+	fmt.Fprintf(w, "logs\t%.0f\t%.0f\n", bench.Median(h.logs), slices.Max(h.logs))
 	fmt.Fprintln(w)
 	fmt.Fprintln(w, "asleep\tresident, MB\tits own share\tof a CPU, %")
 	for _, h := range hosts {
@@ -95,12 +96,6 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.1f\n", h.name, float64(c.resident)/1e6, float64(c.share)/1e6, 100*c.cpu)
 	}
 	return w.Flush()
-}
-
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	n := len(v)
-	return (v[(n-1)/2] + v[n/2]) / 2
 }
 
 // writeImage writes a busybox as docker import takes it.

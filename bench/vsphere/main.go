@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vic/bench"
 	"vic/bench/corpus"
 	"vic/fetch/archive"
 	"vic/layerstore"
@@ -80,7 +81,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, session.Close(context.WithoutCancel(ctx))) }()
 
-	b := bench{work: work, image: a, sim: sim, session: session, format: datastore.Encoding(*format)}
+	b := comparison{work: work, image: a, sim: sim, session: session, format: datastore.Encoding(*format)}
 	for turn := range *runs {
 		pulls := []func(context.Context, int) error{b.pullLocal, b.pullMirrored}
 		if turn%2 == 1 {
@@ -98,16 +99,16 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		name string
 		*times
 	}{{"local store", &b.local}, {"and datastore", &b.mirrored}} {
-		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\n", k.name, median(k.wall), slices.Min(k.wall), median(k.own), median(k.theirs))
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\n", k.name, bench.Median(k.wall), slices.Min(k.wall), bench.Median(k.own), bench.Median(k.theirs))
 	}
-	fmt.Fprintf(w, "ratio\t%.2f\t%.2f\t%.2f\n", median(b.mirrored.wall)/median(b.local.wall), slices.Min(b.mirrored.wall)/slices.Min(b.local.wall),
-		median(b.mirrored.own)/median(b.local.own))
+	fmt.Fprintf(w, "ratio\t%.2f\t%.2f\t%.2f\n", bench.Median(b.mirrored.wall)/bench.Median(b.local.wall), slices.Min(b.mirrored.wall)/slices.Min(b.local.wall),
+		bench.Median(b.mirrored.own)/bench.Median(b.local.own))
 	fmt.Fprintf(w, "sent\t%d MB in %d disks\n", b.sent/1e6, b.disks)
 	return w.Flush()
 }
 
-// A bench is what the turns have in common, and what they came to.
-type bench struct {
+// A comparison is what the turns have in common, and what they came to.
+type comparison struct {
 	work    string
 	image   *archive.Archive
 	sim     *simulator
@@ -122,12 +123,12 @@ type bench struct {
 // times are those of several pulls, in seconds: on the clock, and of processors.
 type times struct{ wall, own, theirs []float64 }
 
-func (b *bench) pullLocal(ctx context.Context, turn int) error {
+func (b *comparison) pullLocal(ctx context.Context, turn int) error {
 	_, err := b.pull(ctx, filepath.Join(b.work, fmt.Sprintf("local-%d", turn)), nil, &b.local)
 	return err
 }
 
-func (b *bench) pullMirrored(ctx context.Context, turn int) (err error) {
+func (b *comparison) pullMirrored(ctx context.Context, turn int) (err error) {
 	folder := fmt.Sprintf("turn-%d", turn)
 	all, err := b.session.OpenDatastore(ctx, "", datastoreName, "bench")
 	if err != nil {
@@ -159,7 +160,7 @@ func (b *bench) pullMirrored(ctx context.Context, turn int) (err error) {
 }
 
 // pull pulls the image into a new store, which it removes.
-func (b *bench) pull(ctx context.Context, dir string, mirror layerstore.Mirror, t *times) (img *layerstore.Image, err error) {
+func (b *comparison) pull(ctx context.Context, dir string, mirror layerstore.Mirror, t *times) (img *layerstore.Image, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	s, err := layerstore.Open(dir, layerstore.Options{Mirror: mirror})
 	if err != nil {
@@ -183,17 +184,11 @@ func (b *bench) pull(ctx context.Context, dir string, mirror layerstore.Mirror, 
 }
 
 // cpu is how many seconds of processors this program and the simulator have used.
-func (b *bench) cpu() (own, theirs float64, err error) {
+func (b *comparison) cpu() (own, theirs float64, err error) {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
 		return 0, 0, err
 	}
 	theirs, err = b.sim.cpu()
 	return float64(r.Utime.Nano()+r.Stime.Nano()) / 1e9, theirs, err
-}
-
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	n := len(v)
-	return (v[(n-1)/2] + v[n/2]) / 2
 }

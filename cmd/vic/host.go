@@ -28,7 +28,7 @@ const (
 	vsphereDriver = "vsphere"
 )
 
-// checkDriver refuses flags that the driver has no use for, or cannot work with.
+// checkDriver refuses flags that the driver has no use for, or cannot work with, and reads the others.
 func (f *serveFlags) checkDriver(flags *pflag.FlagSet) error {
 	names := map[string][]string{qemuDriver: f.qemu.names, vsphereDriver: f.vsphere.names}
 	if names[f.driver] == nil {
@@ -49,7 +49,8 @@ func (f *serveFlags) checkDriver(flags *pflag.FlagSet) error {
 		err = errors.Join(err, usageErrorf("--accel %s: use %s or %s", q.accel, qemu.KVM, qemu.TCG))
 	}
 	if f.driver == vsphereDriver {
-		_, vErr := f.vsphere.check()
+		var vErr error
+		f.vsphere.settings, vErr = f.vsphere.parse()
 		err = errors.Join(err, vErr)
 	}
 	return err

@@ -18,6 +18,7 @@ import (
 	"os"
 	"time"
 
+	"vic/containervm"
 	"vic/containervm/vspc"
 )
 
@@ -50,12 +51,9 @@ func addressOf(host string) (string, error) {
 
 // serveSerial listens for the hosts of VMs with serial ports, and returns the URI that leads them here. What they know this host by is a
 // certificate of its own, in file.
-func (h *host) serveSerial(address, listen, file string, log *slog.Logger) (*vspc.Server, string, error) {
-	name, port, err := parseSerial(address)
+func (h *host) serveSerial(name, port, listen, file string, log *slog.Logger) (*vspc.Server, string, error) {
+	name, err := addressOf(name)
 	if err != nil {
-		return nil, "", err
-	}
-	if name, err = addressOf(name); err != nil {
 		return nil, "", fmt.Errorf("--serial-address: %w", err)
 	}
 	cert, err := keepSelfSigned(file)
@@ -82,7 +80,7 @@ func keepSelfSigned(file string) (tls.Certificate, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		if text, err = selfSigned(); err == nil {
-			err = writeWhole(file, text)
+			err = containervm.WriteFile(file, text)
 		}
 	}
 	if err != nil {
@@ -114,18 +112,4 @@ func selfSigned() ([]byte, error) {
 		return nil, err
 	}
 	return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...), nil
-}
-
-// writeWhole writes a file that is there whole or not at all.
-func writeWhole(file string, text []byte) (err error) {
-	tmp := file + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return os.Rename(tmp, file)
 }

@@ -39,7 +39,8 @@ type vsphereFlags struct {
 	serial, serialListen       string
 	containerNetworks          containerNetworkFlags
 
-	names []string // of the flags
+	settings vsphereSettings // when parse has read the flags
+	names    []string        // of the flags
 }
 
 func (v *vsphereFlags) add(cmd *cobra.Command) {
@@ -67,8 +68,16 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 	})
 }
 
-// check returns of what subnets are chosen.
-func (v *vsphereFlags) check() (bridges netip.Prefix, err error) {
+// vsphereSettings are what the flags say that is more than text.
+type vsphereSettings struct {
+	bridges    netip.Prefix // of what subnets are chosen
+	external   []containervm.ContainerNetwork
+	serialHost string // of --serial-address: a host's or an interface's name, or an address
+	serialPort string
+}
+
+// parse reads the flags. The error has all that is wrong with them.
+func (v *vsphereFlags) parse() (set vsphereSettings, err error) {
 	var errs []error
 	for _, f := range []struct{ name, value string }{{"target", v.target}, {"user", v.user}, {"image-store", v.imageStore}, {"serial-address", v.serial}, {"name", v.name}} {
 		if f.value == "" {
@@ -82,18 +91,18 @@ func (v *vsphereFlags) check() (bridges netip.Prefix, err error) {
 		errs = append(errs, usageErrorf("--thumbprint and --target-ca: give one of them"))
 	}
 	if v.serial != "" {
-		_, _, err := parseSerial(v.serial)
+		set.serialHost, set.serialPort, err = parseSerial(v.serial)
 		errs = append(errs, err)
 	}
-	if bridges, err = netip.ParsePrefix(v.bridgeRange); err != nil {
+	if set.bridges, err = netip.ParsePrefix(v.bridgeRange); err != nil {
 		errs = append(errs, usageErrorf("--bridge-network-range: %w", err))
-	} else if !bridges.Addr().Is4() || bridges.Bits() > maxRangeBits {
+	} else if !set.bridges.Addr().Is4() || set.bridges.Bits() > maxRangeBits {
 		errs = append(errs, usageErrorf("--bridge-network-range %s: it must be of IPv4 and have %d bits at most, for it is divided into sixteen", v.bridgeRange, maxRangeBits))
 	}
-	if _, err := v.containerNetworks.parse(); err != nil {
+	if set.external, err = v.containerNetworks.parse(); err != nil {
 		errs = append(errs, usageErrorf("%w", err))
 	}
-	return bridges, errors.Join(errs...)
+	return set, errors.Join(errs...)
 }
 
 // maxRangeBits is the longest prefix that a network.Options.Range has.
@@ -121,15 +130,7 @@ func folderOn(spec, otherwise string) (name, folder string) {
 }
 
 func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options, networks network.Options, log *slog.Logger) (err error) {
-	v := f.vsphere
-	bridges, err := v.check()
-	if err != nil {
-		return err
-	}
-	external, err := v.containerNetworks.parse()
-	if err != nil {
-		return err
-	}
+	v, set := f.vsphere, f.vsphere.settings
 	password, err := v.password()
 	if err != nil {
 		return err
@@ -169,7 +170,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	if err := boot.WriteISO(iso, m, guest); err != nil {
 		return err
 	}
-	ports, proxy, err := h.serveSerial(v.serial, v.serialListen, filepath.Join(state, "serial.pem"), log)
+	ports, proxy, err := h.serveSerial(set.serialHost, set.serialPort, v.serialListen, filepath.Join(state, "serial.pem"), log)
 	if err != nil {
 		return err
 	}
@@ -183,7 +184,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 			return fmt.Errorf("--bridge-interface: %w", err)
 		}
 		h.closers = append(h.closers, segment.Close)
-		o.Segment, networks.Segment, networks.Range = segment, segment, bridges
+		o.Segment, networks.Segment, networks.Range = segment, segment, set.bridges
 	}
 	driver, err := vsphere.New(ctx, o)
 	if err != nil {
@@ -191,7 +192,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	}
 	h.closers = append(h.closers, driver.Close)
 	h.containers, err = containervm.Open(ctx, containervm.Options{
-		Store: h.store.Dir(), Disks: driver, Volumes: h.store, Hypervisor: driver, Boot: medium{m, iso}, Networks: network.New(networks), ContainerNetworks: external, Log: log,
+		Store: h.store.Dir(), Disks: driver, Volumes: h.store, Hypervisor: driver, Boot: medium{m, iso}, Networks: network.New(networks), ContainerNetworks: set.external, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("open containers: %w", err)

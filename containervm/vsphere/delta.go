@@ -60,7 +60,7 @@ func (d *Driver) bring(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(dir, broughtFile, text)
+	return containervm.WriteFile(filepath.Join(dir, broughtFile), text)
 }
 
 // broughtAfter returns the run after which the disk was brought; 0 is what it was when it was made.

@@ -56,10 +56,11 @@ func (d *Driver) published(ctx context.Context, image digest.Digest) (string, er
 	if err != nil {
 		return "", err
 	}
-	if _, err := d.o.Images.Publish(ctx, d.o.Local, img); err != nil {
+	p, err := d.o.Images.Publish(ctx, d.o.Local, img)
+	if err != nil {
 		return "", err
 	}
-	return d.o.Images.TopDisk(ctx, image)
+	return d.o.Images.DiskPath(p.Disks[0]), nil
 }
 
 func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMachineConfigSpec) error {

@@ -389,7 +389,7 @@ func TestWriteStopped(t *testing.T) {
 	}
 	judge()
 	// A crash after the local disk was written and before the VM's was: the next start, or read, brings it.
-	if err := writeFile(s.folderOf(id), changedFile, []byte("{}")); err != nil {
+	if err := containervm.WriteFile(filepath.Join(s.folderOf(id), changedFile), []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
 	extent := s.file(id, "disk-delta.vmdk")

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"vic/containervm"
 )
 
 // recordFile is the name of a record in the container's folder.
@@ -73,34 +75,5 @@ func (r record) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(dir, recordFile, text)
-}
-
-// writeFile replaces a file: data, sync, name, sync.
-func writeFile(dir, name string, text []byte) (err error) {
-	path := filepath.Join(dir, name)
-	f, err := os.CreateTemp(dir, ".tmp-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(f.Name())))
-		}
-	}()
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil // it is being removed
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return containervm.WriteFile(filepath.Join(dir, recordFile), text)
 }

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"vic/containervm"
 )
 
 // changedFile says, while it is in the container's folder, that the disk there holds more than the VM's does.
@@ -21,7 +23,7 @@ func (d *Driver) ApplyToContainer(ctx context.Context, id string, layer io.Reade
 	if _, _, err := d.extent(ctx, id); err != nil { // nothing is begun that cannot be finished
 		return fmt.Errorf("write to the container's VM: %w", err)
 	}
-	if err := writeFile(d.folderOf(id), changedFile, []byte("{}")); err != nil {
+	if err := containervm.WriteFile(filepath.Join(d.folderOf(id), changedFile), []byte("{}")); err != nil {
 		return err
 	}
 	if err := d.o.Local.ApplyToContainer(ctx, id, layer); err != nil {

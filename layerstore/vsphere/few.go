@@ -29,42 +29,24 @@ func (p *publication) chooseFew(chains []digest.Digest) (disks []*disk, gone str
 	if err != nil {
 		return nil, "", err
 	}
-	var names []string
 	for _, d := range made {
 		d.name, d.done, d.users = newName(d.chain), make(chan struct{}), 1
-		names = append(names, d.name)
 		disks = append([]*disk{d}, disks...)
 	}
 	var found []*disk
 	for _, d := range there {
 		if !p.has(d) {
-			names = append(names, d.name)
 			found = append(found, d)
 		}
 	}
 	disks = append(disks, there...)
 	p.hold(chains, disks)
-	if len(names) == 0 {
-		return disks, "", nil
-	}
-	c, err := s.claim(p.ctx, names)
-	p.claims = append(p.claims, c)
-	if err != nil {
-		return nil, "", err
-	}
-	for _, d := range found {
-		if _, err := s.record(p.ctx, d.name); errors.Is(err, fs.ErrNotExist) {
-			return nil, d.name, nil
-		} else if err != nil {
-			return nil, "", err
-		}
-		p.use(d)
-	}
-	for _, d := range made {
-		if !s.start(p.ctx, p.from, d, c) { // another publication began meanwhile
-			return p.chooseFew(chains)
-		}
-		p.use(d)
+	gone, again, err := p.take(found, made)
+	switch {
+	case again:
+		return p.chooseFew(chains)
+	case err != nil || gone != "":
+		return nil, gone, err
 	}
 	return disks, "", nil
 }

@@ -261,14 +261,12 @@ const partingTime = 30 * time.Second
 const maxChoices = 8
 
 // choose finds for each disk of a chain, top first, the one that the publication uses already, that is on its way, or that is on the
-// datastore, or begins to send it. Of what it has found or will make it says in a claim that it is wanted, and then looks whether that is still
-// there. It returns the name of one that is not, if there is one.
+// datastore, or begins to send it. It returns the name of one that was removed meanwhile, if there is one.
 func (p *publication) choose(chains []digest.Digest) (disks []*disk, gone string, err error) {
 	s := p.s
 	var parent *disk
 	below := s.base
 	var found, made []*disk
-	var names []string
 	for _, chain := range slices.Backward(chains) {
 		d := p.uses(chain, parent)
 		if d == nil {
@@ -285,35 +283,52 @@ func (p *publication) choose(chains []digest.Digest) (disks []*disk, gone string
 				made = append(made, d)
 			}
 			d.desc = s.child(below, d.name+"-delta.vmdk", d.below()+".vmdk", cid)
-			names = append(names, d.name)
 		}
 		parent, below = d, d.desc
 		disks = append(disks, d)
 	}
 	slices.Reverse(disks)
-	if len(names) == 0 {
-		return disks, "", nil
+	gone, again, err := p.take(found, made)
+	switch {
+	case again:
+		return p.choose(chains)
+	case err != nil || gone != "":
+		return nil, gone, err
 	}
-	c, err := s.claim(p.ctx, names)
+	return disks, "", nil
+}
+
+// take uses disks that were found, and begins to send those that are to be made. It says first in a claim that they are wanted, and
+// then looks whether the found ones are still there: gone is the name of one that is not. Again says that another publication began to send
+// one meanwhile: all above are to stand on its disk.
+func (p *publication) take(found, made []*disk) (gone string, again bool, err error) {
+	if len(found)+len(made) == 0 {
+		return "", false, nil
+	}
+	var names []string
+	for _, d := range slices.Concat(found, made) {
+		names = append(names, d.name)
+	}
+	c, err := p.s.claim(p.ctx, names)
 	p.claims = append(p.claims, c)
 	if err != nil {
-		return nil, "", err
+		return "", false, err
 	}
 	for _, d := range found {
-		if _, err := s.record(p.ctx, d.name); errors.Is(err, fs.ErrNotExist) {
-			return nil, d.name, nil
+		if _, err := p.s.record(p.ctx, d.name); errors.Is(err, fs.ErrNotExist) {
+			return d.name, false, nil
 		} else if err != nil {
-			return nil, "", err
+			return "", false, err
 		}
 		p.use(d)
 	}
 	for _, d := range made {
-		if !s.start(p.ctx, p.from, d, c) { // another publication began meanwhile, and all above are to stand on its disk
-			return p.choose(chains)
+		if !p.s.start(p.ctx, p.from, d, c) {
+			return "", true, nil
 		}
 		p.use(d)
 	}
-	return disks, "", nil
+	return "", false, nil
 }
 
 // uses returns the disk of a layer over a parent that the publication uses, or uses from now on since it is on its way. It is nil if there

@@ -310,13 +310,17 @@ func chainOf(name string) (digest.Digest, error) {
 
 // newName names a disk of a layer, as nobody else does.
 func newName(chain digest.Digest) string {
+	if chain == "" {
+		return baseName + "-" + newID()
+	}
+	return chain.Encoded() + "-" + newID()
+}
+
+// newID is some digits that no two names have in common.
+func newID() string {
 	var id [nameID]byte
 	rand.Read(id[:]) // never fails (crypto/rand)
-	first := baseName
-	if chain != "" {
-		first = chain.Encoded()
-	}
-	return first + "-" + hex.EncodeToString(id[:])
+	return hex.EncodeToString(id[:])
 }
 
 // isDisk tells whether a datastore path is the descriptor of a disk of the store.

@@ -4,8 +4,6 @@ package vsphere
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -199,12 +197,6 @@ func (v *Volumes) empty(ctx context.Context, d *Datastore, capacity int64) (stri
 	}
 	name := path.Join(emptyFolder, prefix+newID())
 	return name, v.makeEmpty(ctx, d, name, capacity)
-}
-
-func newID() string {
-	var id [nameID]byte
-	rand.Read(id[:]) // never fails (crypto/rand)
-	return hex.EncodeToString(id[:])
 }
 
 func (v *Volumes) makeEmpty(ctx context.Context, d *Datastore, name string, capacity int64) error {
