@@ -184,10 +184,17 @@ func (d Dir) readVolume(name string) (*Volume, error) {
 	path := d.volumeRecord(name)
 	b, err := readBounded(path, recordLimit)
 	if errors.Is(err, fs.ErrNotExist) {
-		if there, err := exists(d.volume(name)); there || err != nil {
-			return nil, errors.Join(err, formatErrorf(path, "volume record", "is missing"))
+		there, statErr := exists(d.volume(name))
+		if statErr != nil {
+			return nil, statErr
 		}
-		return nil, &noVolumeError{name}
+		if !there {
+			return nil, &noVolumeError{name}
+		}
+		b, err = readBounded(path, recordLimit) // it may have come since: folder and record come at once
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, formatErrorf(path, "volume record", "is missing")
 	}
 	if err != nil {
 		return nil, err

@@ -166,31 +166,27 @@ func (s *Session) post(ctx context.Context, to *url.URL, b *body) error {
 	return nil
 }
 
-// keepLease tells a lease of progress until it is stopped, which returns the error of telling.
+// keepLease tells a lease of progress, once at least, until it is stopped, which returns the error of telling.
 func (s *Session) keepLease(ctx context.Context, lease *nfc.Lease, percent func() int32) (stop func() error) {
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan error, 1)
+	stopped, done := make(chan struct{}), make(chan error, 1)
 	go func() {
 		t := time.NewTicker(leaseInterval)
 		defer t.Stop()
 		for {
-			err := s.retry.do(ctx, unreachable, func() error { return lease.Progress(ctx, percent()) })
-			if err == nil {
-				select {
-				case <-t.C:
-					continue
-				case <-ctx.Done():
-				}
+			if err := s.retry.do(ctx, unreachable, func() error { return lease.Progress(ctx, percent()) }); err != nil {
+				done <- err
+				return
 			}
-			if ctx.Err() != nil {
-				err = nil // of being stopped
+			select {
+			case <-t.C:
+			case <-stopped:
+				done <- nil
+				return
 			}
-			done <- err
-			return
 		}
 	}()
 	return func() error {
-		cancel()
+		close(stopped)
 		return <-done
 	}
 }
