@@ -43,6 +43,11 @@ func (m *machine) AddNIC(ctx context.Context, nic containervm.NIC) error {
 	if _, err := m.mon.Execute(ctx, "netdev_add", netdev); err != nil {
 		return fmt.Errorf("add network interface %s: %w", nic.End, err)
 	}
+	// QEMU 7.2 takes the link for up until it listens, which it does when it has nothing else to do, and crashes if the guest
+	// sends a packet before: nobody is there to take it.
+	if _, err := m.mon.Execute(ctx, "set_link", map[string]any{"name": nic.End, "up": false}); err != nil {
+		return errors.Join(fmt.Errorf("add network interface %s: %w", nic.End, err), m.removeNetdev(context.WithoutCancel(ctx), nic.End))
+	}
 	device := map[string]any{
 		"driver": "virtio-net-pci", "id": deviceID(nic.End), "bus": slots, "netdev": nic.End, "mac": nic.MAC, "romfile": "",
 	}
