@@ -168,6 +168,7 @@ func TestScenarios(t *testing.T) {
 			`exit code 0, output "Untagged: nocmd:latest", error "Error response from daemon: no command specified"`},
 		// All are looked at while they start, and no look fails.
 		{"20 parallel start and inspect", `for i in $(seq 5); do docker create --name par$i bb sleep 600; done >/dev/null
+			: >$T/started
 			{ for i in $(seq 5); do docker start par$i & done; wait; } >$T/started 2>&1 &
 			while [ $(docker inspect -f '{{.State.Status}}' par1 par2 par3 par4 par5 | grep -c running) != 5 ] && ! grep -q Error $T/started; do :; done
 			wait; sort $T/started | tr '\n' ' '; docker inspect -f '{{.State.Status}}' par1 par2 par3 par4 par5 | uniq -c | sed 's/^ *//'; docker rm -f par1 par2 par3 par4 par5 >/dev/null`,
