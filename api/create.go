@@ -65,7 +65,7 @@ func (s *Server) newContainer(ctx context.Context, body *createBody, img *layers
 	if err := merge(body.Config, cfg); err != nil {
 		return nil, nil, err
 	}
-	spec, err := specOf(body)
+	spec, err := specOf(body, s.containers.Resources())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -163,7 +163,7 @@ func FuzzCreateBody(f *testing.F) {
 		if checkOptions(options, &body) != nil || merge(body.Config, imageOf("sh")) != nil {
 			return
 		}
-		spec, err := specOf(&body)
+		spec, err := specOf(&body, testResources)
 		if err == nil && len(spec.Args) == 0 {
 			t.Error("a spec without a command")
 		}

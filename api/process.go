@@ -1,7 +1,6 @@
 package api
 
 import (
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -110,9 +109,17 @@ func parseCapabilities(field string, names []string) (set uint64, err error) {
 // unlimited is what --ulimit, --pids-limit and others call no limit.
 const unlimited = -1
 
+// checkCPUs refuses what no container can have.
+func checkCPUs(r *container.Resources, most containervm.Resources) error {
+	if r.NanoCPUs > int64(most.VMCPUs)*1e9 || r.NanoCPUs > 0 && r.NanoCPUs < 1e7 {
+		return badRequest("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", most.VMCPUs, most.VMCPUs)
+	}
+	return nil
+}
+
 // setResources reads what the container may use, and refuses what makes no sense in Docker's words. The
 // VM gets whole CPUs, and its kernel holds the container to fractions of them.
-func setResources(s *containervm.Spec, r *container.Resources) error {
+func setResources(s *containervm.Spec, r *container.Resources, most containervm.Resources) error {
 	if err := checkMemory(r); err != nil {
 		return err
 	}
@@ -120,13 +127,13 @@ func setResources(s *containervm.Spec, r *container.Resources) error {
 	if p := r.PidsLimit; p != nil && *p > 0 {
 		s.Limits.Pids = *p
 	}
-	quota, period, err := cpuQuota(r)
+	quota, period, err := cpuQuota(r, most)
 	if err != nil {
 		return err
 	}
 	cpus := int((quota + period - 1) / period)
 	if r.CpusetCpus != "" {
-		if s.CPUSet, err = parseCPUSet(r.CpusetCpus); err != nil {
+		if s.CPUSet, err = parseCPUSet(r.CpusetCpus, most.CPUSet); err != nil {
 			return err
 		}
 		if cpus == 0 || cpus > len(s.CPUSet) {
@@ -160,15 +167,13 @@ func checkMemory(r *container.Resources) error {
 
 // cpuQuota is how many µs of CPU time there are in each period: --cpus, or --cpu-quota and --cpu-period.
 // A quota of 0 is none.
-func cpuQuota(r *container.Resources) (quota, period int64, err error) {
+func cpuQuota(r *container.Resources, most containervm.Resources) (quota, period int64, err error) {
 	const usual = 100_000
 	switch {
 	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
 		return 0, 0, badRequest("Conflicting options: Nano CPUs and CPU Period cannot both be set")
 	case r.NanoCPUs > 0 && r.CPUQuota > 0:
 		return 0, 0, badRequest("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
-	case r.NanoCPUs > int64(runtime.NumCPU())*1e9 || r.NanoCPUs > 0 && r.NanoCPUs < 1e7:
-		return 0, 0, badRequest("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
 	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1_000_000):
 		return 0, 0, badRequest("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
@@ -181,15 +186,14 @@ func cpuQuota(r *container.Resources) (quota, period int64, err error) {
 	if r.CPUPeriod > 0 {
 		period = r.CPUPeriod
 	}
-	quota = max(r.CPUQuota, 0)
-	if quota > int64(runtime.NumCPU())*period { // it can never be used up
-		quota = int64(runtime.NumCPU()) * period
-	}
-	return quota, period, nil
+	return min(max(r.CPUQuota, 0), int64(most.VMCPUs)*period), period, nil // more can never be used up
 }
 
-// parseCPUSet reads "0-2,4".
-func parseCPUSet(text string) ([]int, error) {
+// parseCPUSet reads "0-2,4", of so many CPUs.
+func parseCPUSet(text string, most int) ([]int, error) {
+	if most == 0 {
+		return nil, badRequest("--cpuset-cpus is not supported: the hypervisor chooses the CPUs of a virtual machine")
+	}
 	var set []int
 	for part := range strings.SplitSeq(text, ",") {
 		from, to, isRange := strings.Cut(strings.TrimSpace(part), "-")
@@ -201,8 +205,8 @@ func parseCPUSet(text string) ([]int, error) {
 		if err1 != nil || err2 != nil || a > b {
 			return nil, badRequest("Invalid value %s for cpuset cpus", text)
 		}
-		if b >= uint64(runtime.NumCPU()) {
-			return nil, badRequest("Requested CPUs are not available - requested %s, available: 0-%d", text, runtime.NumCPU()-1)
+		if b >= uint64(most) {
+			return nil, badRequest("Requested CPUs are not available - requested %s, available: 0-%d", text, most-1)
 		}
 		for n := a; n <= b; n++ {
 			set = append(set, int(n))

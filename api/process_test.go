@@ -1,9 +1,7 @@
 package api
 
 import (
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -40,8 +38,10 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
+// testResources are a hypervisor's.
+var testResources = containervm.Resources{CPUs: 16, Memory: 64 << 30, VMCPUs: 8, VMMemory: 32 << 30, CPUSet: 8}
+
 func TestResources(t *testing.T) {
-	last := strconv.Itoa(runtime.NumCPU() - 1)
 	limits := func(quota, period int64) containervm.Limits {
 		return containervm.Limits{CPUQuota: quota, CPUPeriod: period}
 	}
@@ -59,17 +59,19 @@ func TestResources(t *testing.T) {
 		{"quota and period", container.Resources{CPUQuota: 10_000, CPUPeriod: 10_000}, 1, limits(10_000, 10_000), ""},
 		{"no quota", container.Resources{CPUQuota: -1}, 0, limits(0, 0), ""},
 		{"set", container.Resources{CpusetCpus: "0"}, 1, limits(0, 0), ""},
-		{"all of them", container.Resources{CpusetCpus: "0-" + last}, runtime.NumCPU(), limits(0, 0), ""},
+		{"all of them", container.Resources{CpusetCpus: "0-7"}, 8, limits(0, 0), ""},
 		{"pids", container.Resources{PidsLimit: new(int64(7))}, 0, containervm.Limits{Pids: 7}, ""},
 		{"no limit of pids", container.Resources{PidsLimit: new(int64(-1))}, 0, containervm.Limits{}, ""},
 		{"reservation", container.Resources{MemoryReservation: 64 << 20}, 0, containervm.Limits{MemoryLow: 64 << 20}, ""},
-		{"too many CPUs", container.Resources{NanoCPUs: 1000e9}, 0, limits(0, 0), "range of CPUs is from 0.01 to "},
+		{"too many CPUs", container.Resources{NanoCPUs: 1000e9}, 0, limits(0, 0), "range of CPUs is from 0.01 to 8.00, as there are only 8 CPUs available"},
+		{"all CPUs", container.Resources{NanoCPUs: 8e9}, 8, limits(0, 0), ""},
+		{"more quota than there is", container.Resources{CPUQuota: 1e9}, 8, limits(800_000, 100_000), ""},
 		{"too few", container.Resources{NanoCPUs: 1}, 0, limits(0, 0), "range of CPUs is from 0.01 to "},
 		{"CPUs and quota", container.Resources{NanoCPUs: 1e9, CPUQuota: 5000}, 0, limits(0, 0), "Conflicting options: Nano CPUs and CPU Quota cannot both be set"},
 		{"CPUs and period", container.Resources{NanoCPUs: 1e9, CPUPeriod: 5000}, 0, limits(0, 0), "Conflicting options: Nano CPUs and CPU Period cannot both be set"},
 		{"short quota", container.Resources{CPUQuota: 5}, 0, limits(0, 0), "CPU cfs quota can not be less than 1ms"},
 		{"short period", container.Resources{CPUPeriod: 5}, 0, limits(0, 0), "CPU cfs period can not be less than 1ms"},
-		{"no such CPU", container.Resources{CpusetCpus: "5000"}, 0, limits(0, 0), "Requested CPUs are not available - requested 5000, available: 0-" + last},
+		{"no such CPU", container.Resources{CpusetCpus: "5000"}, 0, limits(0, 0), "Requested CPUs are not available - requested 5000, available: 0-7"},
 		{"no set", container.Resources{CpusetCpus: "1-0"}, 0, limits(0, 0), "Invalid value 1-0 for cpuset cpus"},
 		{"swap alone", container.Resources{MemorySwap: 1 << 30}, 0, limits(0, 0), "You should always set the Memory limit when using Memoryswap limit"},
 		{"less swap than memory", container.Resources{Memory: 2 << 30, MemorySwap: 1 << 30}, 0, limits(0, 0), "Minimum memoryswap limit should be larger than memory limit"},
@@ -77,7 +79,10 @@ func TestResources(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var s containervm.Spec
-			err := setResources(&s, &tt.r)
+			err := checkCPUs(&tt.r, testResources)
+			if err == nil {
+				err = setResources(&s, &tt.r, testResources)
+			}
 			if tt.err != "" {
 				if err == nil || !strings.HasPrefix(err.Error(), tt.err) {
 					t.Errorf("got %v, want %s", err, tt.err)
@@ -89,7 +94,10 @@ func TestResources(t *testing.T) {
 			}
 		})
 	}
-	if set, err := parseCPUSet("0,0-0"); err != nil || !slices.Equal(set, []int{0}) {
+	if set, err := parseCPUSet("0,0-0", 8); err != nil || !slices.Equal(set, []int{0}) {
 		t.Errorf("got %v, %v", set, err)
+	}
+	if _, err := parseCPUSet("0", 0); err == nil || !strings.Contains(err.Error(), "the hypervisor chooses") {
+		t.Errorf("a set where there is no choosing: %v", err)
 	}
 }

@@ -77,8 +77,6 @@ type Host struct {
 	Templates func() int
 	// Spares is how many VMs run already for containers that are yet to start; nil if Templates is.
 	Spares func() int
-	// Memory is the machine's, in bytes.
-	Memory int64
 	// Insecure are the registries that are spoken to without TLS or without verifying it, as in
 	// fetch.Client.
 	Insecure []string

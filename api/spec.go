@@ -27,7 +27,7 @@ type created struct {
 
 // specOf makes a container's spec of a create body whose Config is merged with the image's. The body's
 // values are brought into the form in which inspect shows them.
-func specOf(body *createBody) (containervm.Spec, error) {
+func specOf(body *createBody, most containervm.Resources) (containervm.Spec, error) {
 	c, h := body.Config, &body.HostConfig.HostConfig
 	s := containervm.Spec{
 		Image:        c.Image,
@@ -50,7 +50,10 @@ func specOf(body *createBody) (containervm.Spec, error) {
 	if h.ShmSize < 0 {
 		return s, badRequest("SHM size can not be less than 0")
 	}
-	if err := setResources(&s, &h.Resources); err != nil {
+	if err := checkCPUs(&h.Resources, most); err != nil {
+		return s, err
+	}
+	if err := setResources(&s, &h.Resources, most); err != nil {
 		return s, err
 	}
 	for _, set := range []func(*containervm.Spec, *createBody) error{setPrivileges, setHealth, setStop, setSize, setTmpfs, setUlimits, setNetwork, setLog} {

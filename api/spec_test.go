@@ -49,7 +49,7 @@ func specFrom(t *testing.T, text string, img *dockerspec.DockerOCIImageConfig) (
 	if err := merge(body.Config, img); err != nil {
 		return containervm.Spec{}, nil, err
 	}
-	s, err := specOf(&body)
+	s, err := specOf(&body, testResources)
 	return s, &body, err
 }
 

@@ -64,6 +64,7 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
+	resources := s.containers.Resources()
 	info := system.Info{
 		ID:     s.id(),
 		Images: len(images),
@@ -86,8 +87,8 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 		Architecture:       machineName(runtime.GOARCH),
 		IndexServerAddress: "https://index.docker.io/v1/",
 		RegistryConfig:     s.registryConfig(),
-		NCPU:               runtime.NumCPU(),
-		MemTotal:           s.host.Memory,
+		NCPU:               resources.CPUs,
+		MemTotal:           resources.Memory,
 		DockerRootDir:      s.store.Dir(),
 		Name:               s.host.Name,
 		Labels:             []string{},

@@ -46,7 +46,8 @@ func (s *Server) updateContainer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	warnings := swapWarning(&body.Resources)
-	err = c.Update(finish(r), func(spec *containervm.Spec, running bool) error { return body.apply(spec, running) })
+	most := s.containers.Resources()
+	err = c.Update(finish(r), func(spec *containervm.Spec, running bool) error { return body.apply(spec, running, most) })
 	if err != nil {
 		return fmt.Errorf("Cannot update container %s: %w", c.ID(), err) // Docker's words
 	}
@@ -54,7 +55,7 @@ func (s *Server) updateContainer(w http.ResponseWriter, r *http.Request) error {
 }
 
 // apply changes a container's spec, and what inspect shows of it.
-func (b *updateBody) apply(s *containervm.Spec, running bool) error {
+func (b *updateBody) apply(s *containervm.Spec, running bool, most containervm.Resources) error {
 	made := createdOf(containervm.Info{Spec: *s})
 	h := made.HostConfig
 	if b.RestartPolicy.Name != "" {
@@ -64,17 +65,20 @@ func (b *updateBody) apply(s *containervm.Spec, running bool) error {
 		h.RestartPolicy = b.RestartPolicy
 		s.Restart = containervm.RestartPolicy{Name: string(b.RestartPolicy.Name), MaxRetries: b.RestartPolicy.MaximumRetryCount}
 	}
+	if err := checkCPUs(&b.Resources, most); err != nil { // what does not change may be what a host had that is gone
+		return err
+	}
 	if err := b.mergeInto(&h.Resources); err != nil {
 		return err
 	}
 	var n containervm.Spec
-	if err := setResources(&n, &h.Resources); err != nil {
+	if err := setResources(&n, &h.Resources, most); err != nil {
 		return err
 	}
 	if running && max(n.CPUs, 1) < max(s.CPUs, 1) { // the VM keeps its CPUs, and the guest holds the container to less
 		n.CPUs = s.CPUs
 		var err error
-		if n.Limits.CPUQuota, n.Limits.CPUPeriod, err = cpuQuota(&h.Resources); err != nil {
+		if n.Limits.CPUQuota, n.Limits.CPUPeriod, err = cpuQuota(&h.Resources, most); err != nil {
 			return err
 		}
 	}

@@ -2,7 +2,6 @@ package containervm
 
 import (
 	"path"
-	"runtime"
 	"strings"
 )
 
@@ -15,7 +14,7 @@ const (
 	maxExtra    = 1 << 20
 )
 
-// check refuses a Spec that makes no sense or cannot be carried out, in docker's words.
+// check refuses a Spec that makes no sense, in docker's words.
 func (s *Spec) check() error {
 	if s.Name != "" {
 		if err := checkName(s.Name); err != nil {
@@ -29,8 +28,8 @@ func (s *Spec) check() error {
 		return refuse(ErrInvalid, "the working directory '%s' is invalid, it needs to be an absolute path", s.Dir)
 	case s.Memory != 0 && s.Memory < minMemory:
 		return refuse(ErrInvalid, "Minimum memory limit allowed is %dMB: a container is a virtual machine with a kernel of its own", minMemory>>20)
-	case s.CPUs < 0 || s.CPUs > runtime.NumCPU():
-		return refuse(ErrInvalid, "range of CPUs is from 1 to %d, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
+	case s.CPUs < 0:
+		return refuse(ErrInvalid, "%d CPUs", s.CPUs)
 	case s.StopSignal < 0 || s.StopSignal > 64:
 		return refuse(ErrInvalid, "Invalid signal: %d", s.StopSignal)
 	case s.Log.Room < 0:

@@ -29,7 +29,9 @@ type rack struct {
 	mu    sync.Mutex
 	vms   map[string]*fakeVM
 	fails error // of the next Start
-	wild  func(net.Conn, *fakeVM)
+	gives Resources
+
+	wild func(net.Conn, *fakeVM)
 }
 
 // fakeVM is a VM whose guest knows a few commands, see live.
@@ -96,6 +98,12 @@ func (r *rack) Find(_ context.Context, vm VM) (Machine, error) {
 }
 
 func (r *rack) Prepare(context.Context, VM) error { return nil }
+
+func (r *rack) Resources() Resources {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.gives
+}
 
 func (r *rack) vm(id string) *fakeVM {
 	r.mu.Lock()

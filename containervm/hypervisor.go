@@ -23,6 +23,8 @@ type Hypervisor interface {
 	// Prepare has VMs with the hardware of vm start faster from some time on, if there
 	// is a way. It does not wait for that.
 	Prepare(ctx context.Context, vm VM) error
+	// Resources tells what there is for VMs, at once: what was known last if nobody can be asked.
+	Resources() Resources
 }
 
 // ErrNoMachine says that no VM runs for a container.

@@ -252,6 +252,9 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
+	if err := m.Resources().check(&s); err != nil {
+		return nil, err
+	}
 	if err := m.resolve(&s.Network); err != nil {
 		return nil, err
 	}

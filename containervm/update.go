@@ -48,6 +48,9 @@ func (c *Container) agree(ctx context.Context, edit func(*Spec, bool) error) (Sp
 		if err == nil {
 			err = s.check()
 		}
+		if err == nil && (s.CPUs != old.CPUs || s.Memory != old.Memory) { // else it may have what a host had that is gone
+			err = c.m.Resources().check(&s)
+		}
 		if err == nil && vm {
 			err = c.fits(&old, &s)
 		}

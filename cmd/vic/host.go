@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"vic/api"
 	"vic/containervm"
@@ -172,16 +171,11 @@ func factsOf(m *boot.Medium, hypervisor string, insecure []string) (api.Host, er
 	if err != nil {
 		return api.Host{}, err
 	}
-	var si unix.Sysinfo_t
-	if err := unix.Sysinfo(&si); err != nil {
-		return api.Host{}, fmt.Errorf("read the machine's memory size: %w", err)
-	}
 	return api.Host{
 		Version: b.version, GitCommit: b.commit, BuildTime: b.time,
 		Name:       name,
 		Kernel:     m.Version,
 		Hypervisor: hypervisor,
-		Memory:     int64(si.Totalram) * int64(si.Unit),
 		Insecure:   insecure,
 	}, nil
 }

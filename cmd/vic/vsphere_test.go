@@ -117,8 +117,19 @@ func TestDockerVSphere(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, s) })
 	}
+	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s) })
 	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s) })
 	t.Run("others at work", func(t *testing.T) { testOutOfBand(t, s, c) })
+}
+
+// testSize has containers of other sizes. The simulated cluster has two hosts of two CPUs and 4 GB.
+func testSize(t *testing.T, s *suite) {
+	s.docker(t, "", "info", "--format", "{{.NCPU}} {{.MemTotal}}").want(0, "4 8588861440\n")
+	s.docker(t, "", "run", "--cpus", "3", "bb").wantError(125, "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available")
+	s.docker(t, "", "run", "-m", "5g", "bb").wantError(125, "Maximum memory limit allowed is 4095MB")
+	s.docker(t, "", "run", "--cpuset-cpus", "0", "bb").wantError(125, "--cpuset-cpus is not supported: the hypervisor chooses")
+	// The VM has 260 MB. Its kernel keeps some for itself, before it counts.
+	s.docker(t, "", "run", "--rm", "--cpus", "2", "-m", "257m", "bb", "sh", "-c", "nproc; awk '/MemTotal/ { print ($2 > 200000 && $2 <= 260*1024) }' /proc/meminfo").want(0, "2\n1\n")
 }
 
 // testDatastoreVolumes has a volume that is a disk on a datastore: filled with the image's files, written, read by two at once, removed with its disk.

@@ -17,6 +17,7 @@ import (
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/bench/corpus"
 	"vic/bench/vcsim"
@@ -220,6 +221,13 @@ func (s *site) must(task *object.Task, err error) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// change changes a property of an object behind everybody's back, where the simulator has no call for that which tells who watches.
+func (s *site) change(ref types.ManagedObjectReference, name string, val any) {
+	ctx := s.sim.Service.Context
+	o := ctx.Map.Get(ref)
+	ctx.WithLock(o, func() { ctx.Update(o, []types.PropertyChange{{Name: name, Val: val}}) })
 }
 
 // file is the path of a file in a VM's folder.

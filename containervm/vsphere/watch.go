@@ -47,7 +47,7 @@ type seen struct {
 	power power
 }
 
-// A watch follows the VMs of a resource pool.
+// A watch follows the VMs of a resource pool, and what they can have of its hosts.
 type watch struct {
 	session *datastore.Session
 	pool    types.ManagedObjectReference
@@ -58,6 +58,7 @@ type watch struct {
 	vms      map[types.ManagedObjectReference]*seen
 	byUUID   map[string]*seen
 	machines map[string][]*machine // by UUID: who is told
+	estate   *estate               // as it was seen whole, last
 	lost     error                 // nil while vCenter answers
 	changed  chan struct{}         // closed, and replaced, when something changes
 	first    chan struct{}         // closed when all VMs were seen for the first time
@@ -65,7 +66,7 @@ type watch struct {
 
 func newWatch(s *datastore.Session, pool types.ManagedObjectReference, log *slog.Logger) *watch {
 	return &watch{session: s, pool: pool, log: log, vms: map[types.ManagedObjectReference]*seen{}, byUUID: map[string]*seen{},
-		machines: map[string][]*machine{}, changed: make(chan struct{}), first: make(chan struct{})}
+		machines: map[string][]*machine{}, estate: newEstate(), changed: make(chan struct{}), first: make(chan struct{})}
 }
 
 // run watches until ctx ends.
@@ -168,6 +169,7 @@ func (w *watch) follow(ctx context.Context) (whole bool, err error) {
 	}
 	missing := w.begin(pc)
 	defer w.begin(nil)
+	estate := newEstate()
 	seconds := int32(waitSeconds)
 	for version := ""; ; {
 		wait, cancel := context.WithTimeout(ctx, waitSeconds*time.Second+answerTime)
@@ -182,6 +184,10 @@ func (w *watch) follow(ctx context.Context) (whole bool, err error) {
 		version = set.Version
 		for _, f := range set.FilterSet {
 			for _, u := range f.ObjectSet {
+				if u.Obj.Type != "VirtualMachine" {
+					estate.apply(u)
+					continue
+				}
 				if u.Kind == types.ObjectUpdateKindLeave {
 					if err := w.left(ctx, pc, u.Obj); err != nil {
 						return whole, err
@@ -201,19 +207,27 @@ func (w *watch) follow(ctx context.Context) (whole bool, err error) {
 				return whole, err
 			}
 		}
-		w.found()
+		w.found(estate)
 	}
 }
 
-// inPool selects the VMs of a resource pool, and of those below it. (A container view would do, were it not that the simulator misses
+// inPool selects the VMs of a resource pool, and of those below it; the pools, and those above; the hosts. (A container view would do, were it not that the simulator misses
 // VMs that are created later in one of a pool.)
 func inPool(pool types.ManagedObjectReference) types.PropertyFilterSpec {
-	pools, vms := types.SelectionSpec{Name: "pools"}, types.SelectionSpec{Name: "vms"}
+	pools, vms, parents := types.SelectionSpec{Name: "pools"}, types.SelectionSpec{Name: "vms"}, types.SelectionSpec{Name: "parents"}
 	return types.PropertyFilterSpec{
-		PropSet: []types.PropertySpec{{Type: "VirtualMachine", PathSet: properties}},
-		ObjectSet: []types.ObjectSpec{{Obj: pool, Skip: types.NewBool(true), SelectSet: []types.BaseSelectionSpec{
+		PropSet: []types.PropertySpec{
+			{Type: "VirtualMachine", PathSet: properties},
+			{Type: "ResourcePool", PathSet: poolProperties},
+			{Type: "HostSystem", PathSet: hostProperties},
+		},
+		ObjectSet: []types.ObjectSpec{{Obj: pool, Skip: types.NewBool(false), SelectSet: []types.BaseSelectionSpec{
 			&types.TraversalSpec{SelectionSpec: pools, Type: "ResourcePool", Path: "resourcePool", SelectSet: []types.BaseSelectionSpec{&pools, &vms}},
 			&types.TraversalSpec{SelectionSpec: vms, Type: "ResourcePool", Path: "vm"},
+			&types.TraversalSpec{SelectionSpec: parents, Type: "ResourcePool", Path: "parent", SelectSet: []types.BaseSelectionSpec{&parents}},
+			&types.TraversalSpec{Type: "ResourcePool", Path: "owner", SelectSet: []types.BaseSelectionSpec{
+				&types.TraversalSpec{Type: "ComputeResource", Path: "host"},
+			}},
 		}}},
 	}
 }
@@ -238,9 +252,10 @@ func (w *watch) begin(pc *property.Collector) map[types.ManagedObjectReference]b
 }
 
 // found takes in that all that is there was seen.
-func (w *watch) found() {
+func (w *watch) found(e *estate) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.estate = e
 	if w.lost != nil {
 		w.log.Info("found vSphere again")
 	}
