@@ -19,6 +19,8 @@ type Datastore struct {
 	Name string
 	Dir  string // "" means a temporary folder
 	Type string // VMFS5, VMFS6, NFS or VSAN; "" means VMFS6
+	// Hosts is how many hosts have it: the first ones, or, if it is negative, the last ones; 0 means all.
+	Hosts int
 }
 
 // The types of datastores.
@@ -74,7 +76,7 @@ func (s *Server) furnish(ctx context.Context, o Options) error {
 			}
 		}
 	}
-	return errors.Join(s.manageDisks(c), s.managePermissions(c), s.manageViews(c))
+	return errors.Join(s.manageDisks(c), s.managePermissions(c), s.manageUpdates(c))
 }
 
 // addDatastore mounts a folder on all hosts.
@@ -108,6 +110,14 @@ func (s *Server) addDatastore(ctx context.Context, hosts []*object.HostSystem, d
 		return err
 	} else if !fi.IsDir() {
 		return fmt.Errorf("%s is no folder", dir)
+	}
+	switch n := len(hosts); {
+	case d.Hosts > n || d.Hosts < -n:
+		return fmt.Errorf("%d hosts of %d are to have it", d.Hosts, n)
+	case d.Hosts > 0:
+		hosts = hosts[:d.Hosts]
+	case d.Hosts < 0:
+		hosts = hosts[n+d.Hosts:]
 	}
 	for _, h := range hosts {
 		sys, err := h.ConfigManager().DatastoreSystem(ctx)

@@ -18,7 +18,7 @@
 //   - A disk that is created is there, as a flat one or as a delta over its parent, and is deleted with all of its files.
 //   - What is sent to an NFC lease becomes the disk's content.
 //   - A permission that is set leaves those of others.
-//   - A list view can be changed while somebody waits for updates; the simulator hangs now and then.
+//   - Updates of properties are what has changed; the simulator's take time that grows with the square of the objects, and hang now and then.
 //   - Close does not wait for clients.
 //
 // # Faults
@@ -63,7 +63,7 @@ import (
 type Options struct {
 	ESX        bool          // one ESXi host instead of a vCenter
 	Hosts      int           // in the cluster of the vCenter; 0 means 2
-	Datastores []Datastore   // none means one, "datastore1", in a temporary folder. All hosts have all of them
+	Datastores []Datastore   // none means one, "datastore1", in a temporary folder
 	PortGroups []string      // beside "VM Network"; all hosts have all of them
 	Switched   []string      // distributed port groups of a vCenter, on its switch "DVS0", beside the simulator's own "DC0_DVPG0"
 	Pools      []string      // resource pools below the cluster's or the host's own

@@ -511,6 +511,7 @@ func TestRefused(t *testing.T) {
 		"folder that is not there":        {Datastores: []Datastore{{Name: "x", Dir: filepath.Join(t.TempDir(), "none")}}},
 		"type of datastore":               {Datastores: []Datastore{{Name: "x", Type: "FAT"}}},
 		"datastore twice":                 {Datastores: []Datastore{{Name: "x"}, {Name: "x"}}},
+		"datastore of more hosts":         {Datastores: []Datastore{{Name: "x", Hosts: 3}}},
 		"address that is taken":           {Address: taken.Addr().String()},
 		"address":                         {Address: "127.0.0.1:no"},
 	} {
