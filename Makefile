@@ -111,6 +111,8 @@ bench:
 		github.com/containerd/containerd/v2/cmd/containerd@$(bench_containerd) github.com/containerd/containerd/v2/cmd/ctr@$(bench_containerd)
 	@test -x bin/peers/tar2ext4 || { $(call go_install_in_module,github.com/Microsoft/hcsshim,$(bench_hcsshim),cmd/tar2ext4); }
 	go run ./bench/figures
+	go run ./bench/vsphere
+	go run ./bench/vsphere -containers 1,10,100,400
 
 clean:
 	rm -rf bin demo-store

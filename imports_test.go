@@ -53,7 +53,7 @@ var allowed = map[string][]string{
 	"bench/corpus":          {"bench/layout"},
 	"bench/layout":          {},
 	"bench/figures":         {"bench/testimage"},
-	"bench/vsphere":         {"bench", "bench/corpus", "fetch/archive", "layerstore", "layerstore/vsphere"},
+	"bench/vsphere":         {"bench", "bench/corpus", "containervm", "containervm/vsphere", "fetch/archive", "layerstore", "layerstore/vsphere", "tether/wire"},
 	"bench/vcsim":           {"vmdk"},
 	"bench/vcsim/bridge":    {"bench/vcsim", "containervm/qemu/qmp", "containervm/vspc/telnet", "tether/wire"},
 

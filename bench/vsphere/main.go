@@ -1,10 +1,13 @@
-// Command vsphere measures what a datastore costs a pull, and how often vSphere is asked for a container. A simulated
+// Command vsphere measures what a datastore costs a pull, and with -containers what a container costs vSphere. A simulated
 // vCenter on this machine, a process of its own, has the datastore.
 //
 // An image is pulled from an OCI layout into a new store, once without a mirror and once with the datastore as one, in turns. Both
 // include all syncs of the local store. The datastore is in memory, for on the disk of the local store it would share that
 // disk's bandwidth, which datastores do not. That a datastore's host is another machine cannot be had here: so CPU time is
 // printed as well, of the pulling program and of the simulator, which share the processors.
+//
+// Containers are made, started, killed and removed, sixteen at the same time, by the driver alone: their VMs are powered on and nothing
+// boots in them. Calls are counted where they leave this program.
 package main
 
 import (
@@ -15,19 +18,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path"
 	"path/filepath"
-	"slices"
 	"syscall"
-	"text/tabwriter"
-	"time"
 
-	"golang.org/x/sys/unix"
-
-	"vic/bench"
 	"vic/bench/corpus"
 	"vic/fetch/archive"
-	"vic/layerstore"
 	datastore "vic/layerstore/vsphere"
 )
 
@@ -46,8 +41,15 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	layout := flags.String("layout", "", "OCI layout with the image; default one of 8 layers is generated")
 	folder := flags.String("datastore", "/dev/shm", "folder in which the datastore's is made")
 	format := flags.String("format", string(datastore.VMFSSparse), "format of the disks: vmfsSparse or hosted")
+	containers := flags.String("containers", "", "make, start and remove containers instead: their `NUMBERS`, such as 1,10,100,400")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	var counts []int
+	if *containers != "" {
+		if counts, err = parseCounts(*containers); err != nil {
+			return err
+		}
 	}
 	work, err := os.MkdirTemp("", "vic-vsphere-")
 	if err != nil {
@@ -61,6 +63,9 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 			return err
 		}
 		shape := corpus.Shape{Layers: 8, Files: 8000, Sizes: sizes, Compression: "gzip"}
+		if counts != nil { // what containers are made of does not matter
+			shape.Layers, shape.Files = 1, 100
+		}
 		if _, err := corpus.Write(ctx, *layout, shape); err != nil {
 			return err
 		}
@@ -82,113 +87,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, session.Close(context.WithoutCancel(ctx))) }()
 
 	b := comparison{work: work, image: a, sim: sim, session: session, format: datastore.Encoding(*format)}
-	for turn := range *runs {
-		pulls := []func(context.Context, int) error{b.pullLocal, b.pullMirrored}
-		if turn%2 == 1 {
-			slices.Reverse(pulls)
-		}
-		for _, pull := range pulls {
-			if err := pull(ctx, turn); err != nil {
-				return err
-			}
-		}
+	if counts != nil {
+		return b.containers(ctx, counts, out)
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "pull of an OCI layout\tmedian, s\tbest\tCPU, s\tsimulator's, s")
-	for _, k := range []struct {
-		name string
-		*times
-	}{{"local store", &b.local}, {"and datastore", &b.mirrored}} {
-		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\n", k.name, bench.Median(k.wall), slices.Min(k.wall), bench.Median(k.own), bench.Median(k.theirs))
-	}
-	fmt.Fprintf(w, "ratio\t%.2f\t%.2f\t%.2f\n", bench.Median(b.mirrored.wall)/bench.Median(b.local.wall), slices.Min(b.mirrored.wall)/slices.Min(b.local.wall),
-		bench.Median(b.mirrored.own)/bench.Median(b.local.own))
-	fmt.Fprintf(w, "sent\t%d MB in %d disks\n", b.sent/1e6, b.disks)
-	return w.Flush()
-}
-
-// A comparison is what the turns have in common, and what they came to.
-type comparison struct {
-	work    string
-	image   *archive.Archive
-	sim     *simulator
-	session *datastore.Session
-	format  datastore.Encoding
-
-	local, mirrored times
-	sent            int64
-	disks           int
-}
-
-// times are those of several pulls, in seconds: on the clock, and of processors.
-type times struct{ wall, own, theirs []float64 }
-
-func (b *comparison) pullLocal(ctx context.Context, turn int) error {
-	_, err := b.pull(ctx, filepath.Join(b.work, fmt.Sprintf("local-%d", turn)), nil, &b.local)
-	return err
-}
-
-func (b *comparison) pullMirrored(ctx context.Context, turn int) (err error) {
-	folder := fmt.Sprintf("turn-%d", turn)
-	all, err := b.session.OpenDatastore(ctx, "", datastoreName, "bench")
-	if err != nil {
-		return err
-	}
-	d, err := b.session.OpenDatastore(ctx, "", datastoreName, path.Join("bench", folder))
-	if err != nil {
-		return err
-	}
-	s, err := datastore.OpenStore(ctx, d, datastore.StoreOptions{VCH: "bench", Encoding: b.format})
-	if err != nil {
-		return err
-	}
-	img, err := b.pull(ctx, filepath.Join(b.work, fmt.Sprintf("mirrored-%d", turn)), s, &b.mirrored)
-	if err != nil {
-		return err
-	}
-	b.disks, b.sent = 0, 0
-	list, err := d.List(ctx, "disks")
-	for _, e := range list {
-		if ok, _ := filepath.Match("*-delta.vmdk", e.Name); ok {
-			b.disks, b.sent = b.disks+1, b.sent+e.Size
-		}
-	}
-	if err == nil && b.disks == 0 {
-		err = fmt.Errorf("no disk of image %s is on the datastore", img.ID)
-	}
-	return errors.Join(err, all.Remove(ctx, folder))
-}
-
-// pull pulls the image into a new store, which it removes.
-func (b *comparison) pull(ctx context.Context, dir string, mirror layerstore.Mirror, t *times) (img *layerstore.Image, err error) {
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	s, err := layerstore.Open(dir, layerstore.Options{Mirror: mirror})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	src, err := b.image.Entries()[0].Resolve(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	began := time.Now()
-	own, theirs, err := b.cpu()
-	if err != nil {
-		return nil, err
-	}
-	img, err = s.Pull(ctx, src, nil, layerstore.PullOptions{})
-	t.wall = append(t.wall, time.Since(began).Seconds())
-	ownAfter, theirsAfter, cpuErr := b.cpu()
-	t.own, t.theirs = append(t.own, ownAfter-own), append(t.theirs, theirsAfter-theirs)
-	return img, errors.Join(err, cpuErr)
-}
-
-// cpu is how many seconds of processors this program and the simulator have used.
-func (b *comparison) cpu() (own, theirs float64, err error) {
-	var r unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
-		return 0, 0, err
-	}
-	theirs, err = b.sim.cpu()
-	return float64(r.Utime.Nano()+r.Stime.Nano()) / 1e9, theirs, err
+	return b.pulls(ctx, *runs, out)
 }

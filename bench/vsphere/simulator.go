@@ -43,7 +43,7 @@ func startSimulator(ctx context.Context, work, parent string) (_ *simulator, err
 			err = errors.Join(err, os.RemoveAll(folder))
 		}
 	}()
-	s := &simulator{folder: folder, cmd: exec.Command(bin, "-no-qemu", "-json", "-datastore", datastoreName+"="+folder+",NFS")}
+	s := &simulator{folder: folder, cmd: exec.Command(bin, "-no-qemu", "-json", "-datastore", datastoreName+"="+folder+",NFS", "-portgroup", bridgeName)}
 	s.cmd.Stderr = os.Stderr
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {

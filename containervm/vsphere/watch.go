@@ -270,6 +270,13 @@ func (w *watch) found(e *estate) {
 
 // left takes in that a VM is no more in the pool: it is gone, unless it was moved. Then it is watched by itself.
 func (w *watch) left(ctx context.Context, pc *property.Collector, ref types.ManagedObjectReference) error {
+	w.mu.Lock()
+	ours := w.vms[ref] != nil && len(w.machines[w.vms[ref].uuid]) > 0
+	w.mu.Unlock()
+	if !ours { // where it is does not matter
+		w.forget(ref)
+		return nil
+	}
 	var vm mo.VirtualMachine
 	err := property.DefaultCollector(w.session.Client()).RetrieveOne(ctx, ref, []string{"name"}, &vm)
 	if fault.Is(err, &types.ManagedObjectNotFound{}) {
@@ -278,13 +285,6 @@ func (w *watch) left(ctx context.Context, pc *property.Collector, ref types.Mana
 	}
 	if err != nil {
 		return fmt.Errorf("look for a VM that left the pool: %w", err)
-	}
-	w.mu.Lock()
-	ours := w.vms[ref] != nil && len(w.machines[w.vms[ref].uuid]) > 0
-	w.mu.Unlock()
-	if !ours {
-		w.forget(ref)
-		return nil
 	}
 	w.log.Warn("a container's VM is not in the pool any more", "vm", vm.Name)
 	return watchAlone(ctx, pc, ref)

@@ -36,6 +36,10 @@ type Endpoint struct {
 // keepAlive is how long a session may be idle; vCenter's own limit is 30 minutes.
 const keepAlive = 5 * time.Minute
 
+// idleConnections is how many connections to the server are kept for calls to come. Calls that are made at once have one each, and
+// most of what another costs is its handshake.
+const idleConnections = 16
+
 // A Session is a login to a vCenter or an ESXi host.
 type Session struct {
 	client *vim25.Client
@@ -81,6 +85,7 @@ func Connect(ctx context.Context, e Endpoint) (*Session, error) {
 		sc.SetThumbprint(u.Host, strings.ToUpper(e.Thumbprint))
 	}
 	sc.UserAgent = "vic"
+	sc.DefaultTransport().MaxIdleConnsPerHost = idleConnections
 	client, err := vim25.NewClient(ctx, sc)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", u.Host, untrusted(ctx, u, err))
