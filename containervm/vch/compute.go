@@ -22,7 +22,7 @@ type pool struct {
 	*object.ResourcePool
 	path   string                         // in the inventory
 	owner  types.ManagedObjectReference   // compute resource
-	hosts  []mo.HostSystem                // their names and networks
+	hosts  []mo.HostSystem                // their names, networks and datastores
 	stores []types.ManagedObjectReference // of the compute resource
 	// divisible says that there can be pools in it: not without DRS.
 	divisible bool
@@ -70,7 +70,7 @@ func (s *Site) pool(ctx context.Context, p *Problems, name string) (*pool, error
 	}
 	r.stores = c.Datastore
 	if len(c.Host) > 0 {
-		if err := property.DefaultCollector(s.client).Retrieve(ctx, c.Host, []string{"name", "network"}, &r.hosts); err != nil {
+		if err := property.DefaultCollector(s.client).Retrieve(ctx, c.Host, []string{"name", "network", "datastore"}, &r.hosts); err != nil {
 			return nil, fmt.Errorf("look at hosts of %s: %w", r.path, err)
 		}
 	}

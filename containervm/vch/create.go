@@ -419,7 +419,11 @@ func (in *installation) makeVM(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	result, err := in.site.session.Run(ctx, func() (*object.Task, error) { return in.folderRef.CreateVM(ctx, *spec, in.poolRef, nil) })
+	host, err := in.site.session.ChooseHost(ctx, in.poolRef.Reference(), in.r.imageData.Reference(), in.r.container.Reference())
+	if err != nil {
+		return err
+	}
+	result, err := in.site.session.Run(ctx, func() (*object.Task, error) { return in.folderRef.CreateVM(ctx, *spec, in.poolRef, host) })
 	if err != nil {
 		return err
 	}

@@ -53,6 +53,7 @@ type resolved struct {
 	net        *resolvedNetworks
 	imageData  *vsphere.Datastore
 	container  *vsphere.Datastore
+	seen       []*object.Datastore // all of them that some host has
 }
 
 // resolve finds what the words of a Spec stand for, and collects what stands against it as far as that does not depend on what has been made
@@ -243,7 +244,23 @@ func (s *Site) stores(ctx context.Context, p *Problems, r *resolved) error {
 		}
 		places = append(places, v.location)
 	}
+	r.checkSeen(p)
 	return nil
+}
+
+// checkSeen sees whether there is a host that has all datastores: a container's VM may have disks on each of them.
+func (r *resolved) checkSeen(p *Problems) {
+	if r.pool == nil || len(r.pool.hosts) == 0 || len(r.seen) == 0 {
+		return
+	}
+	some := slices.ContainsFunc(r.pool.hosts, func(h mo.HostSystem) bool {
+		return !slices.ContainsFunc(r.seen, func(ds *object.Datastore) bool { return !slices.Contains(h.Datastore, ds.Reference()) })
+	})
+	if !some {
+		names := namesOf(r.seen)
+		slices.Sort(names)
+		p.add("", "no host of %s has all of these datastores: %s", rootPoolPath(r.pool.path), strings.Join(slices.Compact(names), ", "))
+	}
 }
 
 // parseVolumeStore takes DATASTORE/PATH:LABEL apart.
@@ -256,7 +273,7 @@ func parseVolumeStore(text string) (volumeStore, error) {
 	return volumeStore{l, text[i+1:]}, nil
 }
 
-// store opens a datastore that all hosts have.
+// store opens a datastore that hosts have.
 func (s *Site) store(ctx context.Context, p *Problems, r *resolved, option string, l location) (*vsphere.Datastore, error) {
 	if l == (location{}) { // told of already
 		return nil, nil
@@ -271,6 +288,8 @@ func (s *Site) store(ctx context.Context, p *Problems, r *resolved, option strin
 	}
 	if r.pool != nil && !slices.Contains(r.pool.stores, found.Reference()) {
 		p.add(option, "the hosts of %s do not have datastore %s", rootPoolPath(r.pool.path), l.datastore)
+	} else {
+		r.seen = append(r.seen, found)
 	}
 	return s.open(ctx, l)
 }

@@ -66,6 +66,10 @@ func (d *Driver) published(ctx context.Context, image digest.Digest) (string, er
 func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMachineConfigSpec) error {
 	ctx, cancel := context.WithTimeout(ctx, taskTime)
 	defer cancel()
+	host, err := d.chooseHost(ctx)
+	if err != nil {
+		return err
+	}
 	again := false
 	result, err := d.o.Session.Run(ctx, func() (*object.Task, error) {
 		if again { // the answer was lost: it may be there
@@ -74,7 +78,7 @@ func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMach
 			}
 		}
 		again = true
-		return d.folder.CreateVM(ctx, spec, d.pool, nil)
+		return d.folder.CreateVM(ctx, spec, d.pool, host)
 	})
 	if errors.Is(err, errThere) {
 		return nil

@@ -26,8 +26,10 @@ func TestUUID(t *testing.T) {
 }
 
 // TestVM looks at what an administrator sees of a container.
-func TestVM(t *testing.T) {
-	s := newSite(t, vcsim.Options{})
+func TestVM(t *testing.T) { onBoth(t, testVM) }
+
+func testVM(t *testing.T, o vcsim.Options) {
+	s := newSite(t, o)
 	id := s.create(1)
 	vm := s.config(id)
 	if want := "box-" + id[:12]; vm.Name != want || vm.Config.InstanceUuid != UUID(id) || vm.Runtime.PowerState != off {
@@ -151,8 +153,10 @@ func ring(t *testing.T, bell interface{ Write([]byte) (int, error) }) {
 }
 
 // TestOthers has an administrator do things to VMs.
-func TestOthers(t *testing.T) {
-	s := newSite(t, vcsim.Options{})
+func TestOthers(t *testing.T) { onBoth(t, testOthers) }
+
+func testOthers(t *testing.T, o vcsim.Options) {
+	s := newSite(t, o)
 	ctx := t.Context()
 	for name, x := range map[string]struct {
 		n      int
@@ -316,8 +320,10 @@ func TestRefused(t *testing.T) {
 }
 
 // TestNICs plugs interfaces, and dials them.
-func TestNICs(t *testing.T) {
-	s := newSite(t, vcsim.Options{})
+func TestNICs(t *testing.T) { onBoth(t, testNICs) }
+
+func testNICs(t *testing.T, o vcsim.Options) {
+	s := newSite(t, o)
 	ctx := t.Context()
 	id := s.create(1)
 	spec := s.spec(id)

@@ -83,6 +83,12 @@ func newSite(t *testing.T, o vcsim.Options) *site {
 	return s
 }
 
+// onBoth runs a test on a vCenter and on an ESXi host.
+func onBoth(t *testing.T, test func(*testing.T, vcsim.Options)) {
+	t.Run("vCenter", func(t *testing.T) { test(t, vcsim.Options{}) })
+	t.Run("ESXi", func(t *testing.T) { test(t, vcsim.Options{ESX: true}) })
+}
+
 // options connects to the simulator.
 func (s *site) options(sim *vcsim.Server, dir string) Options {
 	s.t.Helper()

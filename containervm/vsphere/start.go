@@ -15,6 +15,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/containervm"
+	datastore "vic/layerstore/vsphere"
 	"vic/tether/wire"
 )
 
@@ -198,16 +199,19 @@ func serialNumber(uuid string) string {
 	return strings.ToLower(strings.NewReplacer("-", "", " ", "").Replace(uuid))
 }
 
-// powerOn powers a VM on. In a cluster it is DRS that says where.
+// powerOn powers a VM on. In a cluster with DRS that says where.
 func (d *Driver) powerOn(ctx context.Context, ref types.ManagedObjectReference) error {
-	err := d.powerOnWhere(ctx, ref)
+	err := d.powerOnHere(ctx, ref)
+	if err != nil && !isIn(err, on) && !isGone(err) && !errors.Is(err, datastore.ErrUnavailable) {
+		err = d.powerOnElsewhere(ctx, ref, err)
+	}
 	if isIn(err, on) { // by the call before, whose answer was lost
 		return nil
 	}
 	return err
 }
 
-func (d *Driver) powerOnWhere(ctx context.Context, ref types.ManagedObjectReference) error {
+func (d *Driver) powerOnHere(ctx context.Context, ref types.ManagedObjectReference) error {
 	if !d.client.IsVC() {
 		vm := object.NewVirtualMachine(d.client, ref)
 		return d.o.Session.Do(ctx, func() (*object.Task, error) { return vm.PowerOn(ctx) })

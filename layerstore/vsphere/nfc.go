@@ -65,7 +65,11 @@ func (d *Datastore) importOnce(ctx context.Context, pool *object.ResourcePool, f
 			err = errors.Join(err, fmt.Errorf("remove virtual machine %s: %w", carrier, gone))
 		}
 	}()
-	if lease, err = pool.ImportVApp(ctx, d.carrierSpec(carrier, im), folder, nil); err != nil {
+	host, err := d.s.ChooseHost(ctx, pool.Reference(), d.Reference())
+	if err != nil {
+		return err
+	}
+	if lease, err = pool.ImportVApp(ctx, d.carrierSpec(carrier, im), folder, host); err != nil {
 		return err
 	}
 	info, err := lease.Wait(ctx, nil)

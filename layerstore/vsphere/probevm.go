@@ -26,6 +26,10 @@ func (p *prober) createVM(ctx context.Context, suffix, parent string) (string, e
 	if err != nil {
 		return "", err
 	}
+	host, err := p.d.s.ChooseHost(ctx, pool.Reference(), p.d.Reference())
+	if err != nil {
+		return "", err
+	}
 	controller := &types.ParaVirtualSCSIController{}
 	controller.Key, controller.SharedBus = probeController, types.VirtualSCSISharingNoSharing
 	disk := "disk-" + suffix
@@ -38,7 +42,7 @@ func (p *prober) createVM(ctx context.Context, suffix, parent string) (string, e
 				&types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: controller},
 				attachChild(p.d.Path(disk+".vmdk"), parent, -101, place{probeController, 0}),
 			},
-		}, pool, nil)
+		}, pool, host)
 	})
 	if err != nil {
 		return "", err

@@ -149,6 +149,9 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 // Capacity is the size of every disk in bytes.
 func (s *Store) Capacity() int64 { return s.capacity }
 
+// Reference is the managed object of the datastore that the store is on.
+func (s *Store) Reference() types.ManagedObjectReference { return s.d.Reference() }
+
 // own is a path in the VCH's folder.
 func (s *Store) own(elem ...string) string {
 	return path.Join(append([]string{vchsFolder, s.vch}, elem...)...)

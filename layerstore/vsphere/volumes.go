@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/layerstore"
 	"vic/vmdk"
@@ -56,6 +57,15 @@ type volumeRecord struct {
 // NewVolumes returns the volumes in folders, by their labels. Format makes a disk with an empty file system.
 func NewVolumes(folders map[string]*Datastore, place Place, format func(capacity int64) (*layerstore.Disk, error)) *Volumes {
 	return &Volumes{folders: folders, place: place, format: format}
+}
+
+// References are the managed objects of the datastores that the folders are on.
+func (v *Volumes) References() []types.ManagedObjectReference {
+	var all []types.ManagedObjectReference
+	for _, d := range v.folders {
+		all = append(all, d.Reference())
+	}
+	return all
 }
 
 // Options implements layerstore.VolumeDisks.
