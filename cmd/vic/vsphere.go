@@ -11,10 +11,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"vic/containervm"
@@ -198,6 +196,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 		return fmt.Errorf("open containers: %w", err)
 	}
 	h.closers = append(h.closers, h.containers.Close)
+	h.closers = append(h.closers, h.tidy(images, driver, log))
 	about := session.Client().ServiceContent.About
 	h.facts, err = factsOf(m, fmt.Sprintf("%s, %s", about.FullName, about.InstanceUuid), f.insecure)
 	return err
@@ -232,7 +231,6 @@ func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastor
 		return nil, fmt.Errorf("open store %s: %w", local, err)
 	}
 	h.closers = append(h.closers, h.store.Close)
-	h.closers = append(h.closers, tidy(h.store, images, log))
 	return images, nil
 }
 
@@ -281,51 +279,4 @@ func ownVM(ctx context.Context, session *datastore.Session, log *slog.Logger) (*
 		return nil, nil
 	}
 	return own, nil
-}
-
-// tidy has the image store on the datastore forget the images that are removed from the local one, and their disks go, until
-// what it returns is called. A local store without images is new, or has been lost, and is no reason to remove any.
-func tidy(local *layerstore.Store, images *datastore.Store, log *slog.Logger) (stop func() error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	var before map[digest.Digest]bool
-	wg.Go(func() {
-		err := local.Watch(ctx, func() {
-			ids, err := local.ImageIDs()
-			now := map[digest.Digest]bool{}
-			for _, id := range ids {
-				now[id] = true
-			}
-			gone := before == nil && len(now) > 0
-			for id := range before {
-				gone = gone || !now[id]
-			}
-			if err == nil && gone {
-				err = errors.Join(images.Tidy(ctx, local), sweepDatastore(ctx, images, log))
-			}
-			if err != nil {
-				if ctx.Err() == nil {
-					log.Warn("remove disks of removed images from the datastore", "error", err)
-				}
-				return // with the next change
-			}
-			before = now
-		})
-		if err != nil {
-			log.Warn("watch for removed images", "error", err)
-		}
-	})
-	return func() error {
-		cancel()
-		wg.Wait()
-		return nil
-	}
-}
-
-func sweepDatastore(ctx context.Context, images *datastore.Store, log *slog.Logger) error {
-	removed, err := images.Sweep(ctx)
-	if len(removed) > 0 {
-		log.Info("disks removed from the datastore", "disks", len(removed))
-	}
-	return err
 }

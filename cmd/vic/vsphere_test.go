@@ -1,6 +1,7 @@
 package main
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -117,9 +118,54 @@ func TestDockerVSphere(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, s) })
 	}
+	t.Run("removed images", func(t *testing.T) { testTidy(t, s, c) })
 	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s) })
 	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s) })
 	t.Run("others at work", func(t *testing.T) { testOutOfBand(t, s, c) })
+}
+
+// testTidy removes images: their disks go with the last container that is made of them, or when vCenter is back.
+func testTidy(t *testing.T, s *suite, c *cluster) {
+	disks := func() []string {
+		t.Helper()
+		all, err := filepath.Glob(filepath.Join(s.dir, "datastore", "vic", "disks", "*.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	before := disks()
+	layer := func(name string) string {
+		var b strings.Builder
+		w := tar.NewWriter(&b)
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644}), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	have := func(more int) {
+		t.Helper()
+		for end := time.Now().Add(commandTimeout); len(disks()) != len(before)+more; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("disks %v, want %d more than %v", disks(), more, before)
+			}
+		}
+	}
+	s.docker(t, layer("one"), "import", "-", "one")
+	s.docker(t, "", "create", "--name", "keeper", "one", "true").ok()
+	s.docker(t, "", "rmi", "-f", "one").ok()
+	s.docker(t, layer("two"), "import", "-", "two")
+	have(2)
+	s.docker(t, "", "rm", "keeper").ok()
+	have(1)
+	if err := c.Away(); err != nil {
+		t.Fatal(err)
+	}
+	s.docker(t, "", "rmi", "two").ok()
+	if err := c.Return(); err != nil {
+		t.Fatal(err)
+	}
+	have(0)
 }
 
 // testSize has containers of other sizes. The simulated cluster has two hosts of two CPUs and 4 GB.

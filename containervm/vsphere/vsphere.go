@@ -175,6 +175,9 @@ func (d *Driver) Close() error {
 // Available is nil unless vSphere cannot be reached.
 func (d *Driver) Available() error { return d.watch.available() }
 
+// Reach waits until vSphere can be reached.
+func (d *Driver) Reach(ctx context.Context) error { return d.watch.reach(ctx) }
+
 // UUID is that of the VM of a container, as vSphere writes it.
 func UUID(id string) string {
 	id = (id + strings.Repeat("0", 32))[:32]

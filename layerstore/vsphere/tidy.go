@@ -12,6 +12,20 @@ import (
 	"vic/layerstore"
 )
 
+// Published are the images that were published since the Store was opened and not forgotten, less those that the local store may not
+// have yet.
+func (s *Store) Published() []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var ids []digest.Digest
+	for id := range s.images {
+		if s.committing[id] == 0 {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // Tidy forgets the images that the local store does not have, or has no more. An image that was removed from it stays as long as a
 // container there was made from it.
 func (s *Store) Tidy(ctx context.Context, local *layerstore.Store) error {
