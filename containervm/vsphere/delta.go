@@ -95,7 +95,7 @@ func (d *Driver) extent(ctx context.Context, id string) (name string, cowd bool,
 	switch v.power {
 	case gone:
 		return "", false, errDeleted
-	case on, suspended:
+	case on, suspended, unknown:
 		return "", false, errors.New("it runs: somebody has powered it on")
 	}
 	all, err := d.devices(ctx, v.ref)

@@ -10,6 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -116,7 +118,10 @@ func (d *Driver) lookUp(ctx context.Context, id string) (seen, error) {
 	}
 	v := seen{ref: found.Reference(), uuid: uuid}
 	err = d.o.Session.Call(ctx, func() (err error) {
-		v.power, err = object.NewVirtualMachine(d.client, v.ref).PowerState(ctx)
+		var vm mo.VirtualMachine
+		err = property.DefaultCollector(d.client).RetrieveOne(ctx, v.ref, []string{"runtime"}, &vm)
+		v.told = tellOf(vm.Runtime)
+		v.power = v.told.power(gone)
 		return err
 	})
 	if isGone(err) {
@@ -148,7 +153,7 @@ func (d *Driver) destroy(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if v.power == on || v.power == suspended {
+	if v.power != off && v.power != gone {
 		if err := d.powerOff(ctx, v.ref); err != nil {
 			return err
 		}

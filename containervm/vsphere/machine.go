@@ -280,7 +280,9 @@ func (m *machine) Kill() error {
 		defer cancel()
 		if err := m.d.powerOff(ctx, m.ref); err != nil {
 			m.d.log.Error("power off VM", "container", m.vm.ID, "error", err)
+			return
 		}
+		m.d.watch.settle(m.ref)
 	})
 	return nil
 }

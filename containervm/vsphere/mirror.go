@@ -157,6 +157,7 @@ func (m *machine) lastWords(ctx context.Context) error {
 
 // explain says why a VM has ended, where its guest did not.
 func (m *machine) explain() {
+	crashed := m.d.watch.lookUp(m.uuid).told.crashed
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.power == gone {
@@ -165,5 +166,8 @@ func (m *machine) explain() {
 	}
 	if st, err := os.Stat(m.vm.Console); err != nil || st.Size() == 0 {
 		m.reason = "its virtual machine was powered off"
+		if crashed {
+			m.reason = "its virtual machine, or the host that it was on, has failed"
+		}
 	}
 }

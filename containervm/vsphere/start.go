@@ -89,6 +89,8 @@ func (m *machine) boot(ctx context.Context, vm containervm.VM, conf *wire.Config
 		return errDeleted
 	case on, suspended:
 		return errors.New("it runs already")
+	case unknown:
+		return fmt.Errorf("%w: nobody knows whether it runs: %s", datastore.ErrUnavailable, m.d.watch.lookUp(m.uuid).told.doubt())
 	}
 	if !m.rec.Mirrored { // an earlier run's, whose end nobody has seen
 		if err := m.mirror(ctx); err != nil {
@@ -243,7 +245,7 @@ func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machi
 	if err != nil {
 		return nil, fmt.Errorf("find VM: %w", err)
 	}
-	if p := m.state(); p == on || p == suspended {
+	if p := m.state(); p != off && p != gone { // it may run
 		m.live()
 		return m, nil
 	}

@@ -33,6 +33,10 @@
 // has started on another host, runs its process from the beginning: as if it had been killed and started. Who powers a VM on
 // whose container has exited runs it past the VCH: it is not taken for the container until that is started again.
 //
+// A container is not called dead while its VM may run. A VM that vSphere says is off while its host, or its files, are away, and one whose
+// host has failed while HA protects it, are taken to run on, until vSphere is certain or somebody kills them. What of these a VCH finds when
+// it begins may run: such a container is alive, and is not started.
+//
 // As long as the watcher has lost vCenter, what needs it is refused with an error that wraps ErrUnavailable of layerstore/vsphere. VMs run
 // on, and so do their control streams.
 //

@@ -17,18 +17,8 @@ import (
 	datastore "vic/layerstore/vsphere"
 )
 
-// A power is a VM's power state, or none if it is gone.
-type power = types.VirtualMachinePowerState
-
-const (
-	on        = types.VirtualMachinePowerStatePoweredOn
-	off       = types.VirtualMachinePowerStatePoweredOff
-	suspended = types.VirtualMachinePowerStateSuspended
-	gone      = power("")
-)
-
 // properties are what is watched of each VM.
-var properties = []string{"config.uuid", "runtime.powerState", "runtime.question", "name"}
+var properties = append([]string{"config.uuid", "runtime.question", "name"}, runtimeProperties...)
 
 const (
 	// waitSeconds is how long one call for updates may be answered by nothing, and answerTime how much later the answer may be.
@@ -44,7 +34,8 @@ type seen struct {
 	ref   types.ManagedObjectReference
 	uuid  string
 	name  string
-	power power
+	power power // as far as it is certain
+	told  told
 }
 
 // A watch follows the VMs of a resource pool, and what they can have of its hosts.
@@ -323,6 +314,7 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 		v = &seen{ref: ref}
 		w.vms[ref] = v
 	}
+	doubted := v.told.doubt()
 	for _, c := range changes {
 		switch val := c.Val.(type) {
 		case string:
@@ -334,14 +326,29 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 			}
 		case types.VirtualMachineQuestionInfo:
 			w.log.Warn("a VM waits for an answer", "vm", v.name, "question", val.Text)
-		case power:
-			if v.power != val {
-				v.power = val
-				w.tell(v)
-			}
+		default:
+			v.told.set(c)
 		}
 	}
+	if p := v.told.power(v.power); p != v.power {
+		v.power = p
+		w.tell(v)
+	}
+	if doubt := v.told.doubt(); doubt != "" && doubt != doubted && v.power != off {
+		w.log.Warn("it is not certain that a VM runs", "vm", v.name, "reason", doubt)
+	}
 	w.notify()
+}
+
+// settle takes in that a VM which is off was powered off: from then on there is no doubt of it.
+func (w *watch) settle(ref types.ManagedObjectReference) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v := w.vms[ref]; v != nil && v.power != off && v.told.state == off {
+		v.power = off
+		w.tell(v)
+		w.notify()
+	}
 }
 
 // tell tells the machines of a VM what its power state is. Call it with mu held.
