@@ -71,6 +71,7 @@ var classes = []struct {
 	// A docker client that gets 401 for a pull asks for a user name, so denied is "not found", as in
 	// Docker: the registry does not tell which of the two it is.
 	{fetch.ErrDenied, http.StatusNotFound},
+	{fetch.ErrForbidden, http.StatusForbidden},
 	{fetch.ErrUnauthorized, http.StatusUnauthorized},
 	{fetch.ErrSchema1, http.StatusBadRequest},
 	{fetch.ErrMediaType, http.StatusBadRequest},

@@ -99,7 +99,7 @@ func (s *Server) pruneImages(w http.ResponseWriter, r *http.Request) error {
 	for _, c := range s.containers.List() {
 		used[c.Info().Spec.ImageID.String()] = true
 	}
-	before, err := s.stored()
+	before, err := s.store.Stored()
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (s *Server) pruneImages(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.store.Sweep(r.Context()); err != nil {
 		s.log.Warn("store not swept", "error", err)
 	}
-	after, err := s.stored()
+	after, err := s.store.Stored()
 	if err != nil {
 		return err
 	}
@@ -137,19 +137,6 @@ func (s *Server) pruned(t events.Type, reclaimed uint64) {
 	s.events.publish(events.Message{Type: t, Action: events.ActionPrune, Actor: events.Actor{
 		Attributes: map[string]string{"reclaimed": strconv.FormatUint(reclaimed, 10)},
 	}})
-}
-
-// stored is how many bytes all layers take on the datastore.
-func (s *Server) stored() (int64, error) {
-	layers, err := s.store.Layers()
-	if err != nil {
-		return 0, err
-	}
-	var n int64
-	for _, l := range layers {
-		n += l.Stored
-	}
-	return n, nil
 }
 
 // pruneBuilds has nothing to do, but docker system prune ends with it.
@@ -170,7 +157,7 @@ type usageReply struct {
 }
 
 func (s *Server) diskUsage(w http.ResponseWriter, _ *http.Request) error {
-	size, err := s.stored()
+	size, err := s.store.Stored()
 	if err != nil {
 		return err
 	}

@@ -80,6 +80,8 @@ type Host struct {
 	// Insecure are the registries that are spoken to without TLS or without verifying it, as in
 	// fetch.Client.
 	Insecure []string
+	// Whitelist are the only registries that there are for the host, as in fetch.Client; none means all are.
+	Whitelist []string
 }
 
 // A Server answers the Docker API. It is an http.Handler.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/registry"
@@ -59,7 +60,7 @@ func (s *Server) version(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, v)
 }
 
-func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
+func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 	images, err := s.store.Images()
 	if err != nil {
 		return err
@@ -100,9 +101,13 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) error {
 		SecurityOptions:    []string{"name=vm"},
 		Warnings:           []string{},
 	}
+	if len(s.host.Whitelist) > 0 {
+		info.DriverStatus = append(info.DriverStatus, [2]string{"Registry Whitelist Mode", "enabled"}, [2]string{"Whitelisted Registries", strings.Join(s.host.Whitelist, ", ")})
+	}
 	if s.host.Templates != nil {
 		info.DriverStatus = append(info.DriverStatus, [2]string{"Start Templates", strconv.Itoa(s.host.Templates())}, [2]string{"Start Spares", strconv.Itoa(s.host.Spares())})
 	}
+	info.DriverStatus = append(info.DriverStatus, s.quotaStatus(r.Context())...)
 	for _, c := range s.containers.List() {
 		info.Containers++
 		if c.Info().State.Status.Alive() {

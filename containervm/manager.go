@@ -33,6 +33,8 @@ type Options struct {
 	Networks   Networks
 	// ContainerNetworks are those of the hypervisor's that containers may join.
 	ContainerNetworks []ContainerNetwork
+	// Quota bounds the containers.
+	Quota Quota
 	// RuntimeDir is for sockets; its path has at most 60 bytes. "" means a folder below
 	// /run/vic that is named by a hash of Store's path.
 	RuntimeDir string
@@ -52,7 +54,8 @@ type Manager struct {
 	closed  chan struct{}
 	wg      sync.WaitGroup
 
-	making sync.Mutex // held while a network is made
+	making    sync.Mutex    // held while a network is made
+	admitting chan struct{} // has one while a container is admitted for which storage is measured
 
 	// Lock order: Container.op, Container.netOp, Manager.making, Manager.volumes, Manager.mu, Container.mu, Manager.events.mu.
 	mu         sync.Mutex
@@ -87,7 +90,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{o: o, dir: filepath.Join(o.Store, "containers"), closed: make(chan struct{}),
+	m := &Manager{o: o, dir: filepath.Join(o.Store, "containers"), closed: make(chan struct{}), admitting: make(chan struct{}, 1),
 		containers: map[string]*Container{}, names: map[string]*Container{}, execs: map[string]*Exec{}, networks: map[string]*segment{}, holders: map[string][]holder{}, copies: map[string]*copies{}}
 	for _, dir := range []string{m.dir, o.RuntimeDir} {
 		if err := os.MkdirAll(dir, 0711); err != nil {
@@ -156,7 +159,7 @@ func (m *Manager) scan(ctx context.Context) error {
 		return err
 	}
 	for _, e := range entries {
-		if !e.IsDir() || !validID(e.Name()) {
+		if !e.IsDir() || !ValidID(e.Name()) {
 			continue
 		}
 		c := newContainer(m, e.Name())
@@ -246,7 +249,7 @@ func (m *Manager) watch() {
 
 // Create makes a container: its folder, its disk, its name. Nothing runs yet.
 // Errors: ErrInvalid for a Spec that makes no sense, ErrNotImplemented for one that cannot be
-// carried out yet, ErrConflict for a name in use, and what Disks says, wrapped.
+// carried out yet, ErrConflict for a name in use, ErrForbidden for one that exceeds the Quota, and what Disks says, wrapped.
 func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 	s.Network.fill()
 	if err := s.check(); err != nil {
@@ -264,7 +267,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 	id := newID()
 	c := newContainer(m, id)
 	c.spec, c.created, c.token, c.state = s, time.Now(), rand.Text(), State{Status: Created}
-	if err := m.reserve(c); err != nil {
+	if err := m.admit(ctx, c); err != nil {
 		return nil, err
 	}
 	err := ctx.Err()
@@ -310,6 +313,9 @@ func (c *Container) makeDisk(ctx context.Context) error {
 func (m *Manager) reserve(c *Container) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err := m.full(); err != nil {
+		return err
+	}
 	for c.spec.Name == "" {
 		if name := randomName(); m.names[name] == nil {
 			c.spec.Name = name
@@ -419,7 +425,8 @@ func newID() string {
 	}
 }
 
-func validID(s string) bool {
+// ValidID says whether s has the form of a container's ID, or a network's.
+func ValidID(s string) bool {
 	b, err := hex.DecodeString(s)
 	return err == nil && len(b) == 32
 }

@@ -145,7 +145,7 @@ func (m *Manager) openNetworks() error {
 	}
 	for _, e := range entries {
 		id, ok := strings.CutSuffix(e.Name(), ".json")
-		if !ok || !validID(id) {
+		if !ok || !ValidID(id) {
 			if strings.HasPrefix(e.Name(), tmpPrefix) { // a change that did not come to its end
 				err = errors.Join(err, os.Remove(filepath.Join(m.networkDir(), e.Name())))
 			}

@@ -85,6 +85,12 @@ type Client struct {
 	// stands for all its ports. 127.0.0.0/8 and ::1 are always among them.
 	Insecure []string
 
+	// Whitelist lists the only registries that are spoken to, as HOST, HOST:PORT,
+	// *.DOMAIN, *.DOMAIN:PORT or CIDR; docker.io is Docker Hub. Where they redirect
+	// to, and the token services that they name, need not be listed. None means that
+	// all registries are.
+	Whitelist []string
+
 	// CertsDir has a folder for each registry, named HOST:PORT or HOST, with
 	// CA certificates (*.crt) and client certificates (*.cert, *.key).
 	// "" means /etc/docker/certs.d.
@@ -153,7 +159,7 @@ type Event struct {
 // the tag latest; with both, the digest counts.
 //
 // The error can be told apart with errors.Is: ErrNotFound, ErrUnauthorized,
-// ErrDenied, ErrTooManyRequests, ErrSchema1, ErrNoPlatform, ErrMediaType,
+// ErrDenied, ErrForbidden, ErrTooManyRequests, ErrSchema1, ErrNoPlatform, ErrMediaType,
 // ErrVerification. Its text is what dockerd would have said.
 func (c *Client) Resolve(ctx context.Context, ref reference.Named, o ResolveOptions) (*Image, error) {
 	ref = reference.TagNameOnly(ref)

@@ -19,6 +19,7 @@ var (
 	ErrNotFound        = errors.New("fetch: not found")                         // no such repository, manifest or blob
 	ErrUnauthorized    = errors.New("fetch: credentials missing or wrong")      // logging in could help
 	ErrDenied          = errors.New("fetch: access denied")                     // the repository is private, or does not exist
+	ErrForbidden       = errors.New("fetch: registry is not on the whitelist")  // see Client.Whitelist
 	ErrTooManyRequests = errors.New("fetch: too many requests")                 // and waiting was no option
 	ErrSchema1         = errors.New("fetch: manifest version 2, schema 1")      // an image in a format nobody supports now
 	ErrNoPlatform      = errors.New("fetch: no manifest for the platform")      // the index has none

@@ -39,6 +39,9 @@ type request struct {
 
 // open finds out how a registry is spoken to. The scopes are the rights that are needed.
 func (c *Client) open(ctx context.Context, host, name string, scopes []string, creds Credentials, progress func(Event)) (*session, error) {
+	if _, err := c.permitted(ctx, host); err != nil {
+		return nil, err
+	}
 	base, challenges, err := c.ping(ctx, host)
 	if err != nil {
 		return nil, err

@@ -77,7 +77,11 @@ func (c *Client) transport(ctx context.Context, host string, fresh bool) (*hostT
 	if t != nil && t.stamp == stamp && t.insecure == insecure {
 		return t, nil
 	}
-	if t, err = c.newTransport(dir, insecure, only); err != nil {
+	listed, err := c.permitted(ctx, host)
+	if err != nil {
+		listed = nil // it is what a registry redirects to: the registry was let in by open
+	}
+	if t, err = c.newTransport(dir, insecure, only, listed); err != nil {
 		return nil, fmt.Errorf("read certificates: %w", err)
 	}
 	t.stamp = stamp
@@ -90,23 +94,23 @@ func (c *Client) transport(ctx context.Context, host string, fresh bool) (*hostT
 	return t, nil
 }
 
-// newTransport makes a transport with the certificates in dir. If only is not
-// empty, it connects to no other addresses.
-func (c *Client) newTransport(dir string, insecure bool, only []netip.Prefix) (*hostTransport, error) {
+// newTransport makes a transport with the certificates in dir. It connects to
+// addresses alone that are within each of only that is not empty.
+func (c *Client) newTransport(dir string, insecure bool, only ...[]netip.Prefix) (*hostTransport, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: insecure}
 	if err := loadCerts(conf, dir); err != nil {
 		return nil, err
 	}
 	dialer := &net.Dialer{Timeout: dialTimeout}
-	if len(only) > 0 {
-		// The name was looked up to see that it is within a CIDR. It must not
-		// mean something else now.
-		dialer.Control = func(_, address string, _ syscall.RawConn) error {
-			if ap, err := netip.ParseAddrPort(address); err != nil || !within(ap.Addr(), only) {
-				return fmt.Errorf("%s is not an address of an insecure registry", address)
+	// The name was looked up to see that it is within a CIDR. It must not
+	// mean something else now.
+	dialer.Control = func(_, address string, _ syscall.RawConn) error {
+		for _, nets := range only {
+			if ap, err := netip.ParseAddrPort(address); len(nets) > 0 && (err != nil || !within(ap.Addr(), nets)) {
+				return fmt.Errorf("%s is not an address of an insecure or whitelisted registry", address)
 			}
-			return nil
 		}
+		return nil
 	}
 	return &hostTransport{
 		Transport: &http.Transport{

@@ -186,6 +186,18 @@ func (s *Store) Layers() ([]LayerUse, error) {
 	return uses, nil
 }
 
+// Stored returns the number of bytes that the files of all layers occupy on the datastore.
+func (s *Store) Stored() (n int64, err error) {
+	chains, err := s.dir.chains()
+	if err != nil {
+		return 0, err
+	}
+	for _, chain := range chains {
+		n += s.dir.storedLayer(chain)
+	}
+	return n, nil
+}
+
 // chains returns the chain IDs of all records, ascending.
 func (d Dir) chains() ([]digest.Digest, error) {
 	names, err := listDir(d.layers())

@@ -64,6 +64,7 @@ func TestDocker(t *testing.T) {
 		{"slow readers", testSlowReaders},
 		{"inside", testInside},
 		{"restart of the server", testServerRestart},
+		{"limits", testLimits},
 		{"remove images", testRemoveImages},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, s) })

@@ -144,7 +144,7 @@ func (h *host) openQEMU(ctx context.Context, f serveFlags, guest boot.Options, n
 		return fmt.Errorf("look at QEMU: %w", err)
 	}
 	h.containers, err = containervm.Open(ctx, containervm.Options{
-		Store: h.store.Dir(), Disks: h.store, Volumes: h.store, Hypervisor: driver, Boot: medium{m, ""}, Networks: network.New(networks), Log: log,
+		Store: h.store.Dir(), Disks: h.store, Volumes: h.store, Hypervisor: driver, Boot: medium{m, ""}, Networks: network.New(networks), Quota: f.quota.quota, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("open containers: %w", err)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vic/api"
+	"vic/fetch"
 )
 
 // serveFlags are what vic serve is told.
@@ -21,10 +22,12 @@ type serveFlags struct {
 	store       string
 	listen      listenPlan
 	insecure    []string
+	whitelist   []string
 	driver      string
 	guest       guestFlags
 	qemu        qemuFlags
 	vsphere     vsphereFlags
+	quota       quotaFlags
 	hostGateway string
 	metricsAddr string
 	logLevel    string
@@ -60,6 +63,7 @@ $DOCKER_CERT_PATH, or else in ~/.docker.`,
 	}
 	storeFlag(cmd, &f.store)
 	insecureFlag(cmd, &f.insecure)
+	cmd.Flags().StringArrayVar(&f.whitelist, "whitelist-registry", nil, "the only registries to pull from and to push to, `REGISTRY`: HOST[:PORT], *.DOMAIN[:PORT] or CIDR (may be given several times); default all")
 	f.guest.add(cmd)
 	fl := cmd.Flags()
 	fl.StringArrayVarP(&f.listen.addresses, "host", "H", []string{"unix:///run/vic.sock"}, "`ADDRESS` to serve on, unix:///PATH or tcp://HOST:PORT (may be given several times; --listen is the same)")
@@ -81,6 +85,7 @@ $DOCKER_CERT_PATH, or else in ~/.docker.`,
 	fl.StringVar(&f.driver, "driver", qemuDriver, "what runs container VMs: `qemu` or vsphere")
 	f.qemu.add(cmd)
 	f.vsphere.add(cmd)
+	f.quota.add(cmd)
 	fl.StringVar(&f.hostGateway, "host-gateway", "", "`IP` address of this machine that containers reach at their gateway; default none of its own services")
 	return cmd
 }
@@ -89,6 +94,12 @@ $DOCKER_CERT_PATH, or else in ~/.docker.`,
 func serve(ctx context.Context, cmd *cobra.Command, f serveFlags) (err error) {
 	if err := f.checkDriver(cmd.Flags()); err != nil {
 		return err
+	}
+	if err := f.quota.parse(); err != nil {
+		return err
+	}
+	if err := fetch.CheckWhitelist(f.whitelist); err != nil {
+		return usageErrorf("--whitelist-registry: %w", err)
 	}
 	addresses, err := f.listen.check()
 	if err != nil {
@@ -107,9 +118,12 @@ func serve(ctx context.Context, cmd *cobra.Command, f serveFlags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
+	h.facts.Whitelist = f.whitelist
+	registry := newRegistry(f.insecure)
+	registry.Whitelist = f.whitelist
 	metrics := newMetrics()
 	server := api.New(api.Options{
-		Store: h.store, Containers: h.containers, Registry: newRegistry(f.insecure), Host: h.facts, Metrics: metrics, Log: log,
+		Store: h.store, Containers: h.containers, Registry: registry, Host: h.facts, Metrics: metrics, Log: log,
 	})
 	var listeners []net.Listener
 	fail := func(err error) error {

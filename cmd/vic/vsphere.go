@@ -190,7 +190,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	}
 	h.closers = append(h.closers, driver.Close)
 	h.containers, err = containervm.Open(ctx, containervm.Options{
-		Store: h.store.Dir(), Disks: driver, Volumes: h.store, Hypervisor: driver, Boot: medium{m, iso}, Networks: network.New(networks), ContainerNetworks: set.external, Log: log,
+		Store: h.store.Dir(), Disks: driver, Volumes: h.store, Hypervisor: driver, Boot: medium{m, iso}, Networks: network.New(networks), ContainerNetworks: set.external, Quota: f.quota.quota, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("open containers: %w", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/vmware/govmomi/fault"
@@ -13,6 +14,8 @@ import (
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"vic/containervm"
 )
 
 // Capacity implements containervm.Disks.
@@ -63,6 +66,24 @@ func (d *Driver) published(ctx context.Context, image digest.Digest) (string, er
 		return "", err
 	}
 	return d.o.Images.DiskPath(p.Disks[0]), nil
+}
+
+// ContainerBytes implements containervm.Meter: it is of the files in the folders of VMs.
+func (d *Driver) ContainerBytes(ctx context.Context) (n int64, err error) {
+	if err := d.Available(); err != nil {
+		return 0, err
+	}
+	all, err := d.o.Containers.Tree(ctx, ".")
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range all {
+		folder, name, _ := strings.Cut(e.Name, "/")
+		if containervm.ValidID(folder) && !strings.HasSuffix(name, ".vswp") { // which is the memory, and charged as that
+			n += e.Size
+		}
+	}
+	return n, nil
 }
 
 func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMachineConfigSpec) error {

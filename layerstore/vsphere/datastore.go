@@ -256,11 +256,7 @@ func (d *Datastore) list(ctx context.Context, name string) ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	task, err := browser.SearchDatastore(ctx, d.Path(name), &types.HostDatastoreBrowserSearchSpec{
-		MatchPattern: []string{"*"},
-		Query:        []types.BaseFileQuery{&types.FolderFileQuery{}, &types.FileQuery{}}, // else disks come as one, without their extents
-		Details:      &types.FileQueryFlags{FileType: true, FileSize: true},
-	})
+	task, err := browser.SearchDatastore(ctx, d.Path(name), everything())
 	if err != nil {
 		return nil, err
 	}

@@ -204,6 +204,16 @@ func TestFiles(t *testing.T) {
 			if err != nil || fmt.Sprint(list) != fmt.Sprintf("[{big %d false} {small name+%% 5 false}]", len(big)) {
 				t.Errorf("disks: %v, %v", list, err)
 			}
+			tree, err := d.Tree(ctx, ".")
+			if want := fmt.Sprintf("[{disks/big %d false} {disks/small name+%% 5 false}]", len(big)); err != nil || fmt.Sprint(tree) != want {
+				t.Errorf("tree: %v, %v, want %s", tree, err, want)
+			}
+			if tree, err = d.Tree(ctx, "disks"); err != nil || len(tree) != 2 || tree[0].Name != "big" {
+				t.Errorf("tree of disks: %v, %v", tree, err)
+			}
+			if _, err := d.Tree(ctx, "nope"); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("tree of what is not there: %v", err)
+			}
 			for _, name := range []string{"disks/big", "disks"} {
 				if err := d.Remove(ctx, name); err != nil {
 					t.Error(err)

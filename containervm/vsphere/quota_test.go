@@ -1,0 +1,52 @@
+package vsphere
+
+import (
+	"os"
+	"testing"
+
+	"vic/bench/vcsim"
+	"vic/containervm"
+)
+
+var _ containervm.Meter = (*Driver)(nil)
+
+// What containers take up is what the files of their VMs have, without swap files, and not what else is in the container store.
+func TestContainerBytes(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	measure := func() int64 {
+		t.Helper()
+		n, err := s.ContainerBytes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := measure(); n != 0 {
+		t.Errorf("%d bytes of no containers", n)
+	}
+	id := s.create(1)
+	before := measure()
+	for _, x := range []struct {
+		path string
+		n    int64
+	}{{s.file(id, "output-1.log"), 1000}, {s.file(id, "box.vswp"), 1 << 30}, {s.file("appliance", ""), 0}, {s.file("appliance", "console.log"), 500}} {
+		if x.n == 0 {
+			if err := os.MkdirAll(x.path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.WriteFile(x.path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		} else if err := os.Truncate(x.path, x.n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := measure(); before == 0 || after != before+1000 {
+		t.Errorf("%d bytes, before that %d", after, before)
+	}
+	if err := s.RemoveContainer(id); err != nil {
+		t.Fatal(err)
+	}
+	if n := measure(); n != 0 {
+		t.Errorf("%d bytes after the removal", n)
+	}
+}
