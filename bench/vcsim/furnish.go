@@ -47,6 +47,10 @@ func (s *Server) furnish(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if o.ESX {
+		host := s.Service.Context.Map.Get(hosts[0].Reference()).(*simulator.HostSystem)
+		s.Service.Context.Update(host, []types.PropertyChange{{Name: "summary.managementServerIp", Val: o.Manager}})
+	}
 	if len(o.Datastores) == 0 {
 		o.Datastores = []Datastore{{Name: "datastore1"}}
 	}

@@ -62,6 +62,7 @@ import (
 // Options say what there is.
 type Options struct {
 	ESX        bool          // one ESXi host instead of a vCenter
+	Manager    string        // address of the vCenter that manages the ESXi host; "" means none does
 	Hosts      int           // in the cluster of the vCenter; 0 means 2
 	Datastores []Datastore   // none means one, "datastore1", in a temporary folder
 	PortGroups []string      // beside "VM Network"; all hosts have all of them

@@ -15,7 +15,7 @@ import (
 )
 
 // fixed are the flags of a Spec that cannot be changed later: where the VCH is, and what its interfaces are on.
-var fixed = []string{"name", "compute-resource", "folder", "image-store", "container-store", "state-size", "bridge-network", "public-network", "client-network", "management-network"}
+var fixed = []string{"name", "compute-resource", "folder", "image-store", "container-store", "state-size", "base-image-size", "bridge-network", "public-network", "client-network", "management-network"}
 
 // renewing are those that the server's certificate depends on.
 var renewing = []string{"tls-cname", "no-tls", "no-tlsverify", "public-network-ip", "client-network-ip", "renew-certificates"}
@@ -98,6 +98,11 @@ func configure(cmd *cobra.Command, site *vch.Site, t *targetFlags, f *planFlags,
 	if err := c.certificates(cmd, &o, v); err != nil {
 		return err
 	}
+	if cmd.Flags().Changed("registry-ca") {
+		if o.RegistryCAs, err = readCAs(spec.RegistryCAs); err != nil {
+			return err
+		}
+	}
 	plan, err := v.Configure(cmd.Context(), o)
 	if err != nil {
 		return err
@@ -125,7 +130,8 @@ func changedSpec(flags *pflag.FlagSet, spec vch.Spec) (vch.Spec, error) {
 			return
 		}
 		if from, ok := f.Value.(pflag.SliceValue); ok {
-			err = to.Value.(pflag.SliceValue).Replace(from.GetSlice())
+			// One without text takes all back.
+			err = to.Value.(pflag.SliceValue).Replace(slices.DeleteFunc(from.GetSlice(), func(s string) bool { return s == "" }))
 			return
 		}
 		if off, ok := to.Value.(*tlsFlag); ok && f.Value.String() == "false" && *off.mode == off.is {

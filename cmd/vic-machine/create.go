@@ -122,7 +122,12 @@ func createOptions(cmd *cobra.Command, t *targetFlags, spec *vch.Spec, o *create
 			return options, err
 		}
 	}
-	return options, readTLS(spec, &options, o.certPath)
+	if err := readTLS(spec, &options, o.certPath); err != nil {
+		return options, err
+	}
+	var err error
+	options.RegistryCAs, err = readCAs(spec.RegistryCAs)
+	return options, err
 }
 
 // readTLS reads the certificates that were brought, or has them made.
@@ -155,6 +160,18 @@ func readTLS(spec *vch.Spec, options *vch.CreateOptions, dir string) error {
 		}
 	}
 	return nil
+}
+
+// readCAs reads authorities of registries.
+func readCAs(files []string) (all [][]byte, err error) {
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			return nil, fmt.Errorf("--registry-ca: %w", err)
+		}
+		all = append(all, text)
+	}
+	return all, nil
 }
 
 // makeTLS makes certificates.

@@ -38,6 +38,11 @@ func TestDocs(t *testing.T) {
 		}
 	}
 	visit(rootCommand())
+	for _, f := range foreigns {
+		if flags[f.name] = true; !told[f.name] {
+			t.Errorf("it is not told that --%s is not here", f.name)
+		}
+	}
 	for name := range told {
 		if !flags[name] {
 			t.Errorf("there is no flag --%s", name)

@@ -19,10 +19,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/api/certificate"
 	"vic/bench/vcsim"
 	"vic/containervm/appliance"
 	"vic/containervm/vch"
@@ -287,11 +289,19 @@ func TestLife(t *testing.T) {
 
 // Each mistake has its message and what could have been meant, all are told at once, and nothing is made.
 func TestValidation(t *testing.T) {
-	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}, Datastores: []vcsim.Datastore{{Name: "datastore1"}, {Name: "small"}}})
+	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}, Datastores: []vcsim.Datastore{{Name: "datastore1"}, {Name: "small"}, {Name: "lone"}}})
 	l.ok("update", "firewall", "--allow")
 	if err := os.MkdirAll(filepath.Join(l.Folder("datastore1"), "vch1", "photos"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	images := filepath.Join(l.Folder("small"), "images")
+	if err := os.MkdirAll(images, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(images, "store.json"), []byte(`{"version":1,"capacity":1073741824,"encoding":"hosted","cid":"00000001"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.unmount("DC0_C0_H1", "lone")
 	calls := l.writing()
 	_, _, err := machine(t, "create", "--name", "a b", "--image-store", "nope", "--bridge-network", "VM Network", "--bridge-network-range", "172.16.0.1/12", "--endpoint-memory", "10")
 	for _, want := range []string{"6 problems", `--name: "a b" is no name`, `--image-store: datastore 'nope' not found; there are datastore1, small`, "--bridge-network: port group VM Network is the public network",
@@ -339,6 +349,16 @@ func TestValidation(t *testing.T) {
 		{"ops user", l.create("--ops-user", "nobody", "--ops-password-file", "/dev/null"), "--ops-user: log in to"},
 		{"key of another", l.create("--tls-server-cert", "testdata", "--tls-server-key", "x", "--tls-ca", "y"), "--tls-server-cert"},
 		{"half of the certificates", l.create("--tls-server-cert", "x"), "--tls-server-key is missing"},
+		{"quota", l.create("--storage-quota", "99999999"), "--storage-quota: datastore datastore1 has "},
+		{"negative quota", l.create("--storage-quota", "-1"), "--storage-quota"},
+		{"number of containers", l.create("--containers", "-1"), "--containers"},
+		{"size of disks", l.create("--base-image-size", "9999"), "--base-image-size: root disks of containers have 1 to 2048 GiB"},
+		{"size of the disks there are", l.create("--image-store", "small/images", "--base-image-size", "8"), "--base-image-size: the disks of image store small/images have 1GiB"},
+		{"name convention", l.create("--container-name-convention", "web"), "--container-name-convention"},
+		{"bridge width", l.create("--bridge-network-width", "11"), "--bridge-network-width: 11"},
+		{"insecure registry", l.create("--insecure-registry", "https://r"), "--insecure-registry"},
+		{"whitelist", l.create("--whitelist-registry", "*"), "--whitelist-registry"},
+		{"authority of a registry", l.create("--registry-ca", "main.go"), "--registry-ca: "},
 		{"no ISO", l.create("--appliance-iso", "main.go"), "--appliance-iso: appliance: not the ISO of an appliance"},
 		{"wrong thumbprint", l.create("--thumbprint", strings.Repeat("AB:", 19)+"AB"), "does not match"},
 		{"no password", l.create("--password-file", "/nope"), "read password"},
@@ -356,6 +376,10 @@ func TestValidation(t *testing.T) {
 				t.Errorf("as JSON: %s", out)
 			}
 		})
+	}
+	_, warned, err := machine(t, l.create("--name", "vch2", "--volume-store", "lone/x:y", "--dry-run")...)
+	if want := "warning: host DC0_C0_H1 does not have datastore lone: no container VMs can be there\n"; err != nil || !strings.Contains(warned, want) {
+		t.Errorf("datastore of one host: %s, %v", warned, err)
 	}
 	l.ok("update", "firewall", "--deny")
 	if _, _, err := machine(t, l.create()...); err == nil || !strings.Contains(err.Error(), "vic-machine update firewall --allow") || !strings.Contains(err.Error(), "DC0_C0_H0, DC0_C0_H1") {
@@ -378,7 +402,14 @@ func TestUsage(t *testing.T) {
 		{[]string{"nope"}, "unknown command"},
 		{[]string{"create", "--nope"}, "unknown flag"},
 		{[]string{"create", "x"}, "unknown command"},
-		{[]string{"create", "--password", "x"}, "unknown flag: --password"},
+		{[]string{"create", "--password", "secret"}, "--password is not here: others could read it: set VIC_MACHINE_PASSWORD"},
+		{[]string{"create", "--force"}, "--force is not here"},
+		{[]string{"create", "--affinity-vm-group", "--nope"}, "unknown flag: --nope"},
+		{[]string{"configure", "--asymmetric-routes"}, "leave it out"},
+		{[]string{"configure", "--rollback"}, "vic-machine upgrade --rollback"},
+		{[]string{"inspect", "config", "--format", "raw"}, "with --json"},
+		{[]string{"delete", "--id", "vm-12"}, "give the ID to --name"},
+		{[]string{"create", "--certificate-key-size", "2048"}, "bring your own with --tls-server-cert"},
 		{[]string{"ls"}, "--target"},
 		{[]string{"ls", "-t", "h"}, "--user"},
 		{[]string{"ls", "-t", "u@h"}, "--user"},
@@ -463,6 +494,106 @@ func TestChange(t *testing.T) {
 	}
 	l.testUpgrade(inspect)
 	l.ok("delete", "-n", "vch1")
+}
+
+// The limits of a VCH are what its appliance is told, are changed and lifted by configure, and an authority of registries stays until it is
+// taken back.
+func TestLimits(t *testing.T) {
+	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}})
+	l.ok("update", "firewall", "--allow")
+	ca := filepath.Join(l.dir, "registry.pem")
+	args := []string{"--storage-quota", "1", "--containers", "7", "--base-image-size", "8", "--container-name-convention", "corp {name}", "--bridge-network-width", "24",
+		"--whitelist-registry", "*.example.org", "--whitelist-registry", "10.0.0.0/8", "--registry-ca", ca}
+	if _, _, err := machine(t, l.create(args...)...); err == nil || !strings.Contains(err.Error(), "--registry-ca: open "+ca) {
+		t.Errorf("without the file: %v", err)
+	}
+	if err := certificate.Make(filepath.Join(l.dir, "corp"), []string{"registry.example.org"}, time.Now(), 1); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(l.dir, "corp", "ca", "cert.pem"))
+	if err == nil {
+		err = os.WriteFile(ca, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.ok(l.create(args...)...)
+	told := func() (string, []appliance.File) {
+		t.Helper()
+		c, err := appliance.Read(func(key string) (string, error) { return l.extra("vch1", key), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(c.Args, " "), c.Files
+	}
+	const registryFile = "/etc/ssl/certs/vic-registry-0.pem"
+	has := func() bool {
+		_, files := told()
+		return slices.ContainsFunc(files, func(f appliance.File) bool { return f.Path == registryFile && bytes.Equal(f.Content, text) })
+	}
+	first, _ := told()
+	for _, want := range []string{"--storage-quota 1GiB", "--containers 7", "--base-image-size 8GiB", "--container-name-convention corp {name}", "--bridge-network-width 24",
+		"--whitelist-registry *.example.org --whitelist-registry 10.0.0.0/8"} {
+		if !strings.Contains(first, want) {
+			t.Errorf("no %q in what vic serve is told: %s", want, first)
+		}
+	}
+	if !has() {
+		t.Error("the appliance does not get the registries' authority")
+	}
+	command := l.ok("inspect", "config", "-n", "vch1")
+	for _, want := range []string{"--storage-quota 1", "--containers 7", "--base-image-size 8", "--container-name-convention 'corp {name}'", "--bridge-network-width 24", "--whitelist-registry '*.example.org'", "--registry-ca " + ca} {
+		if !strings.Contains(command, want) {
+			t.Errorf("no %q in %s", want, command)
+		}
+	}
+	l.ok("configure", "-n", "vch1", "--containers", "9")
+	if after, _ := told(); after != strings.Replace(first, "--containers 7", "--containers 9", 1) || !has() {
+		t.Errorf("configured: %s, before: %s", after, first)
+	}
+	l.ok("configure", "-n", "vch1", "--containers", "0", "--storage-quota", "0", "--whitelist-registry", "", "--registry-ca", "", "--container-name-convention", "")
+	if after, _ := told(); strings.Contains(after, "--containers") || strings.Contains(after, "quota") || strings.Contains(after, "whitelist") || strings.Contains(after, "convention") || has() {
+		t.Errorf("lifted: %s", after)
+	}
+	l.ok("upgrade", "-n", "vch1", "--rollback")
+	if after, _ := told(); !strings.Contains(after, "--containers 9") || !has() {
+		t.Errorf("rolled back: %s", after)
+	}
+	if _, _, err := machine(t, "configure", "-n", "vch1", "--base-image-size", "16"); err == nil || !strings.Contains(err.Error(), "unknown flag") {
+		t.Errorf("another size of disks: %v", err)
+	}
+	l.ok("delete", "-n", "vch1")
+}
+
+// unmount takes a datastore from a host.
+func (l *lab) unmount(host, datastore string) {
+	l.Helper()
+	m := l.Service.Context.Map
+	for _, e := range m.All("HostSystem") {
+		h := e.(*simulator.HostSystem)
+		if h.Name != host {
+			continue
+		}
+		left := slices.DeleteFunc(slices.Clone(h.Datastore), func(ref types.ManagedObjectReference) bool {
+			return m.Get(ref).(*simulator.Datastore).Name == datastore
+		})
+		l.Service.Context.Update(h, []types.PropertyChange{{Name: "datastore", Val: left}})
+	}
+}
+
+// extra is a value of a VM's extraConfig.
+func (l *lab) extra(vm, key string) string {
+	for _, e := range l.Service.Context.Map.All("VirtualMachine") {
+		if m := e.(*simulator.VirtualMachine); m.Name == vm {
+			for _, o := range m.Config.ExtraConfig {
+				if v := o.GetOptionValue(); v.Key == key {
+					text, _ := v.Value.(string)
+					return text
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // testUpgrade has the appliance boot another ISO.

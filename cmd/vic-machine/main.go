@@ -80,7 +80,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		if do == nil {
 			continue // it has commands of its own
 		}
+		addForeign(c)
 		c.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := refused(cmd.Flags()); err != nil {
+				return err
+			}
 			if err := environment(cmd.Flags()); err != nil {
 				return err
 			}
@@ -107,6 +111,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 func environment(flags *pflag.FlagSet) error {
 	var err error
 	flags.VisitAll(func(f *pflag.Flag) {
+		if _, foreign := f.Value.(refusal); foreign {
+			return // VIC_MACHINE_PASSWORD is none
+		}
 		if value := os.Getenv(variable(f.Name)); value != "" && !f.Changed && err == nil {
 			if setErr := flags.Set(f.Name, value); setErr != nil {
 				err = usageErrorf("%s: %w", variable(f.Name), setErr)

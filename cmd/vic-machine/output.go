@@ -86,9 +86,12 @@ func (f *planFlags) add(cmd *cobra.Command, undone bool) {
 
 // run carries a plan out, or prints it, and says whether it was carried out.
 func (f *planFlags) run(cmd *cobra.Command, plan *vch.Plan) (done bool, err error) {
+	for _, w := range plan.Warnings {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+	}
 	if f.dryRun {
 		if wantsJSON(cmd) {
-			return false, printJSON(cmd, map[string]any{"steps": append([]string{}, plan.Steps()...)})
+			return false, printJSON(cmd, map[string]any{"steps": append([]string{}, plan.Steps()...), "warnings": append([]string{}, plan.Warnings...)})
 		}
 		for _, s := range plan.Steps() {
 			if _, err := fmt.Fprintln(cmd.OutOrStdout(), s); err != nil {

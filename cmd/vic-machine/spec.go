@@ -17,10 +17,15 @@ func specFlags(fl *pflag.FlagSet, s *vch.Spec) {
 	fl.StringVarP(&s.ImageStore, "image-store", "i", "", "`DATASTORE[/PATH]` of the disks of images, which VCHs may share; PATH is vic by default")
 	fl.StringVar(&s.ContainerStore, "container-store", "", "`DATASTORE[/PATH]` of the VMs; default the image store's datastore, and the VCH's name")
 	fl.StringArrayVar(&s.VolumeStores, "volume-store", nil, "`DATASTORE/PATH:LABEL` of volumes, the label default for those of docker that name none (may be given several times)")
+	fl.Int64Var(&s.BaseImageSize, "base-image-size", 0, "`GiB` of containers' root disks, of an image store that is made; default 64, or what the store there is has")
+	fl.Int64Var(&s.StorageQuota, "storage-quota", 0, "`GiB` that images and containers take up together at most: no container is made beyond it; 0 is no limit")
+	fl.IntVar(&s.Containers, "containers", 0, "how many containers there may be, a `number`; 0 is no limit")
+	fl.StringVar(&s.NameConvention, "container-name-convention", "", "what the VMs of containers are called, a `text` with {name} or {id} in it; default {name}-{id}")
 	fl.Int64Var(&s.StateSize, "state-size", 100, "`GiB` of the appliance's disk, which is thin: what images are unpacked on")
 
 	fl.StringVarP(&s.Bridge, "bridge-network", "b", "", "`port group` of bridge networks, which nothing else uses")
 	fl.StringVar(&s.BridgeRange, "bridge-network-range", "172.16.0.0/12", "`CIDR` that bridge networks are taken from")
+	fl.IntVar(&s.BridgeWidth, "bridge-network-width", 0, "`bits` of the prefix of each bridge network; default what makes sixteen of the range")
 	for _, n := range []struct {
 		role, what, otherwise string
 		to                    *vch.Network
@@ -53,6 +58,8 @@ func specFlags(fl *pflag.FlagSet, s *vch.Spec) {
 	fl.StringVar(&s.TLSKey, "tls-server-key", "", "`file` of its private key, PEM")
 	fl.StringVar(&s.TLSCA, "tls-ca", "", "`file` of the authorities whose certificates clients must have, PEM")
 	fl.StringArrayVar(&s.Insecure, "insecure-registry", nil, "`HOST[:PORT]` of a registry whose certificate is not verified, or that has none (may be given several times)")
+	fl.StringArrayVar(&s.Whitelist, "whitelist-registry", nil, "the only registries that the VCH speaks to, `REGISTRY`: HOST[:PORT], *.DOMAIN[:PORT] or CIDR (may be given several times); default all")
+	fl.StringArrayVar(&s.RegistryCAs, "registry-ca", nil, "`file` of authorities that registries' certificates are trusted by, PEM (may be given several times)")
 	fl.StringVar(&s.HTTPProxy, "http-proxy", "", "`URL` of the proxy to registries without TLS")
 	fl.StringVar(&s.HTTPS, "https-proxy", "", "`URL` of the proxy to registries with TLS")
 	fl.StringVar(&s.NoProxy, "no-proxy", "", "`HOSTS` that are reached without a proxy, with commas between them")

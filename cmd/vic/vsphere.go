@@ -13,11 +13,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"vic/containervm"
 	"vic/containervm/boot"
 	"vic/containervm/network"
+	"vic/containervm/vmname"
 	"vic/containervm/vsphere"
 	"vic/layerstore"
 	datastore "vic/layerstore/vsphere"
@@ -34,6 +36,9 @@ type vsphereFlags struct {
 	encoding                   string
 	bridge, bridgeInterface    string
 	bridgeRange                string
+	bridgeWidth                int
+	convention                 string
+	baseSize                   string
 	serial, serialListen       string
 	containerNetworks          containerNetworkFlags
 
@@ -60,6 +65,9 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 		fl.StringVar(&v.bridge, "bridge-network", "", "`port group` of the networks that this host carries, such as bridge; without it there are none but container networks")
 		fl.StringVar(&v.bridgeInterface, "bridge-interface", "", "`name` of this machine's network interface on that port group")
 		fl.StringVar(&v.bridgeRange, "bridge-network-range", "172.16.0.0/12", "`CIDR` range of which bridge networks get subnets")
+		fl.IntVar(&v.bridgeWidth, "bridge-network-width", 0, "`bits` of the prefixes that the range is divided into; default what makes sixteen of it")
+		fl.StringVar(&v.convention, "container-name-convention", "", "what the VMs of containers are called, a `text` with {name} or {id} in it; default {name}-{id}")
+		fl.StringVar(&v.baseSize, "base-image-size", "", "`size` of the root disks of containers, of an image store that is made; default 64GiB, or what the store there is has")
 		v.containerNetworks.add(fl)
 		fl.StringVar(&v.serial, "serial-address", "", "`tcp://HOST:PORT` where ESXi hosts reach this host, for the serial ports of VMs; HOST may be the name of a network interface")
 		fl.StringVar(&v.serialListen, "serial-listen", "", "`HOST:PORT` to listen on for them; default all addresses of this machine, at the port of --serial-address")
@@ -69,6 +77,7 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 // vsphereSettings are what the flags say that is more than text.
 type vsphereSettings struct {
 	bridges    netip.Prefix // of what subnets are chosen
+	capacity   int64        // of root disks, bytes; 0 is that of the store
 	external   []containervm.ContainerNetwork
 	serialHost string // of --serial-address: a host's or an interface's name, or an address
 	serialPort string
@@ -97,14 +106,25 @@ func (v *vsphereFlags) parse() (set vsphereSettings, err error) {
 	} else if !set.bridges.Addr().Is4() || set.bridges.Bits() > maxRangeBits {
 		errs = append(errs, usageErrorf("--bridge-network-range %s: it must be of IPv4 and have %d bits at most, for it is divided into sixteen", v.bridgeRange, maxRangeBits))
 	}
+	if w := v.bridgeWidth; w != 0 && (w < set.bridges.Bits() || w > maxWidth) {
+		errs = append(errs, usageErrorf("--bridge-network-width %d: it must be between the %d bits of the range and %d", w, set.bridges.Bits(), maxWidth))
+	}
+	if err := vmname.Convention(v.convention).Check(); err != nil {
+		errs = append(errs, usageErrorf("--container-name-convention: %w", err))
+	}
+	if v.baseSize != "" {
+		if set.capacity, err = units.RAMInBytes(v.baseSize); err != nil || set.capacity <= 0 {
+			errs = append(errs, usageErrorf("--base-image-size %s: it must be a size, such as 64GiB", v.baseSize))
+		}
+	}
 	if set.external, err = v.containerNetworks.parse(); err != nil {
 		errs = append(errs, usageErrorf("%w", err))
 	}
 	return set, errors.Join(errs...)
 }
 
-// maxRangeBits is the longest prefix that a network.Options.Range has.
-const maxRangeBits = 26
+// maxRangeBits is the longest prefix that a network.Options.Range has, maxWidth the greatest Width.
+const maxRangeBits, maxWidth = 26, 29
 
 // password is $VIC_PASSWORD or what the file says, less the newline at its end.
 func (v *vsphereFlags) password() (string, error) {
@@ -174,7 +194,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	}
 	o := vsphere.Options{
 		Session: session, Pool: v.pool, Folder: v.folder, Local: h.store, Images: images, Volumes: volumes, Containers: containers,
-		Ports: ports, Proxy: proxy, Bridge: v.bridge, Name: v.name, Log: log,
+		Ports: ports, Proxy: proxy, Bridge: v.bridge, Name: v.name, Convention: vmname.Convention(v.convention), Log: log,
 	}
 	if v.bridge != "" {
 		segment, err := network.OpenSegment(v.bridgeInterface, log)
@@ -182,7 +202,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 			return fmt.Errorf("--bridge-interface: %w", err)
 		}
 		h.closers = append(h.closers, segment.Close)
-		o.Segment, networks.Segment, networks.Range = segment, segment, set.bridges
+		o.Segment, networks.Segment, networks.Range, networks.Width = segment, segment, set.bridges, v.bridgeWidth
 	}
 	driver, err := vsphere.New(ctx, o)
 	if err != nil {
@@ -222,7 +242,7 @@ func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastor
 		return nil, err
 	}
 	images, err := datastore.OpenStore(ctx, d, datastore.StoreOptions{
-		VCH: v.name, Encoding: datastore.Encoding(v.encoding), Own: own, Place: datastore.Place{Pool: v.pool, Folder: v.folder}, Log: log,
+		VCH: v.name, Capacity: v.settings.capacity, Encoding: datastore.Encoding(v.encoding), Own: own, Place: datastore.Place{Pool: v.pool, Folder: v.folder}, Log: log,
 	})
 	if err != nil {
 		return nil, err

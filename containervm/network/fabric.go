@@ -1,9 +1,11 @@
 package network
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -37,8 +39,10 @@ type Options struct {
 	// guests' connections are all there is.
 	Segment *Segment
 	// Range is where Choose finds subnets, an IPv4 prefix of 29 bits at most. It is divided into sixteen, or into such of 16 bits if
-	// those are more, or of 29 if those are fewer. The zero Prefix is docker's.
+	// those are more, or of 29 if those are fewer, unless Width is set. The zero Prefix is docker's.
 	Range netip.Prefix
+	// Width is how many bits the prefixes have that Range is divided into, 29 at most and no fewer than Range has. 0 is what Range says.
+	Width int
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
 }
@@ -85,7 +89,7 @@ func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	for _, p := range f.candidates() {
+	for p := range f.candidates() {
 		if !slices.ContainsFunc(host, p.Overlaps) && !slices.ContainsFunc(taken, p.Overlaps) {
 			return p, nil
 		}
@@ -97,20 +101,20 @@ func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
 }
 
 // candidates are docker's own, or parts of the Range.
-func (f *Fabric) candidates() []netip.Prefix {
+func (f *Fabric) candidates() iter.Seq[netip.Prefix] {
 	var all []netip.Prefix
 	if r := f.o.Range.Masked(); r.IsValid() {
 		if !r.Addr().Is4() || r.Bits() > 29 {
-			return nil
+			return slices.Values(all)
 		}
-		bits := min(max(r.Bits()+4, 16), 29)
+		bits := cmp.Or(f.o.Width, min(max(r.Bits()+4, 16), 29))
 		size := uint64(1) << (32 - bits)
 		first := r.Addr().As4()
 		begin := uint64(binary.BigEndian.Uint32(first[:]))
-		for a := begin; a < begin+1<<(32-r.Bits()); a += size {
-			all = append(all, netip.PrefixFrom(addrOf(uint32(a)), bits))
+		return func(yield func(netip.Prefix) bool) {
+			for a := begin; a < begin+1<<(32-r.Bits()) && yield(netip.PrefixFrom(addrOf(uint32(a)), bits)); a += size {
+			}
 		}
-		return all
 	}
 	for i := byte(17); i <= 31; i++ {
 		all = append(all, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, i, 0, 0}), 16))
@@ -118,7 +122,7 @@ func (f *Fabric) candidates() []netip.Prefix {
 	for i := 0; i < 256; i += 16 {
 		all = append(all, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(i), 0}), 20))
 	}
-	return all
+	return slices.Values(all)
 }
 
 func hostNetworks() ([]netip.Prefix, error) {

@@ -70,7 +70,7 @@ func (s *Site) pool(ctx context.Context, p *Problems, name string) (*pool, error
 	}
 	r.stores = c.Datastore
 	if len(c.Host) > 0 {
-		if err := property.DefaultCollector(s.client).Retrieve(ctx, c.Host, []string{"name", "network", "datastore"}, &r.hosts); err != nil {
+		if err := property.DefaultCollector(s.client).Retrieve(ctx, c.Host, []string{"name", "network", "datastore", "summary.managementServerIp"}, &r.hosts); err != nil {
 			return nil, fmt.Errorf("look at hosts of %s: %w", r.path, err)
 		}
 	}
@@ -112,6 +112,11 @@ const serialFeature = "serialuri:2"
 func (s *Site) checkHosts(ctx context.Context, p *Problems, hosts []mo.HostSystem) error {
 	if len(hosts) == 0 {
 		p.add("compute-resource", "it has no hosts")
+	}
+	for _, h := range hosts {
+		if m := h.Summary.ManagementServerIp; m != "" && !s.VCenter() {
+			p.add("target", "host %s is managed by the vCenter %s: change --target to that", h.Name, m)
+		}
 	}
 	var closed, unlicensed []string
 	for _, h := range hosts {

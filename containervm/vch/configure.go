@@ -25,6 +25,8 @@ type ConfigureOptions struct {
 	TLS         TLS
 	MakeTLS     func() (TLS, error)
 	MakeTLSText string
+	// RegistryCAs are authorities of registries, PEM. None means those that it has had, unless Spec.RegistryCAs is empty.
+	RegistryCAs [][]byte
 	Version     string
 	Timeout     time.Duration
 	Reset       bool // whatever else is noted to be in progress
@@ -42,7 +44,7 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 	if err != nil {
 		return nil, err
 	}
-	create := CreateOptions{Spec: o.Spec, Access: o.Access, TLS: o.TLS, MakeTLS: o.MakeTLS, Version: o.Version}
+	create := CreateOptions{Spec: o.Spec, Access: o.Access, TLS: o.TLS, MakeTLS: o.MakeTLS, RegistryCAs: o.RegistryCAs, Version: o.Version}
 	if len(o.TLS.Cert) > 0 || o.MakeTLS != nil || o.Spec.TLS == NoTLS {
 		create.checkTLS(&p)
 	}
@@ -50,6 +52,12 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 		if err := s.checkAccess(ctx, &p, create); err != nil {
 			return nil, err
 		}
+	}
+	checkCAs(&p, o.RegistryCAs)
+	if all, err := s.List(ctx, ""); err != nil {
+		return nil, err
+	} else {
+		checkBridge(&p, &o.Spec, all)
 	}
 	old, key, err := v.sealed(ctx)
 	if err != nil {
@@ -62,7 +70,7 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 	if len(p) > 0 {
 		return nil, p
 	}
-	plan := new(Plan)
+	plan := &Plan{Warnings: r.warnings}
 	v.planNote(plan, "configure")
 	if o.MakeTLS != nil {
 		plan.add(o.MakeTLSText, simple(func(context.Context) (err error) {
@@ -131,6 +139,9 @@ func (in *installation) takeOver(p *Problems, v *VCH, old *appliance.Config, new
 	if spec.TLS != NoTLS && len(in.o.TLS.Cert) == 0 && in.o.MakeTLS == nil {
 		in.o.TLS.CA, in.o.TLS.Cert, in.o.TLS.Key = files[tlsCA], files[tlsCert], files[tlsKey]
 		in.o.checkTLS(p) // what it has may not be for what is to be
+	}
+	for i := 0; len(spec.RegistryCAs) > 0 && len(in.o.RegistryCAs) <= i && files[registryCA(i)] != nil; i++ {
+		in.o.RegistryCAs = append(in.o.RegistryCAs, files[registryCA(i)])
 	}
 	macs := map[string]string{}
 	for _, n := range old.NICs {

@@ -54,6 +54,8 @@ type CreateOptions struct {
 	TLS         TLS
 	MakeTLS     func() (TLS, error)
 	MakeTLSText string
+	// RegistryCAs are authorities of registries, PEM.
+	RegistryCAs [][]byte
 	ISO         ISO
 	Version     string        // of this program
 	Timeout     time.Duration // of the appliance's start
@@ -82,6 +84,7 @@ func (s *Site) Create(ctx context.Context, o CreateOptions) (*Plan, error) {
 		return nil, err
 	}
 	o.checkTLS(&p)
+	checkCAs(&p, o.RegistryCAs)
 	if err := s.checkAccess(ctx, &p, o); err != nil {
 		return nil, err
 	}
@@ -89,9 +92,12 @@ func (s *Site) Create(ctx context.Context, o CreateOptions) (*Plan, error) {
 	if err := in.nameISO(); err != nil {
 		p.add("appliance-iso", "%v", err)
 	}
-	plan := new(Plan)
+	plan := &Plan{Warnings: r.warnings}
 	if r.pool != nil && r.folder != nil && r.container != nil {
 		if err := s.checkRoom(ctx, &p, r.container, room+o.ISO.Size); err != nil {
+			return nil, err
+		}
+		if err := s.planPersistence(ctx, plan); err != nil {
 			return nil, err
 		}
 		if err := in.plan(ctx, &p, plan); err != nil {
@@ -178,6 +184,7 @@ func (in *installation) inventory(ctx context.Context, p *Problems, before *Reco
 	if err != nil {
 		return nil, err
 	}
+	checkBridge(p, in.r.spec, all)
 	for _, v := range all {
 		switch {
 		case v.ID == before.ID && before.Changing == "create":

@@ -37,7 +37,7 @@ func TestDelete(t *testing.T) {
 	o.Spec.VolumeStores = []string{"datastore1/volumes:default"}
 	l.create(o)
 	second := l.options()
-	second.Spec.Name, second.Spec.Client = "vch2", Network{}
+	second.Spec.Name, second.Spec.Bridge = "vch2", "other"
 	l.create(second)
 	pool, folder, root := "/DC0/host/DC0_C0/Resources/vch1", "/DC0/vm/vch1", "/DC0/vm"
 	note := func(id, vch string) string { return "Container " + id + " of the virtual container host " + vch + "." }

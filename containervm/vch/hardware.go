@@ -186,6 +186,9 @@ func (in *installation) config() (*appliance.Config, error) {
 	if spec.TLS == MutualTLS {
 		c.Files = append(c.Files, appliance.File{Path: tlsCA, Content: in.o.TLS.CA})
 	}
+	for i, text := range in.o.RegistryCAs {
+		c.Files = append(c.Files, appliance.File{Path: registryCA(i), Content: text})
+	}
 	c.Args = in.serveArgs()
 	return c, nil
 }
@@ -222,11 +225,12 @@ func (in *installation) serveArgs() []string {
 		flag   string
 		values []string
 	}{{"--container-network", spec.ContainerNetworks}, {"--container-network-gateway", spec.ContainerGateways}, {"--container-network-ip-range", spec.ContainerRanges},
-		{"--container-network-dns", spec.ContainerDNS}, {"--container-network-firewall", spec.ContainerFirewall}, {"--insecure-registry", spec.Insecure}} {
+		{"--container-network-dns", spec.ContainerDNS}, {"--container-network-firewall", spec.ContainerFirewall}, {"--insecure-registry", spec.Insecure}, {"--whitelist-registry", spec.Whitelist}} {
 		for _, v := range x.values {
 			add(x.flag, v)
 		}
 	}
+	args = append(args, spec.limitArgs()...)
 	// Where the address comes by DHCP, the interface stands for it.
 	add("--serial-address", "tcp://"+net.JoinHostPort(in.r.net.host(management, in.r.net.role(management).Name), strconv.Itoa(SerialPort)))
 	add("--host", "tcp://"+net.JoinHostPort(in.r.net.host(client, "0.0.0.0"), strconv.Itoa(spec.TLS.port())))

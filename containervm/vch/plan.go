@@ -8,7 +8,9 @@ import (
 
 // A Plan is what is to be done, in order.
 type Plan struct {
-	steps []step
+	// Warnings are what does not stand against it, and should be known.
+	Warnings []string
+	steps    []step
 }
 
 // A step is one thing that a plan does.

@@ -54,6 +54,7 @@ type resolved struct {
 	imageData  *vsphere.Datastore
 	container  *vsphere.Datastore
 	seen       []*object.Datastore // all of them that some host has
+	warnings   []string
 }
 
 // resolve finds what the words of a Spec stand for, and collects what stands against it as far as that does not depend on what has been made
@@ -75,6 +76,7 @@ func (s *Site) resolve(ctx context.Context, p *Problems, spec *Spec) (*resolved,
 	checkShares(p, "cpu", spec.CPU)
 	checkShares(p, "memory", spec.Memory)
 	spec.checkURLs(p)
+	spec.checkLimits(p)
 	switch {
 	case spec.OpsGrant && spec.OpsUser == "":
 		p.add("ops-grant-perms", "name the user with --ops-user")
@@ -94,6 +96,9 @@ func (s *Site) resolve(ctx context.Context, p *Problems, spec *Spec) (*resolved,
 		if !r.pool.divisible && (spec.CPU != Shares{} || spec.Memory != Shares{}) {
 			p.add("", "--cpu and --memory, with their kin, bound a resource pool, and there are none in a cluster without DRS")
 		}
+		if !r.pool.divisible {
+			r.warnings = append(r.warnings, "the cluster has no DRS: the VMs are in its own resource pool, and vSphere does not move them for want of CPU or memory")
+		}
 	}
 	if r.folder, err = s.vmFolder(ctx, p, spec.Folder); err != nil {
 		return nil, err
@@ -101,6 +106,10 @@ func (s *Site) resolve(ctx context.Context, p *Problems, spec *Spec) (*resolved,
 	if err := s.stores(ctx, p, r); err != nil {
 		return nil, err
 	}
+	if err := s.checkStores(ctx, p, r); err != nil {
+		return nil, err
+	}
+	r.warnings = append(r.warnings, spec.unreachable(ctx)...)
 	if r.net, err = s.networks(ctx, p, spec, hosts); err != nil {
 		return nil, err
 	}
@@ -119,11 +128,7 @@ func (s *Spec) checkURLs(p *Problems) {
 	if u, err := url.Parse(s.Syslog); s.Syslog != "" && (err != nil || u.Scheme != "udp" && u.Scheme != "tcp" || u.Hostname() == "" || u.Path != "") {
 		p.add("syslog-address", "%q is no address: want udp://HOST[:PORT] or tcp://HOST[:PORT]", s.Syslog)
 	}
-	for _, r := range s.Insecure {
-		if u, err := url.Parse("//" + r); err != nil || u.Host != r || r == "" {
-			p.add("insecure-registry", "%q is no registry: want HOST[:PORT]", r)
-		}
-	}
+	s.checkRegistries(p)
 }
 
 // redacted is a URL that may be shown.
@@ -288,8 +293,13 @@ func (s *Site) store(ctx context.Context, p *Problems, r *resolved, option strin
 	}
 	if r.pool != nil && !slices.Contains(r.pool.stores, found.Reference()) {
 		p.add(option, "the hosts of %s do not have datastore %s", rootPoolPath(r.pool.path), l.datastore)
-	} else {
+	} else if r.pool != nil {
 		r.seen = append(r.seen, found)
+		for _, h := range r.pool.hosts {
+			if !slices.Contains(h.Datastore, found.Reference()) {
+				r.warnings = append(r.warnings, fmt.Sprintf("host %s does not have datastore %s: no container VMs can be there", h.Name, l.datastore))
+			}
+		}
 	}
 	return s.open(ctx, l)
 }

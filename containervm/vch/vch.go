@@ -43,10 +43,15 @@ type Spec struct {
 	ImageStore     string   `json:"imageStore"`               // DATASTORE[/PATH]; PATH is "vic" by default
 	ContainerStore string   `json:"containerStore,omitempty"` // DATASTORE[/PATH]; "" means NAME on the datastore of the image store
 	VolumeStores   []string `json:"volumeStores,omitempty"`   // DATASTORE/PATH:LABEL
+	BaseImageSize  int64    `json:"baseImageSize,omitempty"`  // of containers' root disks, GiB; 0 means what the image store has
+	StorageQuota   int64    `json:"storageQuota,omitempty"`   // of images and containers, GiB; 0 means none
+	Containers     int      `json:"containers,omitempty"`     // how many there may be; 0 means any number
+	NameConvention string   `json:"nameConvention,omitempty"` // of container VMs, with {name} or {id}; "" means {name}-{id}
 	StateSize      int64    `json:"stateSize"`                // of the appliance's disk, GiB
 
-	Bridge            string   `json:"bridge"`      // port group
-	BridgeRange       string   `json:"bridgeRange"` // CIDR of bridge networks
+	Bridge            string   `json:"bridge"`                // port group
+	BridgeRange       string   `json:"bridgeRange"`           // CIDR of bridge networks
+	BridgeWidth       int      `json:"bridgeWidth,omitempty"` // bits of what it is divided into; 0 means into sixteen
 	Public            Network  `json:"public"`
 	Client            Network  `json:"client"`
 	Management        Network  `json:"management"`
@@ -62,12 +67,15 @@ type Spec struct {
 	TLSCert   string   `json:"tlsCert,omitempty"`  // where a certificate was that was brought, and so on
 	TLSKey    string   `json:"tlsKey,omitempty"`
 	TLSCA     string   `json:"tlsCA,omitempty"`
-	Insecure  []string `json:"insecure,omitempty"` // registries
-	HTTPProxy string   `json:"httpProxy,omitempty"`
-	HTTPS     string   `json:"httpsProxy,omitempty"`
-	NoProxy   string   `json:"noProxy,omitempty"`
-	Syslog    string   `json:"syslog,omitempty"` // udp://HOST[:PORT] or tcp://HOST[:PORT]
-	Debug     bool     `json:"debug,omitempty"`  // log every request
+	Insecure  []string `json:"insecure,omitempty"`  // registries
+	Whitelist []string `json:"whitelist,omitempty"` // the only registries; none means all
+	// RegistryCAs is where authorities of registries were.
+	RegistryCAs []string `json:"registryCAs,omitempty"`
+	HTTPProxy   string   `json:"httpProxy,omitempty"`
+	HTTPS       string   `json:"httpsProxy,omitempty"`
+	NoProxy     string   `json:"noProxy,omitempty"`
+	Syslog      string   `json:"syslog,omitempty"` // udp://HOST[:PORT] or tcp://HOST[:PORT]
+	Debug       bool     `json:"debug,omitempty"`  // log every request
 
 	CPUs     int32 `json:"cpus"`   // of the appliance
 	MemoryMB int64 `json:"memory"` // of the appliance

@@ -223,5 +223,5 @@ func (d *Driver) RenameContainer(ctx context.Context, id, name string) error {
 	if err != nil || v.power == gone {
 		return err
 	}
-	return d.reconfigure(ctx, v.ref, types.VirtualMachineConfigSpec{Name: vmName(name, id)})
+	return d.reconfigure(ctx, v.ref, types.VirtualMachineConfigSpec{Name: d.o.Convention.Name(name, id)})
 }

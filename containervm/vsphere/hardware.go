@@ -38,13 +38,6 @@ const guestID = "other3xLinux64Guest"
 func consoleName(run int) string { return fmt.Sprintf("console-%d.log", run) }
 func logName(run int) string     { return fmt.Sprintf("output-%d.log", run) }
 
-// vmName is what people see: container names have 7 bits and no slashes.
-func vmName(name, id string) string {
-	const most = 80 // of a VM's name
-	short := "-" + id[:12]
-	return name[:min(len(name), most-len(short))] + short
-}
-
 // newVM is the VM of a container: all that does not change from one run to another.
 func (d *Driver) newVM(id, name, parent string) types.VirtualMachineConfigSpec {
 	folder := func(name string) string { return d.o.Containers.Path(path.Join(id, name)) }
@@ -66,7 +59,7 @@ func (d *Driver) newVM(id, name, parent string) types.VirtualMachineConfigSpec {
 		add(serialPort(nextKey-3, d.proxyBacking(BellService))),
 	}
 	return types.VirtualMachineConfigSpec{
-		Name: vmName(name, id), Uuid: UUID(id), InstanceUuid: UUID(id), GuestId: guestID,
+		Name: d.o.Convention.Name(name, id), Uuid: UUID(id), InstanceUuid: UUID(id), GuestId: guestID,
 		Annotation: fmt.Sprintf("Container %s of the virtual container host %s.", id, d.o.Name),
 		Files:      &types.VirtualMachineFileInfo{VmPathName: folder(id[:12] + ".vmx")},
 		NumCPUs:    1, MemoryMB: containervm.DefaultMemory >> 20, DeviceChange: changes, ExtraConfig: lasting(),

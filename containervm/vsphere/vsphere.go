@@ -63,6 +63,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/containervm"
+	"vic/containervm/vmname"
 	"vic/layerstore"
 	datastore "vic/layerstore/vsphere"
 )
@@ -106,6 +107,8 @@ type Options struct {
 	Segment Segment
 	// Name is that of the VCH, for people.
 	Name string
+	// Convention is how VMs are called.
+	Convention vmname.Convention
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
 }

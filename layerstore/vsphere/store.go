@@ -146,6 +146,27 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 	return s, nil
 }
 
+// readStore reads what a store is.
+func readStore(ctx context.Context, d *Datastore) (rec storeRecord, err error) {
+	text, err := d.ReadFile(ctx, storeFile, recordLimit)
+	if err != nil {
+		return rec, err
+	}
+	if err := json.Unmarshal(text, &rec); err != nil {
+		return rec, fmt.Errorf("parse %s: %w", storeFile, err)
+	}
+	if rec.Version != 1 {
+		return rec, fmt.Errorf("it has version %d, which this program does not know", rec.Version)
+	}
+	return rec, nil
+}
+
+// StoreCapacity is the size of every disk of the store in a datastore's folder, in bytes. The error is fs.ErrNotExist if there is none.
+func StoreCapacity(ctx context.Context, d *Datastore) (int64, error) {
+	rec, err := readStore(ctx, d)
+	return rec.Capacity, err
+}
+
 // Capacity is the size of every disk in bytes.
 func (s *Store) Capacity() int64 { return s.capacity }
 
@@ -158,17 +179,11 @@ func (s *Store) own(elem ...string) string {
 }
 
 func (s *Store) open(ctx context.Context) error {
-	text, err := s.d.ReadFile(ctx, storeFile, recordLimit)
+	rec, err := readStore(ctx, s.d)
 	if err != nil {
 		return err
 	}
-	var rec storeRecord
-	if err := json.Unmarshal(text, &rec); err != nil {
-		return fmt.Errorf("parse %s: %w", storeFile, err)
-	}
 	switch {
-	case rec.Version != 1:
-		return fmt.Errorf("it has version %d, which this program does not know", rec.Version)
 	case s.capacity == 0 && rec.Capacity > 0:
 		s.capacity = rec.Capacity
 	case rec.Capacity != s.capacity:
