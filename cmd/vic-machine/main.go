@@ -63,7 +63,7 @@ The exit status is 0 if all went well, 2 for a mistake in the command line, and 
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	root.AddCommand(createCommand(), lsCommand(), inspectCommand(), configureCommand(), upgradeCommand(), deleteCommand(), updateCommand(), probeCommand(), versionCommand())
+	root.AddCommand(createCommand(), lsCommand(), inspectCommand(), configureCommand(), upgradeCommand(), deleteCommand(), debugCommand(), updateCommand(), probeCommand(), versionCommand())
 	return root
 }
 
