@@ -29,6 +29,14 @@ type record struct {
 	NICs []nic `json:"nics,omitempty"`
 	// Disks says that the VM has disks of volumes.
 	Disks bool `json:"disks,omitempty"`
+	// Past are earlier runs whose files are still on the datastore.
+	Past []past `json:"past,omitempty"`
+}
+
+// A past is a run whose files are of no use any more.
+type past struct {
+	Run int   `json:"run"`
+	Log int64 `json:"log"` // how many bytes of its log the local one has
 }
 
 // A nic is an interface of a VM.

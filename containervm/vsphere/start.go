@@ -77,6 +77,7 @@ func (d *Driver) start(ctx context.Context, vm containervm.VM) (*machine, error)
 		return nil, err
 	}
 	m.live()
+	m.wg.Go(m.clear)
 	return m, nil
 }
 
@@ -105,6 +106,7 @@ func (m *machine) boot(ctx context.Context, vm containervm.VM, conf *wire.Config
 	if err != nil {
 		return err
 	}
+	before := m.rec
 	m.rec.Run++
 	m.rec.Mirrored, m.rec.Base, m.rec.Disks, m.rec.NICs = false, 0, len(vm.Disks) > 0, nil
 	for _, n := range vm.NICs {
@@ -115,6 +117,7 @@ func (m *machine) boot(ctx context.Context, vm containervm.VM, conf *wire.Config
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	m.rec.Past = before.retire(m.rec.Base)
 	spec, err := m.d.runSpec(ctx, vm, conf, m.rec, iso, all)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@
 //	COM4                 the bell, which rings when the log has grown: as COM2, service "vic.bell"
 //	guestinfo            the guest's configuration
 //
+// The files of a run go when the next one has begun, after the local log is on disk; a log of which that does not have all stays.
 // The VM's folder on the datastore is named by the container's ID. Processes in the guest cannot reach the backdoor.
 //
 // # The folder of a container
