@@ -205,7 +205,7 @@ func (b *Bridge) nic(d *types.VirtualVmxnet3) (part, error) {
 	net := map[string]any{"type": "user", "id": id}
 	bridge := b.o.Bridges[network]
 	if bridge != "" {
-		net = map[string]any{"type": "tap", "id": id, "ifname": tapName(d.MacAddress), "script": "no", "downscript": "no"}
+		net = map[string]any{"type": "tap", "id": id, "ifname": tapName(bridge, d.MacAddress), "script": "no", "downscript": "no"}
 	}
 	if socket := b.o.Networks[network]; socket != "" {
 		net = map[string]any{"type": "stream", "id": id, "server": false, "addr": map[string]any{"type": "unix", "path": socket}}

@@ -1,14 +1,19 @@
 package bridge
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 )
 
-// tapName is what this machine's end of an interface is called: there is one of that hardware address.
-func tapName(mac string) string { return "vt" + strings.ReplaceAll(mac, ":", "") }
+// tapName is what this machine's end of an interface is called. A bridge has one of each hardware address, and others that
+// run on this machine have bridges of their own.
+func tapName(bridge, mac string) string {
+	sum := sha256.Sum256([]byte(bridge + " " + mac))
+	return "vt" + hex.EncodeToString(sum[:6])
+}
 
 // attach makes a tap of QEMU's, which goes with it, a port of a bridge.
 func attach(tap, bridge string) error {
