@@ -126,12 +126,6 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// A VolumeHost is Disks that have the disks of volumes of which the store has the records only.
-type VolumeHost interface {
-	// VolumeDisk returns the path by which the Hypervisor knows a volume's disk, and makes that if it is not there yet; made says so.
-	VolumeDisk(ctx context.Context, v *layerstore.Volume) (path string, made bool, err error)
-}
-
 // A Sharer is a Hypervisor that can share folders of the host with VMs.
 type Sharer interface {
 	// CanShare says what is missing, nil if nothing is.

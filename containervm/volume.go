@@ -107,7 +107,7 @@ func (c *Container) takeVolumes(ctx context.Context) ([]volumeDisk, error) {
 		d.fill = d.fill || c.fills(v)
 	}
 	for i := range disks {
-		if err := c.takeVolume(ctx, &disks[i]); err != nil {
+		if err := c.takeVolume(&disks[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -120,29 +120,31 @@ func (c *Container) fills(v VolumeMount) bool {
 }
 
 // takeVolume takes hold of one. Call it with Manager.volumes held.
-func (c *Container) takeVolume(ctx context.Context, d *volumeDisk) error {
-	distant, made, err := c.volumePath(ctx, d)
+func (c *Container) takeVolume(d *volumeDisk) error {
+	v, err := c.m.o.Volumes.Volume(d.name)
+	if err == nil {
+		d.Path, err = c.m.o.Volumes.VolumeDisk(d.name)
+	}
 	if err != nil {
-		if errors.Is(err, layerstore.ErrNotFound) {
+		if errors.Is(err, layerstore.ErrNotFound) && v == nil {
 			return refuse(ErrNotFound, "get %s: no such volume", d.name)
 		}
-		return err
+		return volumeError(err)
 	}
 	for _, h := range c.m.holders[d.name] {
 		if h.writes || !d.ReadOnly {
 			return inUse(d.name, h)
 		}
 	}
-	if len(c.m.holders[d.name]) > 0 {
+	switch {
+	case len(c.m.holders[d.name]) > 0:
 		d.fill = false // the others read what is there
-	} else if distant {
-		if d.ReadOnly {
-			d.replay = true // its journal, in what is thrown away: the disk stays as it is
-			d.fill = d.fill && made
-			d.ReadOnly = !d.fill
+	case v.Disk != "":
+		c.lookFar(d)
+	default:
+		if err := c.lookInto(d); err != nil {
+			return err
 		}
-	} else if err := c.lookInto(d); err != nil {
-		return err
 	}
 	if !d.ReadOnly {
 		c.m.dropCopies(d.name)
@@ -151,22 +153,20 @@ func (c *Container) takeVolume(ctx context.Context, d *volumeDisk) error {
 	return nil
 }
 
-// volumePath finds the path of a volume's disk, and tells whether that is not in the store, and was made now.
-func (c *Container) volumePath(ctx context.Context, d *volumeDisk) (distant, made bool, err error) {
-	v, err := c.m.o.Volumes.Volume(d.name)
-	if err != nil {
-		return false, false, err
+// lookFar is lookInto for a disk that is not in the store: what its guest can find out is left to that.
+func (c *Container) lookFar(d *volumeDisk) {
+	if d.ReadOnly {
+		d.replay = true // its journal, in what is thrown away: the disk stays as it is
+		if d.fill {
+			st, err := c.m.o.Volumes.VolumeState(d.name)
+			if err != nil { // perhaps a disk that cannot be read from here
+				c.m.o.Log.Warn("look into volume", "volume", d.name, "error", err)
+			}
+			d.fill = err == nil && st.Empty
+		}
+		d.ReadOnly = !d.fill
 	}
-	if v.Disk == "" {
-		d.Path, err = c.m.o.Volumes.VolumeDisk(d.name)
-		return false, false, err
-	}
-	host, ok := c.m.o.Disks.(VolumeHost)
-	if !ok {
-		return false, false, refuse(ErrNotImplemented, "volume %s is a disk of another hypervisor's: %s", v.Name, v.Disk)
-	}
-	d.Path, made, err = host.VolumeDisk(ctx, v)
-	return true, made, err
+	d.grow = !d.ReadOnly // if there is room: only the disk's own record says that it has grown
 }
 
 // lookInto finds out whether a volume that is to be read has to be written first, and whether one that is written has to grow.

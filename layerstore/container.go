@@ -127,10 +127,14 @@ func (s *Store) RemoveContainer(id string) error {
 	if !containerID.MatchString(id) {
 		return fmt.Errorf("remove container: %q cannot be the ID of one", id)
 	}
+	uses, _ := s.dir.readVolumeUses(id) // what cannot be read a later look at all volumes finds
 	doomed, trash, err := s.unpin(id)
 	_, buryErr := s.dir.bury(doomed, trash)
 	if err := errors.Join(err, buryErr); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
+	}
+	for _, u := range uses {
+		s.noteUse(u.Name)
 	}
 	return nil
 }

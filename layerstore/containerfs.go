@@ -71,7 +71,7 @@ func (s *Store) containerFS(ctx context.Context, id string) (*FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openFS(ctx, disk)
+	return openFS(ctx, disk, disk.Capacity(), disk)
 }
 
 // ContainerChanges are what a container changed of its image's file system.

@@ -240,7 +240,7 @@ func (s *Store) LayerDisk(chain digest.Digest) (string, error) {
 // An FS is the root file system of an image.
 type FS struct {
 	*diskfs.FS
-	disk *Disk
+	disk io.Closer
 }
 
 // Close closes the disk below the file system.

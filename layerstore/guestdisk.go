@@ -29,15 +29,15 @@ func (g *guestDisk) Close() error {
 
 // openFS opens the file system of a disk that guests write to, as its journal has it. What reads it fails when ctx has ended. The
 // disk belongs to it, and is closed after an error.
-func openFS(ctx context.Context, disk *Disk) (*FS, error) {
-	r, err := diskfs.Replay(contextReaderAt{ctx, disk}, disk.Capacity())
+func openFS(ctx context.Context, disk io.ReaderAt, capacity int64, c io.Closer) (*FS, error) {
+	r, err := diskfs.Replay(contextReaderAt{ctx, disk}, capacity)
 	if err == nil {
 		var f *diskfs.FS
-		if f, err = diskfs.Open(r, disk.Capacity()); err == nil {
-			return &FS{f, disk}, nil
+		if f, err = diskfs.Open(r, capacity); err == nil {
+			return &FS{f, c}, nil
 		}
 	}
-	disk.Close() // read only
+	c.Close() // read only
 	return nil, err
 }
 

@@ -98,6 +98,7 @@ type Store struct {
 	log    *slog.Logger
 
 	volumeDisks VolumeDisks // nil if they are in the store
+	names       nameLocks   // of volumes that are made, adopted or removed; come before the store's lock
 
 	slots *slots
 	queue committer

@@ -29,6 +29,8 @@ type Volume struct {
 	Capacity int64 `json:"capacity"`
 	// Disk is the name that the store's VolumeDisks have given the disk; "" if it is in the store.
 	Disk string `json:"disk,omitempty"`
+	// Published says that the VolumeDisks have the record as well; it is false in records that are older than that.
+	Published bool `json:"published,omitempty"`
 	// Users are the IDs of the containers that mount it, whether they run or not, ascending.
 	Users []string `json:"-"`
 }
@@ -94,13 +96,8 @@ func (o VolumeOptions) volume(elsewhere VolumeDisks) (*Volume, error) {
 	if elsewhere != nil {
 		others = elsewhere.Options()
 	}
-	text, given := 0, ""
-	for _, m := range []map[string]string{o.Labels, o.Options} {
-		for k, value := range m {
-			text += len(k) + len(value)
-		}
-	}
-	if text > maxVolumeText {
+	given := ""
+	if text := textLen(o.Labels, o.Options); text > maxVolumeText {
 		return nil, &VolumeOptionError{o.Name, fmt.Sprintf("labels and options of %d bytes, %d are allowed", text, maxVolumeText)}
 	}
 	for _, key := range slices.Sorted(maps.Keys(o.Options)) {
@@ -203,20 +200,48 @@ func (d Dir) readVolume(name string) (*Volume, error) {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return nil, formatErrorf(path, "volume record", "%v", err)
 	}
-	switch {
-	case v.Name != name:
+	if v.Name != name {
 		return nil, formatErrorf(path, "name", "%.80q is not the folder's", v.Name)
-	case v.Capacity < minVolume || v.Capacity > maxVolume || v.Capacity%vmdk.DefaultGrainSize != 0:
-		return nil, formatErrorf(path, "capacity", "%d bytes", v.Capacity)
-	case !slices.Contains(VolumeDrivers, v.Driver):
-		return nil, formatErrorf(path, "driver", "%.80q is not known", v.Driver)
+	}
+	if err := v.check(path); err != nil {
+		return nil, err
 	}
 	return &v, nil
 }
 
-// Volume returns a volume by its name. The error is ErrNotFound, or a *FormatError if its record is damaged.
+// check refuses a record that CreateVolume does not make.
+func (v *Volume) check(path string) error {
+	switch {
+	case !validVolume.MatchString(v.Name):
+		return formatErrorf(path, "name", "%.80q cannot be a volume's", v.Name)
+	case v.Capacity < minVolume || v.Capacity > maxVolume || v.Capacity%vmdk.DefaultGrainSize != 0:
+		return formatErrorf(path, "capacity", "%d bytes", v.Capacity)
+	case !slices.Contains(VolumeDrivers, v.Driver):
+		return formatErrorf(path, "driver", "%.80q is not known", v.Driver)
+	case textLen(v.Labels, v.Options) > maxVolumeText:
+		return formatErrorf(path, "labels", "and options have %d bytes", textLen(v.Labels, v.Options))
+	}
+	return nil
+}
+
+// textLen is how long all keys and values are.
+func textLen(maps ...map[string]string) int {
+	n := 0
+	for _, m := range maps {
+		for k, value := range m {
+			n += len(k) + len(value)
+		}
+	}
+	return n
+}
+
+// Volume returns a volume by its name, also one that another host has made where the store's VolumeDisks are. The error is
+// ErrNotFound, or a *FormatError if its record is damaged.
 func (s *Store) Volume(name string) (*Volume, error) {
 	v, err := s.dir.readVolume(name)
+	if errors.Is(err, ErrNotFound) && s.volumeDisks != nil && validVolume.MatchString(name) {
+		v, err = s.adoptVolume(name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -229,8 +254,11 @@ func (s *Store) Volume(name string) (*Volume, error) {
 }
 
 // Volumes returns all volumes, ascending by name. Those whose record is damaged are left out, and damaged says
-// what is wrong with them.
+// what is wrong with them, and with those of other hosts.
 func (s *Store) Volumes() (all []*Volume, damaged []error, err error) {
+	if damaged, err = s.syncVolumes(); err != nil {
+		return nil, nil, err
+	}
 	names, err := listDir(s.dir.volumes())
 	if err != nil {
 		return nil, nil, err

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,48 +28,64 @@ const (
 // which. The error is a *VolumeOptionError for options that make no sense or are not those of the volume that is
 // there, or ErrNoDriver.
 func (s *Store) CreateVolume(o VolumeOptions) (v *Volume, made bool, err error) {
-	lock, err := s.dir.lockShared()
-	if err != nil {
-		return nil, false, err
-	}
-	defer lock.unlock()
-	v, made, err = s.dir.createVolume(o, s.volumeDisks)
+	v, made, err = s.createVolume(o, false)
 	if err == nil && !made {
 		v, err = s.Volume(o.Name)
 	}
 	return v, made, err
 }
 
-// createVolume is CreateVolume. The caller holds the store's lock.
-func (d Dir) createVolume(o VolumeOptions, elsewhere VolumeDisks) (*Volume, bool, error) {
-	v, err := o.volume(elsewhere)
+// createVolume is CreateVolume; used tells that a container is to mount the volume.
+func (s *Store) createVolume(o VolumeOptions, used bool) (*Volume, bool, error) {
+	v, err := o.volume(s.volumeDisks)
 	if err != nil {
 		return nil, false, err
 	}
+	defer s.names.lock(v.Name)()
+	fits := func(old *Volume) error {
+		if o.sized() && old.Capacity != v.Capacity {
+			return &VolumeOptionError{v.Name, fmt.Sprintf("the volume is there with a capacity of %d bytes, not %d: vic volume grow enlarges it", old.Capacity, v.Capacity)}
+		}
+		return nil
+	}
 	for {
-		old, err := d.readVolume(v.Name)
-		switch {
-		case err == nil && o.sized() && old.Capacity != v.Capacity:
-			return nil, false, &VolumeOptionError{v.Name, fmt.Sprintf("the volume is there with a capacity of %d bytes, not %d: vic volume grow enlarges it", old.Capacity, v.Capacity)}
-		case err == nil:
-			return old, false, nil
-		case !errors.Is(err, ErrNotFound):
+		old, err := s.knownVolume(v.Name)
+		if err == nil {
+			return old, false, fits(old)
+		}
+		if !errors.Is(err, ErrNotFound) {
 			return nil, false, fmt.Errorf("create %s: %w", v.Name, err)
 		}
-		err = d.makeVolume(v)
-		if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) { // another was faster
+		v.Created = time.Now().UTC()
+		there, made := v, true
+		if v.Disk != "" {
+			if there, made, err = s.makeDistant(v, used); err != nil {
+				return nil, false, fmt.Errorf("create %s: %w", v.Name, err)
+			}
+		}
+		err = s.keepVolume(there)
+		if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) { // another process was faster
 			continue
 		}
 		if err != nil {
 			return nil, false, fmt.Errorf("create %s: %w", v.Name, err)
 		}
-		return v, true, nil
+		return there, made, fits(there)
 	}
+}
+
+// keepVolume makes a volume's folder.
+func (s *Store) keepVolume(v *Volume) error {
+	lock, err := s.dir.lockShared()
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	return s.dir.makeVolume(v)
 }
 
 // makeVolume makes a volume's folder in tmp and renames it into place.
 func (d Dir) makeVolume(v *Volume) (err error) {
-	v.Created = time.Now().UTC()
 	dir, err := os.MkdirTemp(d.tmp(), volumePrefix)
 	if err != nil {
 		return err
@@ -186,40 +203,63 @@ func (s *Store) RemoveVolume(name string) error {
 	if !validVolume.MatchString(name) {
 		return &noVolumeError{name}
 	}
-	lock, err := s.dir.lockExclusive()
-	if err != nil {
+	if _, err := s.Volume(name); errors.Is(err, ErrNotFound) { // which adopts it
 		return err
 	}
-	users, err := s.dir.allVolumeUsers()
-	if err == nil && len(users[name]) > 0 {
-		err = &VolumeInUseError{name, users[name]}
-	}
-	var trash discarded
-	if err == nil {
-		trash, err = s.dir.discardVolume(name)
-	}
-	lock.unlock()
-	if err != nil {
-		return err
-	}
-	return s.removeDiscarded(trash)
+	return s.removeVolume(name, "")
 }
 
-// discardVolume takes a volume's folder out of sight, as discard does.
-func (d Dir) discardVolume(name string) (discarded, error) {
-	t := discarded{name: name}
-	if v, err := d.readVolume(name); err == nil { // one whose record is damaged has no disk elsewhere that is known
-		t.disk = v.Disk
-	}
-	var err error
-	t.folder, err = d.discard(d.volume(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return t, &noVolumeError{name}
+// removeVolume removes a volume that no container mounts but perhaps one, its own.
+func (s *Store) removeVolume(name, own string) error {
+	defer s.names.lock(name)()
+	var v *Volume
+	trash, err := s.discardVolume(name, func(users []string) error {
+		if users = slices.DeleteFunc(users, func(id string) bool { return id == own }); len(users) > 0 {
+			return &VolumeInUseError{name, users}
+		}
+		// One whose record is damaged has no disk elsewhere that is known.
+		if v, _ = s.dir.readVolume(name); v != nil && v.Disk != "" {
+			return errKept
+		}
+		return nil
+	})
+	if errors.Is(err, errKept) { // until the disk is gone
+		if err := s.removeDistant(v); err != nil {
+			return err
+		}
+		trash, err = s.discardVolume(name, func([]string) error { return nil })
 	}
 	if err != nil {
-		return t, fmt.Errorf("remove %s: %w", name, err)
+		return err
 	}
-	return t, nil
+	return os.RemoveAll(trash)
+}
+
+// errKept has discardVolume do nothing.
+var errKept = errors.New("layerstore: volume stays")
+
+// discardVolume takes a volume's folder out of sight, as discard does, if the check of its users allows it.
+func (s *Store) discardVolume(name string, check func(users []string) error) (trash string, err error) {
+	lock, err := s.dir.lockExclusive()
+	if err != nil {
+		return "", err
+	}
+	defer lock.unlock()
+	users, err := s.dir.allVolumeUsers()
+	if err == nil {
+		err = check(users[name])
+	}
+	if err != nil {
+		return "", err
+	}
+	trash, err = s.dir.discard(s.dir.volume(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", &noVolumeError{name}
+	}
+	if err != nil {
+		return "", fmt.Errorf("remove %s: %w", name, err)
+	}
+	return trash, nil
 }
 
 // A VolumeState is what can be seen of a volume from outside, while no VM writes it.
@@ -232,7 +272,15 @@ type VolumeState struct {
 
 // VolumeState looks into a volume. The error is ErrNotFound, or that of a damaged disk.
 func (s *Store) VolumeState(name string) (VolumeState, error) {
-	st, err := s.dir.volumeState(name)
+	v, err := s.dir.readVolume(name)
+	if err != nil {
+		return VolumeState{}, err
+	}
+	look := func() (VolumeState, error) { return s.dir.volumeState(name) }
+	if v.Disk != "" {
+		look = func() (VolumeState, error) { return s.distantState(v) }
+	}
+	st, err := look()
 	if err != nil {
 		return st, fmt.Errorf("look into volume %s: %w", name, err)
 	}
@@ -249,9 +297,14 @@ func (d Dir) volumeState(name string) (st VolumeState, err error) {
 	if err != nil {
 		return st, err
 	}
+	return stateOf(fsys, disk.Capacity())
+}
+
+// stateOf is the state of a volume whose disk has that capacity.
+func stateOf(fsys *diskfs.FS, capacity int64) (st VolumeState, err error) {
 	st.Unclean = fsys.Unclean()
 	const tail = 4 << 20
-	st.Grown = fsys.Capacity()+tail <= disk.Capacity()
+	st.Grown = fsys.Capacity()+tail <= capacity
 	st.Empty, err = fsys.Empty()
 	return st, err
 }

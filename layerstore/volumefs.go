@@ -96,6 +96,9 @@ func (d Dir) writableVolume(name string) (*guestDisk, error) {
 // VolumeFS opens a volume's file system, what its journal holds included. No VM must write to it as long as it is open. What
 // reads it fails when ctx has ended. The error is ErrNotFound. The caller closes it.
 func (s *Store) VolumeFS(ctx context.Context, name string) (*FS, error) {
+	if v, err := s.Volume(name); err == nil && v.Disk != "" {
+		return s.distantFS(ctx, v)
+	}
 	if _, err := s.VolumeDisk(name); errors.Is(err, errBusy) {
 		return nil, s.busyVolume(name)
 	} else if err != nil {
@@ -104,7 +107,7 @@ func (s *Store) VolumeFS(ctx context.Context, name string) (*FS, error) {
 	disk, err := s.dir.openVolumeDisk(name, os.O_RDONLY)
 	if err == nil {
 		var f *FS
-		if f, err = openFS(ctx, disk); err == nil {
+		if f, err = openFS(ctx, disk, disk.Capacity(), disk); err == nil {
 			return f, nil
 		}
 	}
@@ -114,7 +117,13 @@ func (s *Store) VolumeFS(ctx context.Context, name string) (*FS, error) {
 // ApplyToVolume applies the tar of a layer to a volume that no VM has, as ApplyToContainer does to a container. The error is
 // ErrNotFound, or a *VolumeBusyError.
 func (s *Store) ApplyToVolume(ctx context.Context, name string, layer io.Reader) error {
-	_, err := s.VolumeDisk(name) // settles it
+	v, err := s.Volume(name)
+	if err == nil {
+		err = v.distant()
+	}
+	if err == nil {
+		_, err = s.VolumeDisk(name) // settles it
+	}
 	if err == nil {
 		err = s.dir.applyLayer(ctx, layer, s.lim.Tar, func() (*guestDisk, error) { return s.dir.writableVolume(name) })
 	}

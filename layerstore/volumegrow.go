@@ -33,6 +33,9 @@ func (e *VolumeBusyError) Error() string {
 // The disk is enlarged by one sector, its extent file's header. The descriptor and the record follow, by the next start
 // of a container if there is a crash in between: see VolumeDisk.
 func (s *Store) GrowVolume(name string, size int64) (*Volume, error) {
+	if v, err := s.Volume(name); err == nil && v.Disk != "" {
+		return s.growDistant(v, size)
+	}
 	lock, err := s.dir.lockShared()
 	if err != nil {
 		return nil, err
@@ -143,11 +146,11 @@ func (d Dir) settleVolume(v *Volume, f *os.File) (*Volume, error) {
 // growth, or a copy into it that was decided, that is finished. The error is ErrNotFound.
 func (s *Store) VolumeDisk(name string) (string, error) {
 	v, err := s.dir.readVolume(name)
-	if err == nil {
-		err = v.distant()
-	}
 	if err != nil {
 		return "", err
+	}
+	if v.Disk != "" {
+		return s.distantDisk(v)
 	}
 	if err := s.dir.finishGrowth(v); err != nil {
 		return "", err

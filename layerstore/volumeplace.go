@@ -1,14 +1,16 @@
 package layerstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
 
-// VolumeDisks keep the disks of volumes where VMs are that cannot open the store's files. The store has the volumes' records, and
-// a disk is made when a VM needs it for the first time. Its methods return within a minute or so.
+// VolumeDisks keep volumes where VMs are that cannot open the store's files, with their records: several stores, on several hosts,
+// may have the same. What a store has of such a volume is a copy of the record. Methods without a context return within some minutes.
 type VolumeDisks interface {
 	// Name returns a name for the disk of a new volume, which no other has had, and takes account of the options that it
 	// understands: their keys, in lower case, are in Options.
@@ -16,17 +18,41 @@ type VolumeDisks interface {
 	Options() []string
 	// Path is where a disk is, for people.
 	Path(disk string) string
-	// Stored is how many bytes a disk occupies, 0 for one that was not made yet.
+	// Stored is how many bytes a disk occupies.
 	Stored(disk string) (int64, error)
-	// Remove removes a disk. One that was not made, or is gone, is no error.
+
+	// List returns the disks of all volumes, by the volumes' names. Damaged says which are left out.
+	List() (disks map[string]string, damaged []error, err error)
+	// Find returns the volume of a name, Read that of a disk. What they return may make no sense. The error is ErrNotFound if there is none.
+	Find(name string) (*Volume, error)
+	Read(disk string) (*Volume, error)
+	// Make makes a volume with its disk, or returns the one that has the name; made tells which. Used is as for Use.
+	Make(v *Volume, used bool) (there *Volume, made bool, err error)
+	// Use notes whether containers of the store mount a volume. The error is ErrNotFound if it is there no more.
+	Use(disk string, used bool) error
+	// Used says what is noted, as far as Use and List know.
+	Used(disk string) bool
+	// Remove removes a volume and its disk. One that is gone is no error. The error is a *VolumeInUseError if other hosts use it.
 	Remove(disk string) error
+	// Grow enlarges a disk to at least so many bytes, and returns its capacity. The error is a *VolumeBusyError where VMs are in the way.
+	Grow(disk string, capacity int64) (int64, error)
+	// Open returns what a disk holds, until ctx ends, and its capacity. The error is a *VolumeBusyError if a VM writes it, a
+	// *DistantVolumeError if only VMs can read it.
+	Open(ctx context.Context, disk string) (io.ReaderAt, int64, error)
 }
 
-// A DistantVolumeError refuses to read or write a volume without a VM, because its disk is not in the store.
-type DistantVolumeError struct{ Name, Disk string }
+// A DistantVolumeError refuses to do something to a volume whose disk is not in the store.
+type DistantVolumeError struct {
+	Name, Disk string
+	Unreadable bool // not even reading is possible
+}
 
 func (e *DistantVolumeError) Error() string {
-	return fmt.Sprintf("volume %s is a disk on a datastore, %s, which only a running container reads and writes: start one that mounts it", e.Name, e.Disk)
+	does := "writes"
+	if e.Unreadable {
+		does = "reads and writes"
+	}
+	return fmt.Sprintf("volume %s is a disk on a datastore, %s, which only a running container %s: start one that mounts it", e.Name, e.Disk, does)
 }
 
 // distant returns the error for a volume whose disk is not in the store.
@@ -34,30 +60,7 @@ func (v *Volume) distant() error {
 	if v.Disk == "" {
 		return nil
 	}
-	return &DistantVolumeError{v.Name, v.Disk}
-}
-
-// A discarded volume is out of sight and not yet gone.
-type discarded struct {
-	name, folder string // in tmp
-	disk         string // elsewhere, "" if there is none
-}
-
-// removeDiscarded removes what is left of a volume. One whose disk stays is put back.
-func (s *Store) removeDiscarded(t discarded) error {
-	if t.disk != "" {
-		var err error
-		if s.volumeDisks == nil {
-			err = errors.New("this store has no access to it")
-		} else {
-			err = s.volumeDisks.Remove(t.disk)
-		}
-		if err != nil {
-			err = fmt.Errorf("remove %s: disk %s: %w", t.name, t.disk, err)
-			return errors.Join(err, os.Rename(filepath.Join(t.folder, t.name), s.dir.volume(t.name)), os.Remove(t.folder))
-		}
-	}
-	return os.RemoveAll(t.folder)
+	return &DistantVolumeError{Name: v.Name, Disk: v.Disk}
 }
 
 // EmptyVolume is a disk of capacity bytes with an empty file system, as CreateVolume makes them. It is in no folder that has a name; the

@@ -37,71 +37,58 @@ func (s *Store) ClaimVolumes(container string, claims []VolumeClaim) ([]*Volume,
 		}
 		uses = append(uses, volumeUse{c.Name, c.Own})
 	}
-	lock, err := s.dir.lockShared()
-	if err != nil {
-		return nil, err
-	}
-	defer lock.unlock()
-	if err := s.dir.replaceFile(s.dir.volumePin(container), marshalRecord(uses)); err != nil {
+	if err := s.noteUses(container, uses); err != nil {
 		return nil, fmt.Errorf("claim volumes: %w", err)
 	}
 	var made []*Volume
 	for _, c := range claims {
-		v, isNew, err := s.dir.createVolume(c.VolumeOptions, s.volumeDisks)
+		v, isNew, err := s.createVolume(c.VolumeOptions, true)
 		if err != nil {
 			return made, err
 		}
 		if isNew {
 			made = append(made, v)
+		} else if err := s.useDistant(v); err != nil {
+			return made, err
 		}
 	}
 	return made, nil
 }
 
+func (s *Store) noteUses(container string, uses []volumeUse) error {
+	lock, err := s.dir.lockShared()
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	return s.dir.replaceFile(s.dir.volumePin(container), marshalRecord(uses))
+}
+
 // RemoveOwnVolumes removes the volumes that are a container's own and that no other mounts, and returns their names.
 // The container is about to be removed.
 func (s *Store) RemoveOwnVolumes(container string) (removed []string, err error) {
-	lock, err := s.dir.lockExclusive()
-	if err != nil {
-		return nil, err
+	uses, err := s.dir.readVolumeUses(container)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	trash, removed, err := s.dir.discardOwnVolumes(container)
-	lock.unlock()
-	for _, t := range trash {
-		err = errors.Join(err, s.removeDiscarded(t))
+	for _, u := range uses {
+		if !u.Own {
+			continue
+		}
+		gone := s.removeVolume(u.Name, container)
+		var inUse *VolumeInUseError
+		switch {
+		case gone == nil:
+			removed = append(removed, u.Name)
+		case errors.As(gone, &inUse), errors.Is(gone, ErrNotFound): // it was never made, or is named twice
+		default:
+			err = errors.Join(err, gone)
+		}
 	}
 	if err != nil {
 		err = fmt.Errorf("remove volumes of container %s: %w", container, err)
 	}
 	return removed, err
-}
-
-func (d Dir) discardOwnVolumes(container string) (trash []discarded, removed []string, err error) {
-	uses, err := d.readVolumeUses(container)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	users, err := d.allVolumeUsers()
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, u := range uses {
-		if !u.Own || len(users[u.Name]) > 1 {
-			continue
-		}
-		t, err := d.discardVolume(u.Name)
-		if errors.Is(err, ErrNotFound) {
-			continue // never made, or named twice
-		}
-		if err != nil {
-			return trash, removed, err
-		}
-		trash, removed = append(trash, t), append(removed, u.Name)
-	}
-	return trash, removed, nil
 }
 
 // readVolumeUses returns which volumes a container mounts. The error is fs.ErrNotExist if it never claimed any, a

@@ -123,15 +123,18 @@ func (s *Server) realiseAll(ref types.ManagedObjectReference) error {
 		if err := s.realise(b.FileName, parent, d.CapacityInBytes); err != nil {
 			return fmt.Errorf("make disk %s: %w", b.FileName, err)
 		}
+		path, err := s.Path(b.FileName)
+		if err != nil {
+			return err
+		}
+		desc, err := readDescriptor(path)
+		if err != nil {
+			return err
+		}
+		if parent == "" && d.CapacityInBytes > desc.Capacity() { // it was edited
+			return extendDisk(path, desc, d.CapacityInBytes)
+		}
 		if d.CapacityInBytes == 0 {
-			path, err := s.Path(b.FileName)
-			if err != nil {
-				return err
-			}
-			desc, err := readDescriptor(path)
-			if err != nil {
-				return err
-			}
 			d.CapacityInBytes, d.CapacityInKB = desc.Capacity(), desc.Capacity()>>10
 		}
 		return nil
@@ -245,7 +248,7 @@ func fileFault(name string, err error) types.BaseMethodFault {
 	return &types.GenericVmConfigFault{Reason: err.Error()}
 }
 
-// diskManager deletes disks with all of their files, and copies what a disk shows; the simulator's own takes every disk for a flat one
+// diskManager deletes disks with all of their files, copies what a disk shows, and extends; the simulator's own takes every disk for a flat one
 // without holes.
 type diskManager struct {
 	*simulator.VirtualDiskManager
@@ -275,6 +278,39 @@ func (m *diskManager) CopyVirtualDiskTask(ctx *simulator.Context, req *types.Cop
 		return nil, nil
 	})
 	return &methods.CopyVirtualDisk_TaskBody{Res: &types.CopyVirtualDisk_TaskResponse{Returnval: t.Run(ctx)}}
+}
+
+// ExtendVirtualDiskTask implements VirtualDiskManager.ExtendVirtualDisk_Task.
+func (m *diskManager) ExtendVirtualDiskTask(ctx *simulator.Context, req *types.ExtendVirtualDisk_Task) soap.HasFault {
+	t := simulator.CreateTask(m.VirtualDiskManager, "extendVirtualDisk", func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		path, err := m.s.Path(req.Name)
+		if err != nil {
+			return nil, fileFault(req.Name, err)
+		}
+		desc, err := readDescriptor(path)
+		if err != nil {
+			return nil, fileFault(req.Name, err)
+		}
+		if req.NewCapacityKb<<10 <= desc.Capacity() {
+			return nil, &types.InvalidArgument{InvalidProperty: "newCapacityKb"}
+		}
+		if err := extendDisk(path, desc, req.NewCapacityKb<<10); err != nil {
+			return nil, fileFault(req.Name, err)
+		}
+		return nil, nil
+	})
+	return &methods.ExtendVirtualDisk_TaskBody{Res: &types.ExtendVirtualDisk_TaskResponse{Returnval: t.Run(ctx)}}
+}
+
+// extendDisk enlarges a flat disk. Another cannot be.
+func extendDisk(path string, d *vmdk.Descriptor, capacity int64) error {
+	if len(d.Extents) != 1 || d.ParentCID != vmdk.NoParent || d.Extents[0].Type != "FLAT" && d.Extents[0].Type != "VMFS" {
+		return errors.New("it is no flat disk")
+	}
+	if err := os.Truncate(filepath.Join(filepath.Dir(path), d.Extents[0].File), capacity); err != nil {
+		return err
+	}
+	return writeDescriptor(path, vmdk.NewFlatDescriptor(d.Extents[0].File, capacity, d.CID))
 }
 
 func (s *Server) copyDisk(from, to string) error {

@@ -167,7 +167,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 		}
 		return nil
 	})
-	volumes, err := h.openVolumes(ctx, v, session)
+	volumes, err := h.openVolumes(ctx, v, session, log)
 	if err != nil {
 		return err
 	}
@@ -175,6 +175,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	if err != nil {
 		return err
 	}
+	h.adoptVolumes(ctx, volumes, log)
 	ds, folder := folderOn(v.containerStore, v.name)
 	containers, err := session.OpenDatastore(ctx, v.datacenter, cmp.Or(ds, imageDatastore(v)), folder)
 	if err != nil {
@@ -255,7 +256,7 @@ func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastor
 }
 
 // openVolumes opens the folders of volumes.
-func (h *host) openVolumes(ctx context.Context, v vsphereFlags, session *datastore.Session) (*datastore.Volumes, error) {
+func (h *host) openVolumes(ctx context.Context, v vsphereFlags, session *datastore.Session, log *slog.Logger) (*datastore.Volumes, error) {
 	folders := map[string]*datastore.Datastore{}
 	for _, text := range v.volumeStores {
 		where, label, ok := cutLast(text, ":")
@@ -272,8 +273,23 @@ func (h *host) openVolumes(ctx context.Context, v vsphereFlags, session *datasto
 		}
 		folders[label] = d
 	}
-	format := func(capacity int64) (*layerstore.Disk, error) { return h.store.EmptyVolume(capacity) }
-	return datastore.NewVolumes(folders, datastore.Place{Pool: v.pool, Folder: v.folder}, format), nil
+	return datastore.NewVolumes(folders, datastore.VolumesOptions{
+		VCH: v.name, Place: datastore.Place{Pool: v.pool, Folder: v.folder}, Log: log,
+		Format: func(capacity int64) (*layerstore.Disk, error) { return h.store.EmptyVolume(capacity) },
+	}), nil
+}
+
+// adoptVolumes takes over what there is in volume stores. What is wrong there is no reason not to start.
+func (h *host) adoptVolumes(ctx context.Context, volumes *datastore.Volumes, log *slog.Logger) {
+	if err := volumes.Recover(ctx); err != nil {
+		log.Warn("tidy volume stores", "error", err)
+	}
+	_, damaged, err := h.store.Volumes()
+	for _, err := range append(damaged, err) {
+		if err != nil {
+			log.Warn("look for volumes", "error", err)
+		}
+	}
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

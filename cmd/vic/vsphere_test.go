@@ -181,16 +181,38 @@ func testSize(t *testing.T, s *suite) {
 // testDatastoreVolumes has a volume that is a disk on a datastore: filled with the image's files, written, read by two at once, removed with its disk.
 func testDatastoreVolumes(t *testing.T, s *suite) {
 	s.docker(t, "", "volume", "create", "-o", "VolumeStore=none", "vol").wantError(1, `no volume store named "none": there are default`)
-	s.docker(t, "", "volume", "create", "-o", "VolumeStore=default", "-o", "size=1g", "vol").want(0, "vol\n")
+	s.docker(t, "", "volume", "create", "-o", "VolumeStore=default", "-o", "size=1g", "--label", "a=b", "vol").want(0, "vol\n")
 	s.docker(t, "", "run", "--rm", "-v", "vol:/etc", "bb", "sh", "-c", "echo kept >/etc/f; grep -c root: /etc/passwd").want(0, "1\n")
 	reader := strings.TrimSpace(s.docker(t, "", "run", "-d", "-v", "vol:/data:ro", "bb", "sleep", "1000").out)
 	s.docker(t, "", "run", "--rm", "-v", "vol:/data:ro", "bb", "cat", "/data/f").want(0, "kept\n")
 	s.docker(t, "", "run", "--rm", "-v", "vol:/data", "bb", "true").wantError(125, "is in use by running container")
 	s.docker(t, "", "rm", "-f", reader)
-	s.docker(t, "", "volume", "rm", "vol").want(0, "vol\n")
-	disks, err := filepath.Glob(filepath.Join(s.dir, "datastore", "volumes", "vol-*"))
-	if err != nil || len(disks) != 0 {
-		t.Errorf("left on the datastore: %v, %v", disks, err)
+
+	// Files come out of a container that does not run; none go in.
+	s.docker(t, "", "create", "--name", "vols", "-v", "vol:/data", "-v", "fresh:/bin:ro", "bb", "grep", "-c", "root:", "/etc/passwd").ok()
+	s.docker(t, "", "cp", "vols:/data/f", "-").has("kept\n")
+	s.docker(t, "", "cp", "/etc/hostname", "vols:/data/").wantError(1, "which only a running container writes")
+	s.docker(t, "", "volume", "rm", "vol").wantError(1, "volume is in use")
+
+	// What is first mounted to be read gets the image's files all the same.
+	s.docker(t, "", "start", "-a", "vols").want(0, "1\n")
+
+	// A server that has lost its state has the volumes, and has them grow.
+	s.docker(t, "", "rm", "vols").ok()
+	created := s.docker(t, "", "volume", "inspect", "vol", "--format", "{{.CreatedAt}} {{.Labels}} {{.Options}} {{.Status}}").ok()
+	s.end(t)
+	if err := os.RemoveAll(filepath.Join(s.dir, "store", "volumes", "vol")); err != nil {
+		t.Fatal(err)
+	}
+	s.serve(t)
+	s.docker(t, "", "volume", "ls", "-q").want(0, "fresh\nvol\n")
+	s.docker(t, "", "volume", "inspect", "vol", "--format", "{{.CreatedAt}} {{.Labels}} {{.Options}} {{.Status}}").want(0, created+"\n")
+	s.docker(t, "", "volume", "rm", "vol", "fresh").ok()
+	for _, pattern := range []string{"*.vmdk", "volumes/*"} {
+		disks, err := filepath.Glob(filepath.Join(s.dir, "datastore", "volumes", pattern))
+		if err != nil || len(disks) != 0 {
+			t.Errorf("left on the datastore: %v, %v", disks, err)
+		}
 	}
 }
 

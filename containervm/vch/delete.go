@@ -119,7 +119,16 @@ func (v *VCH) planDelete(ctx context.Context, plan *Plan, containers []container
 		if o.Volumes {
 			plan.add("remove volume store "+vs.String(), simple(func(ctx context.Context) error { return s.removeAll(ctx, vs.location) }), nil)
 		} else {
-			plan.add("keep volume store "+vs.String()+", unless it is empty", simple(func(ctx context.Context) error { return s.removeEmpty(ctx, vs.location) }), nil)
+			plan.add("keep volume store "+vs.String()+", unless it is empty", simple(func(ctx context.Context) error {
+				d, err := s.open(ctx, vs.location)
+				if err == nil {
+					err = vsphere.RetireVolumes(ctx, d, name)
+				}
+				if err != nil {
+					return err
+				}
+				return s.removeEmpty(ctx, vs.location)
+			}), nil)
 		}
 	}
 	plan.add("delete disk "+d.Path(stateFile), simple(func(ctx context.Context) error {

@@ -8,17 +8,8 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/containervm"
-	"vic/layerstore"
 	"vic/tether/wire"
 )
-
-// VolumeDisk implements containervm.VolumeHost.
-func (d *Driver) VolumeDisk(ctx context.Context, v *layerstore.Volume) (path string, made bool, err error) {
-	if d.o.Volumes == nil {
-		return "", false, refuse(containervm.ErrNotImplemented, "volume %s has disk %s, and this host has no volume store", v.Name, v.Disk)
-	}
-	return d.o.Volumes.Make(ctx, v.Disk, v.Capacity)
-}
 
 // volumes are the changes that give a VM these disks beside its root's and no others. The guest knows each by its UUID, which is what the
 // configuration says from now on.

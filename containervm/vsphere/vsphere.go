@@ -96,7 +96,7 @@ type Options struct {
 	// Local is the store on this machine, Images the one whose disks VMs have. An image that a container is made of is published if it is not.
 	Local  *layerstore.Store
 	Images *datastore.Store
-	// Volumes are the disks of volumes; nil is none.
+	// Volumes are the volumes of Local, whose datastores the hosts of VMs need; nil is none.
 	Volumes *datastore.Volumes
 	// Containers is the folder that VMs' folders are made in.
 	Containers *datastore.Datastore

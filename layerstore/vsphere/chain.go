@@ -82,19 +82,24 @@ func (s *Store) OpenDisk(ctx context.Context, name string) (_ *Disk, err error) 
 
 // openLink opens one disk of a chain.
 func (s *Store) openLink(ctx context.Context, name string) (vmdk.Link, error) {
-	desc, err := s.descriptor(ctx, name)
+	return s.d.openLink(ctx, path.Join(disksFolder, name))
+}
+
+// openLink opens a disk, less its suffix, without those below it.
+func (d *Datastore) openLink(ctx context.Context, name string) (vmdk.Link, error) {
+	desc, err := d.descriptor(ctx, name)
 	if err != nil {
 		return vmdk.Link{}, err
 	}
 	if len(desc.Extents) != 1 || path.Base(desc.Extents[0].File) != desc.Extents[0].File {
 		return vmdk.Link{}, ErrForeign
 	}
-	file := path.Join(disksFolder, desc.Extents[0].File)
-	size, err := s.d.Stat(ctx, file)
+	file := path.Join(path.Dir(name), desc.Extents[0].File)
+	size, err := d.Stat(ctx, file)
 	if err != nil {
 		return vmdk.Link{}, err
 	}
-	f := &remoteFile{ctx: ctx, d: s.d, name: file, size: size, chunks: map[int64][]byte{}}
+	f := &remoteFile{ctx: ctx, d: d, name: file, size: size, chunks: map[int64][]byte{}}
 	switch desc.Extents[0].Type {
 	case "VMFSSPARSE", "SPARSE":
 		e, err := vmdk.OpenExtent(f, size)
@@ -107,7 +112,11 @@ func (s *Store) openLink(ctx context.Context, name string) (vmdk.Link, error) {
 
 // descriptor reads a disk's descriptor.
 func (s *Store) descriptor(ctx context.Context, name string) (*vmdk.Descriptor, error) {
-	text, err := s.d.ReadFile(ctx, path.Join(disksFolder, name+".vmdk"), recordLimit)
+	return s.d.descriptor(ctx, path.Join(disksFolder, name))
+}
+
+func (d *Datastore) descriptor(ctx context.Context, name string) (*vmdk.Descriptor, error) {
+	text, err := d.ReadFile(ctx, name+".vmdk", recordLimit)
 	if err != nil {
 		return nil, err
 	}

@@ -277,6 +277,23 @@ func (d *Datastore) list(ctx context.Context, name string) ([]Entry, error) {
 	return out, nil
 }
 
+// move renames a file, or a folder with all that is in it. The error is fs.ErrExist if something has the name, fs.ErrNotExist if
+// there is no such file.
+func (d *Datastore) move(ctx context.Context, from, to string) error {
+	for _, name := range []string{from, to} {
+		if err := d.check("move", name); err != nil {
+			return err
+		}
+	}
+	err := d.s.Do(ctx, func() (*object.Task, error) {
+		return object.NewFileManager(d.s.client).MoveDatastoreFile(ctx, d.Path(from), d.dc, d.Path(to), d.dc, false)
+	})
+	if fault.Is(err, &types.FileAlreadyExists{}) {
+		err = fs.ErrExist
+	}
+	return d.wrap("move", from, err)
+}
+
 // Put writes a file of so many bytes, in place of what had that name: a broken connection or a lost session has it begun again.
 // An error may leave a part of the file, under its name: who needs to know whether it is whole has
 // something else to say so, written later. Open returns the bytes from the first on, each time; progress, which may be nil,

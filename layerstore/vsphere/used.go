@@ -18,9 +18,9 @@ import (
 // used are the names of the disks that virtual machines have, or stand on, as far as the server shows them to this user. Virtual
 // machines that imports have left, whose disks nobody needs, go.
 func (s *Store) used(ctx context.Context) (map[string]bool, error) {
-	vms, err := s.machines(ctx)
+	vms, err := s.d.s.machines(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("look at the disks of virtual machines: %w", unavailable(err))
+		return nil, err
 	}
 	var needed map[string]bool // as it is after the look at the machines: a pull that imports names its disk before
 	used := map[string]bool{}
@@ -60,20 +60,23 @@ func (s *Store) used(ctx context.Context) (map[string]bool, error) {
 	return used, nil
 }
 
-// machines are all virtual machines.
-func (s *Store) machines(ctx context.Context) ([]mo.VirtualMachine, error) {
+// machines are all virtual machines that the server shows to this user: their names, disks and power states.
+func (s *Session) machines(ctx context.Context) ([]mo.VirtualMachine, error) {
 	var vms []mo.VirtualMachine
-	err := s.d.s.retry.do(ctx, unreachable, func() error {
-		c := s.d.s.client
+	err := s.retry.do(ctx, unreachable, func() error {
+		c := s.client
 		v, err := view.NewManager(c).CreateContainerView(ctx, c.ServiceContent.RootFolder, []string{"VirtualMachine"}, true)
 		if err != nil {
 			return err
 		}
 		vms = nil
-		err = v.Retrieve(ctx, []string{"VirtualMachine"}, []string{"name", "config.hardware.device"}, &vms)
+		err = v.Retrieve(ctx, []string{"VirtualMachine"}, []string{"name", "config.hardware.device", "runtime.powerState"}, &vms)
 		return errors.Join(err, v.Destroy(context.WithoutCancel(ctx)))
 	})
-	return vms, err
+	if err != nil {
+		return nil, fmt.Errorf("look at the disks of virtual machines: %w", unavailable(err))
+	}
+	return vms, nil
 }
 
 // disksIn are the names of the store's disks that a virtual machine has, with their parents.

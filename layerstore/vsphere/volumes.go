@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"path"
 	"slices"
@@ -34,29 +35,73 @@ const DefaultVolumes = "default"
 // emptyFolder is the folder of disks with empty file systems.
 const emptyFolder = "empty"
 
-// Volumes are the disks of volumes, in folders that have labels:
+// Volumes are volumes in folders of datastores that have labels. Several VCHs may have the same folders, and all have all that is there:
 //
 //	NAME-ID.vmdk, NAME-ID-flat.vmdk  a thin disk with a file system, which the server copied
-//	NAME-ID.json                     volumeRecord, written last: without it the disk is not complete
-//	empty/SIZE-ID.vmdk and so on     an empty file system of so many bytes, which volumes are copies of; one is enough
+//	volumes/NAME/ID.json             volumeRecord of the volume, whose disk is complete
+//	volumes/NAME/VCH.uses            containers of that VCH mount it, whether they run or not
+//	vchs/VCH/ID/                     a volume's folder while the VCH makes or removes it
+//	empty/SIZE-ID.vmdk, .json        an empty file system of so many bytes, which volumes are copies of; one is enough
 //
 // NAME is the volume's, ID some digits that no two disks have in common. A disk has a UUID of its own, by which guests know it, and that
 // is why it is no delta: all over one parent would have the parent's. It implements layerstore.VolumeDisks.
+//
+// A volume's folder is made in vchs, with the record, then the disk; at last it is renamed to where it has its name, which the server
+// does once. Whoever comes second has made a disk for nothing, and takes the first's volume. To remove one is the way back: the
+// folder first, by which nobody finds it any more; if another VCH uses it then, it returns; then the disk. What a crash has left in a VCH's folder
+// it removes when it starts. Nothing is ever written in place.
 type Volumes struct {
 	folders map[string]*Datastore
+	vch     string
 	place   Place
 	format  func(capacity int64) (*layerstore.Disk, error)
+	log     *slog.Logger
 
 	mu sync.Mutex // held while a disk is made
+
+	usesMu sync.Mutex      // guards uses
+	uses   map[string]bool // by disk: whether the file that says so is known to be there
 }
 
+// Folders of Volumes, and what tells that a VCH uses a volume.
+const (
+	volumesFolder = "volumes"
+	usesSuffix    = ".uses"
+)
+
+// A volumeRecord is what a volume is, but for its capacity, which is the disk's.
 type volumeRecord struct {
+	Version int               `json:"version"`
+	Name    string            `json:"name"`
+	Driver  string            `json:"driver"`
+	Created time.Time         `json:"created"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
+}
+
+// An emptyRecord says that an empty file system is complete; disks of volumes had one like it before they had volumeRecords.
+type emptyRecord struct {
 	Capacity int64 `json:"capacity"` // bytes
 }
 
-// NewVolumes returns the volumes in folders, by their labels. Format makes a disk with an empty file system.
-func NewVolumes(folders map[string]*Datastore, place Place, format func(capacity int64) (*layerstore.Disk, error)) *Volumes {
-	return &Volumes{folders: folders, place: place, format: format}
+// VolumesOptions are how NewVolumes makes Volumes. VCH and Format must be set.
+type VolumesOptions struct {
+	// VCH is the name of whoever uses the volumes; no two have the same at a time.
+	VCH string
+	// Place is where the virtual machines are made that bring disks.
+	Place Place
+	// Format makes a disk with an empty file system.
+	Format func(capacity int64) (*layerstore.Disk, error)
+	Log    *slog.Logger // nil is silent
+}
+
+// NewVolumes returns the volumes in folders, by their labels.
+func NewVolumes(folders map[string]*Datastore, o VolumesOptions) *Volumes {
+	v := &Volumes{folders: folders, vch: o.VCH, place: o.Place, format: o.Format, log: o.Log, uses: map[string]bool{}}
+	if v.log == nil {
+		v.log = slog.New(slog.DiscardHandler)
+	}
+	return v
 }
 
 // References are the managed objects of the datastores that the folders are on.
@@ -111,11 +156,15 @@ func (v *Volumes) Path(disk string) string {
 }
 
 // volumeTime bounds what has no context.
-const volumeTime = time.Minute
+const volumeTime = 5 * time.Minute
+
+func volumeContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), volumeTime)
+}
 
 // Stored implements layerstore.VolumeDisks. It is what the datastore's browser says of the disk's extent.
 func (v *Volumes) Stored(disk string) (int64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), volumeTime)
+	ctx, cancel := volumeContext()
 	defer cancel()
 	d, name, err := v.find(disk)
 	if err != nil {
@@ -133,39 +182,8 @@ func (v *Volumes) Stored(disk string) (int64, error) {
 	return 0, err
 }
 
-// Remove implements layerstore.VolumeDisks.
-func (v *Volumes) Remove(disk string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), volumeTime)
-	defer cancel()
-	d, name, err := v.find(disk)
-	if err != nil {
-		return err
-	}
-	if err := d.Remove(ctx, name+".json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return d.discard(ctx, name+".vmdk")
-}
-
-// Make returns the datastore path of a volume's disk, of capacity bytes, which is made if it is not there; made says so.
-func (v *Volumes) Make(ctx context.Context, disk string, capacity int64) (path string, made bool, err error) {
-	d, name, err := v.find(disk)
-	if err != nil {
-		return "", false, err
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	there, err := complete(ctx, d, name)
-	if err == nil && !there {
-		err = v.make(ctx, d, name, capacity)
-	}
-	if err != nil {
-		return "", false, fmt.Errorf("make the volume's disk %s: %w", d.Path(name+".vmdk"), err)
-	}
-	return d.Path(name + ".vmdk"), !there, nil
-}
-
-func (v *Volumes) make(ctx context.Context, d *Datastore, name string, capacity int64) error {
+// makeDisk has the server make a volume's disk.
+func (v *Volumes) makeDisk(ctx context.Context, d *Datastore, name string, capacity int64) error {
 	empty, err := v.empty(ctx, d, capacity)
 	if err != nil {
 		return err
@@ -180,13 +198,9 @@ func (v *Volumes) make(ctx context.Context, d *Datastore, name string, capacity 
 		return err
 	}
 	id := uuid.New()
-	err = d.s.Call(ctx, func() error {
+	return d.s.Call(ctx, func() error {
 		return disks.SetVirtualDiskUuid(ctx, d.Path(name+".vmdk"), d.dc, vmwareUUID(id))
 	})
-	if err != nil {
-		return err
-	}
-	return d.putRecord(ctx, name+".json", volumeRecord{capacity})
 }
 
 // empty returns the name of a disk with an empty file system, which is made if there is none. Several hosts may do so at once.
@@ -229,7 +243,7 @@ func (v *Volumes) makeEmpty(ctx context.Context, d *Datastore, name string, capa
 	if err != nil {
 		return err
 	}
-	return d.putRecord(ctx, name+".json", volumeRecord{capacity})
+	return d.putRecord(ctx, name+".json", emptyRecord{capacity})
 }
 
 // complete tells whether a disk's record is there.
@@ -238,7 +252,7 @@ func complete(ctx context.Context, d *Datastore, name string) (bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	var rec volumeRecord
+	var rec emptyRecord
 	return err == nil && json.Unmarshal(text, &rec) == nil, err
 }
 

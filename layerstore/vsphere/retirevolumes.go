@@ -1,0 +1,62 @@
+//go:build linux
+
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+)
+
+// RetireVolumes removes what a VCH that is no more has noted in a folder of volumes: the volumes stay. Where there are none, and no other VCH's notes,
+// the rest goes too.
+func RetireVolumes(ctx context.Context, d *Datastore, vch string) error {
+	if !vchName.MatchString(vch) {
+		return fmt.Errorf("%q is no name of a VCH's folder", vch)
+	}
+	v := NewVolumes(map[string]*Datastore{DefaultVolumes: d}, VolumesOptions{VCH: vch})
+	if err := v.Recover(ctx); err != nil {
+		return err
+	}
+	all, err := v.all(ctx, d)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	remove := func(name string) error {
+		if err := d.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	for name := range all {
+		if err := remove(path.Join(volumesFolder, name, vch+usesSuffix)); err != nil {
+			return err
+		}
+	}
+	if err := remove(path.Join(vchsFolder, vch)); err != nil || len(all) > 0 {
+		return err
+	}
+	if others, err := d.List(ctx, vchsFolder); err != nil && !errors.Is(err, fs.ErrNotExist) || len(others) > 0 {
+		return err
+	}
+	empty, err := d.List(ctx, emptyFolder)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range empty { // which may be objects, that do not go with their files
+		if strings.HasSuffix(e.Name, ".vmdk") && !strings.HasSuffix(e.Name, "-flat.vmdk") {
+			if err := d.discard(ctx, path.Join(emptyFolder, e.Name)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range []string{emptyFolder, volumesFolder, vchsFolder} {
+		if err := remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
