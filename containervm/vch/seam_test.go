@@ -20,7 +20,8 @@ func TestServeFlags(t *testing.T) {
 	o.Spec.VolumeStores = []string{"datastore1/volumes:default"}
 	o.Spec.ContainerNetworks, o.Spec.ContainerGateways, o.Spec.ContainerRanges = []string{"VM Network:lan"}, []string{"VM Network:10.1.0.1/24"}, []string{"VM Network:10.1.0.10-10.1.0.20"}
 	o.Spec.ContainerDNS, o.Spec.ContainerFirewall = []string{"VM Network:10.1.0.1"}, []string{"VM Network:open"}
-	o.Spec.Insecure, o.Spec.Debug = []string{"registry:5000"}, true
+	o.Spec.Insecure, o.Spec.Debug = []string{"127.0.0.1:1"}, true
+	o.Spec.BaseImageSize, o.Spec.StorageQuota, o.Spec.Containers, o.Spec.NameConvention, o.Spec.BridgeWidth, o.Spec.Whitelist = 8, 9, 10, "{id}", 24, []string{"127.0.0.1:1"}
 	c, err := l.create(o).config()
 	if err != nil {
 		t.Fatal(err)
