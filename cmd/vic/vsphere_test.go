@@ -104,7 +104,7 @@ func TestDockerVSphere(t *testing.T) {
 	var c *cluster
 	s := startSuite(t, func(s *suite) []string {
 		c = newCluster(t, s.dir)
-		return c.flags(t, s.dir)
+		return append(c.flags(t, s.dir), "--storage-quota", "1TiB", "--containers", "50", "--container-name-convention", "{name}-vch1-{id}", "--bridge-network-width", "24")
 	})
 	for _, tt := range []struct {
 		name string
@@ -119,6 +119,7 @@ func TestDockerVSphere(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, s) })
 	}
 	t.Run("removed images", func(t *testing.T) { testTidy(t, s, c) })
+	t.Run("limits", func(t *testing.T) { testVSphereLimits(t, s, c) })
 	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s) })
 	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s) })
 	t.Run("others at work", func(t *testing.T) { testOutOfBand(t, s, c) })
@@ -176,6 +177,19 @@ func testSize(t *testing.T, s *suite) {
 	s.docker(t, "", "run", "--cpuset-cpus", "0", "bb").wantError(125, "--cpuset-cpus is not supported: the hypervisor chooses")
 	// The VM has 260 MB. Its kernel keeps some for itself, before it counts.
 	s.docker(t, "", "run", "--rm", "--cpus", "2", "-m", "257m", "bb", "sh", "-c", "nproc; awk '/MemTotal/ { print ($2 > 200000 && $2 <= 260*1024) }' /proc/meminfo").want(0, "2\n1\n")
+}
+
+// testVSphereLimits has the memory of a container charged for its swap file, and the VM be called as it is to be.
+func testVSphereLimits(t *testing.T, s *suite, c *cluster) {
+	s.docker(t, "", "create", "--name", "limited", "bb", "true").ok()
+	defer s.docker(t, "", "rm", "limited")
+	s.docker(t, "", "info").has("VCH containers limit: 50\n", "VCH storage limit: 1024.00 GiB\n", "VCH containers storage usage: 0.2")
+	if _, err := c.machine(t.Context(), "limited-vch1"); err != nil {
+		t.Error(err)
+	}
+	s.docker(t, "", "network", "create", "narrow").ok()
+	defer s.docker(t, "", "network", "rm", "narrow")
+	s.docker(t, "", "network", "inspect", "narrow", "--format", "{{(index .IPAM.Config 0).Subnet}}").has(".0/24\n")
 }
 
 // testDatastoreVolumes has a volume that is a disk on a datastore: filled with the image's files, written, read by two at once, removed with its disk.
