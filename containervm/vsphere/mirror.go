@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"syscall"
 	"time"
 
 	datastore "vic/layerstore/vsphere"
@@ -122,11 +123,11 @@ func (m *machine) end(ctx context.Context) error {
 	return m.rec.write(m.vm.Dir)
 }
 
-// insist does what vSphere is needed for, again until vSphere is there.
+// insist does what vSphere is needed for, again until vSphere is there, and this process can open files.
 func (m *machine) insist(ctx context.Context, fn func() error) error {
 	for {
 		err := fn()
-		if !errors.Is(err, datastore.ErrUnavailable) {
+		if !errors.Is(err, datastore.ErrUnavailable) && !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
 			return err
 		}
 		m.d.log.Debug("try again", "container", m.vm.ID, "error", err)
