@@ -22,13 +22,16 @@ import (
 	"vic/bench/vcsim/bridge"
 )
 
-// A cluster is a simulated vSphere whose VMs run in QEMU, and the interface that vic serve has on the port group of bridges.
+// A cluster is a simulated vSphere whose VMs run in QEMU, the interface that vic serve has on the port group of bridges, and the routers
+// of two port groups that are container networks: they are this machine.
 type cluster struct {
 	*vcsim.Server
-	iface string
+	iface         string
+	lan, switched string // routers' addresses
 }
 
-const bridgeGroup = "vic-bridge"
+// The port groups. The last is of a distributed switch.
+const bridgeGroup, lanGroup, switchedGroup = "vic-bridge", "vic lan", "vic-switched"
 
 func ipCommand(t *testing.T, args ...string) {
 	t.Helper()
@@ -51,13 +54,23 @@ func newCluster(t *testing.T, dir string) *cluster {
 	t.Cleanup(func() { ipCommand(t, "link", "del", c.iface) })
 	ipCommand(t, "link", "set", port, "master", wire, "up")
 	ipCommand(t, "link", "set", c.iface, "up")
+	bridges := map[string]string{bridgeGroup: wire}
+	for group, router := range map[string]*string{lanGroup: &c.lan, switchedGroup: &c.switched} {
+		name := fmt.Sprintf("vic%c%d", group[4], id)
+		*router = fmt.Sprintf("10.%d.%d.1", 94+len(bridges), id%250) // seldom those of another such test
+		bridges[group] = name
+		ipCommand(t, "link", "add", "name", name, "type", "bridge", "mcast_snooping", "0")
+		t.Cleanup(func() { ipCommand(t, "link", "del", name) })
+		ipCommand(t, "addr", "add", *router+"/24", "dev", name)
+		ipCommand(t, "link", "set", name, "up")
+	}
 	folder := filepath.Join(dir, "datastore")
 	if err := os.Mkdir(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	var err error
 	c.Server, err = vcsim.Start(t.Context(), vcsim.Options{
-		Datastores: []vcsim.Datastore{{Name: "ds", Dir: folder, Type: vcsim.NFS}}, PortGroups: []string{bridgeGroup}, Pools: []string{"vch"},
+		Datastores: []vcsim.Datastore{{Name: "ds", Dir: folder, Type: vcsim.NFS}}, PortGroups: []string{bridgeGroup, lanGroup}, Switched: []string{switchedGroup}, Pools: []string{"vch"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +80,7 @@ func newCluster(t *testing.T, dir string) *cluster {
 			t.Error(err)
 		}
 	})
-	b, err := bridge.Attach(c.Server, bridge.Options{Bridges: map[string]string{bridgeGroup: wire}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	b, err := bridge.Attach(c.Server, bridge.Options{Bridges: bridges, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +109,9 @@ func (c *cluster) flags(t *testing.T, dir string) []string {
 	return []string{"--driver", "vsphere", "--target", c.URL().Host, "--user", c.URL().User.Username(), "--password-file", file, "--thumbprint", c.Thumbprint(),
 		"--name", "vch1", "--compute-resource", "/DC0/host/DC0_C0/Resources/vch", "--image-store", "ds/vic", "--image-format", "hosted",
 		"--volume-store", "ds/volumes:default", "--bridge-network", bridgeGroup, "--bridge-interface", c.iface,
-		"--serial-address", "tcp://" + serial, "--serial-listen", serial}
+		"--serial-address", "tcp://" + serial, "--serial-listen", serial,
+		"--container-network", lanGroup + ":lan", "--container-network-gateway", lanGroup + ":" + c.lan + "/24", "--container-network-ip-range", lanGroup + ":" + c.lan + "0-" + c.lan + "9",
+		"--container-network", switchedGroup, "--container-network-gateway", switchedGroup + ":" + c.switched + "/24", "--container-network-firewall", switchedGroup + ":outbound"}
 }
 
 // TestDockerVSphere drives one vic serve, whose VMs are on a simulated vSphere, with the docker client.
@@ -118,6 +133,9 @@ func TestDockerVSphere(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, s) })
 	}
+	t.Run("create", func(t *testing.T) { testCreate(t, s) })
+	t.Run("objects", func(t *testing.T) { testObjects(t, s, c) })
+	t.Run("container networks", func(t *testing.T) { testContainerNetworks(t, s, c) })
 	t.Run("removed images", func(t *testing.T) { testTidy(t, s, c) })
 	t.Run("limits", func(t *testing.T) { testVSphereLimits(t, s, c) })
 	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s) })

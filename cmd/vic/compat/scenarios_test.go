@@ -82,6 +82,7 @@ type list struct {
 
 var lists = []list{
 	{"Acceptance scenarios", "What the original VIC was accepted by, as far as it is about QEMU and the Docker API, and the tests that prove it here.", scenarios},
+	{"Acceptance scenarios on vSphere", "Those that are about vSphere, too, and the tests that prove them on a simulated one. Its VMs boot in QEMU where a guest is needed.", onVSphere},
 	{"What breaks clients", "What clients count on beyond the description of the API, and the tests that prove it here.", pitfalls},
 	{"Docker's own tests", "The behaviour that the tests of moby, docker/cli and the SDKs are about, and the tests that prove it here.", behaviours},
 }
@@ -141,7 +142,7 @@ func findTest(proof string) error {
 			return err
 		}
 		foundTest = foundTest || strings.Contains(string(text), "\nfunc "+name+"(")
-		foundSub = foundSub || strings.Contains(string(text), `{"`+sub+`", `)
+		foundSub = foundSub || strings.Contains(string(text), `{"`+sub+`", `) || strings.Contains(string(text), `t.Run("`+sub+`", func(`)
 	}
 	if !foundTest || !foundSub {
 		return fmt.Errorf("there is no test %s", proof)

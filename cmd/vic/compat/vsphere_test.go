@@ -1,0 +1,27 @@
+package compat
+
+// onVSphere are the scenarios that are about vSphere, alone or as well.
+var onVSphere = []scenario{
+	{1, "pull busybox/nginx/ubuntu", []string{"cmd/vic TestDockerVSphere/images", "layerstore/vsphere TestMirror", "layerstore/vsphere TestPublish"}, ""},
+	{16, "CPU and memory", []string{"cmd/vic TestDockerVSphere/CPUs and memory", "containervm/vsphere TestVM"}, ""},
+	{18, "parallel create same name", []string{"cmd/vic TestDockerVSphere/one name"}, ""},
+	{19, "no command", []string{"cmd/vic TestDockerVSphere/no command"}, ""},
+	{24, "OOB power on/off/destroy", []string{"cmd/vic TestDockerVSphere/others at work", "containervm/vsphere TestOthers", "containervm/vsphere TestContainer/deleted by somebody"},
+		"the port of one that was powered off is free again; the container of a VM that somebody has destroyed stays in the list, as ended, until it is removed"},
+	{32, "ps", []string{"cmd/vic TestDockerVSphere/listed", "cmd/vic TestDockerVSphere/create", "cmd/vic TestDockerVSphere/network"}, "-s, and static addresses"},
+	{33, "rm", []string{"cmd/vic TestDockerVSphere/removed", "containervm/vsphere TestVM"}, "-v of volumes that are shared"},
+	{34, "rename", []string{"cmd/vic TestDockerVSphere/renamed", "containervm/vsphere TestVM"}, "the name in DNS, which is the same code on QEMU"},
+	{35, "inspect", []string{"cmd/vic TestDockerVSphere/restart of the server", "cmd/vic TestDockerVSphere/container networks", "cmd/vic TestDockerVSphere/network"}, "RepoDigests after a restart, which are the same code on QEMU"},
+	{37, "networks", []string{"cmd/vic TestDockerVSphere/networks", "containervm/network TestSegment"}, "removal of one in use, which is the same code on QEMU"},
+	{42, "container-network and firewall levels", []string{"cmd/vic TestDockerVSphere/container networks", "bench/vcsim/bridge TestPortGroups", "tether TestFilter", "containervm/network TestExternalDHCP"}, ""},
+	{43, "volume create options", []string{"cmd/vic TestDockerVSphere/volumes", "layerstore/vsphere TestVolumes"}, "a size that is too big, which is the same code on QEMU"},
+	{45, "volume ls/rm", []string{"cmd/vic TestDockerVSphere/volumes"}, ""},
+	{51, "create full params + defaults + duplicates", []string{"cmd/vic-machine TestLife", "containervm/vch TestCreateDelete", "containervm/vch TestCreateFails", "cmd/vic-machine TestValidation/folder of somebody else"}, ""},
+	{52, "validation matrix", []string{"cmd/vic-machine TestValidation"}, ""},
+	{53, "delete", []string{"containervm/vch TestDelete", "containervm/vch TestDeleteAgain"}, ""},
+	{54, "inspect and ls", []string{"cmd/vic-machine TestLife", "cmd/vic-machine TestValidation/compute resource"}, ""},
+	{55, "TLS", []string{"cmd/vic-machine TestLife", "cmd/vic-machine TestChange", "cmd/vic-machine TestCertificates", "cmd/vic TestMutualTLS"}, ""},
+	{56, "configure and quotas", []string{"cmd/vic-machine TestChange", "cmd/vic-machine TestLimits", "containervm TestContainerLimit", "containervm TestStorageQuota", "containervm/vsphere TestContainerBytes"}, ""},
+	{57, "upgrade", []string{"cmd/vic-machine TestChange", "cmd/appliance TestPowerCut"}, "a time-out (it is a failed start that is rolled back), a second upgrade while the first is at work, containers that run meanwhile"},
+	{60, "stress", []string{"containervm/vsphere TestCalls", "layerstore/vsphere TestPublishAtOnce"}, "1,000 runs and volumes on vSphere"},
+}
