@@ -1,5 +1,3 @@
-//go:build linux
-
 package vsphere
 
 import (
@@ -17,11 +15,11 @@ func RetireVolumes(ctx context.Context, d *Datastore, vch string) error {
 	if !vchName.MatchString(vch) {
 		return fmt.Errorf("%q is no name of a VCH's folder", vch)
 	}
-	v := NewVolumes(map[string]*Datastore{DefaultVolumes: d}, VolumesOptions{VCH: vch})
-	if err := v.Recover(ctx); err != nil {
+	u := underWay{d, vch}
+	if err := u.recoverAll(ctx); err != nil {
 		return err
 	}
-	all, err := v.all(ctx, d)
+	all, err := u.all(ctx)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

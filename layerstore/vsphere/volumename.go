@@ -5,7 +5,6 @@ package vsphere
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,31 +29,6 @@ func boolInt(b bool) int {
 		return 1
 	}
 	return 0
-}
-
-// A volumeFolder is what is in a volume's folder.
-type volumeFolder struct {
-	ids  []string // of records: one
-	vchs []string // that use it
-}
-
-func readFolder(list []Entry) volumeFolder {
-	var f volumeFolder
-	for _, e := range list {
-		if id, ok := strings.CutSuffix(e.Name, ".json"); ok && isID(id) {
-			f.ids = append(f.ids, id)
-		}
-		if vch, ok := strings.CutSuffix(e.Name, usesSuffix); ok {
-			f.vchs = append(f.vchs, vch)
-		}
-	}
-	return f
-}
-
-// isID tells whether a text is what newID makes.
-func isID(text string) bool {
-	b, err := hex.DecodeString(text)
-	return err == nil && len(b) == nameID
 }
 
 // splitName takes the name of a disk apart.
@@ -149,19 +123,6 @@ func (v *Volumes) read(ctx context.Context, label, name, id string) (*layerstore
 		Capacity: desc.Capacity(), Disk: label + "/" + name + "-" + id, Published: true}, nil
 }
 
-// all are the folders of volumes, by their names.
-func (v *Volumes) all(ctx context.Context, d *Datastore) (map[string][]Entry, error) {
-	files, err := d.Tree(ctx, volumesFolder)
-	all := map[string][]Entry{}
-	for _, f := range files {
-		folder, name := path.Split(f.Name)
-		f.Name = name
-		all[path.Clean(folder)] = append(all[path.Clean(folder)], f)
-	}
-	delete(all, ".")
-	return all, err
-}
-
 // List implements layerstore.VolumeDisks: one search for each folder.
 func (v *Volumes) List() (disks map[string]string, damaged []error, err error) {
 	ctx, cancel := volumeContext()
@@ -170,7 +131,7 @@ func (v *Volumes) List() (disks map[string]string, damaged []error, err error) {
 	var own []string // that we are said to use
 	for _, label := range v.labels() {
 		d := v.folders[label]
-		all, err := v.all(ctx, d)
+		all, err := v.at(d).all(ctx)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -199,9 +160,6 @@ func (v *Volumes) List() (disks map[string]string, damaged []error, err error) {
 	}
 	return disks, damaged, nil
 }
-
-// staged is the folder of a volume that the VCH makes or removes.
-func (v *Volumes) staged(id string) string { return path.Join(vchsFolder, v.vch, id) }
 
 // Make implements layerstore.VolumeDisks.
 func (v *Volumes) Make(vol *layerstore.Volume, used bool) (there *layerstore.Volume, made bool, err error) {
@@ -235,17 +193,17 @@ func (v *Volumes) publish(ctx context.Context, d *Datastore, name string, vol *l
 	if err != nil {
 		return err
 	}
-	for _, folder := range []string{volumesFolder, v.staged(id)} {
+	for _, folder := range []string{volumesFolder, v.at(d).staged(id)} {
 		if err := d.MakeFolder(ctx, folder); err != nil {
 			return err
 		}
 	}
 	rec := volumeRecord{Version: 1, Name: vol.Name, Driver: vol.Driver, Created: vol.Created, Labels: vol.Labels, Options: vol.Options}
-	if err := d.putRecord(ctx, path.Join(v.staged(id), id+".json"), rec); err != nil {
+	if err := d.putRecord(ctx, path.Join(v.at(d).staged(id), id+".json"), rec); err != nil {
 		return err
 	}
 	if used {
-		if err := d.putRecord(ctx, path.Join(v.staged(id), v.vch+usesSuffix), struct{}{}); err != nil {
+		if err := d.putRecord(ctx, path.Join(v.at(d).staged(id), v.vch+usesSuffix), struct{}{}); err != nil {
 			return err
 		}
 	}
@@ -260,9 +218,9 @@ func (v *Volumes) publish(ctx context.Context, d *Datastore, name string, vol *l
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), volumeTime)
 		defer cancel()
 		if there {
-			return errors.Join(err, d.Remove(ctx, v.staged(id)))
+			return errors.Join(err, d.Remove(ctx, v.at(d).staged(id)))
 		}
-		if undo := v.finish(ctx, d, id, name); undo != nil { // at the next start
+		if undo := v.at(d).finish(ctx, id, name); undo != nil { // at the next start
 			v.log.Warn("remove what is left of a volume that was not made", "volume", volume, "error", undo)
 		}
 		return err
@@ -274,7 +232,7 @@ func (v *Volumes) publish(ctx context.Context, d *Datastore, name string, vol *l
 // give gives the folder of a volume its name. The error is fs.ErrExist if another has that.
 func (v *Volumes) give(ctx context.Context, d *Datastore, id, volume string) error {
 	for cleared := false; ; cleared = true {
-		err := d.move(ctx, v.staged(id), path.Join(volumesFolder, volume))
+		err := d.move(ctx, v.at(d).staged(id), path.Join(volumesFolder, volume))
 		if err == nil {
 			return nil
 		}
@@ -296,7 +254,7 @@ func (v *Volumes) give(ctx context.Context, d *Datastore, id, volume string) err
 
 // clear removes a folder that is no volume's.
 func (v *Volumes) clear(ctx context.Context, d *Datastore, volume string) error {
-	aside := v.staged(newID())
+	aside := v.at(d).staged(newID())
 	if err := d.move(ctx, path.Join(volumesFolder, volume), aside); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -336,7 +294,7 @@ func (v *Volumes) Remove(disk string) error {
 		return err
 	}
 	v.setUses(disk, false)
-	return v.finish(ctx, d, id, name)
+	return v.at(d).finish(ctx, id, name)
 }
 
 // take takes its name from a volume, if it has one, unless another VCH uses it.
@@ -347,10 +305,10 @@ func (v *Volumes) take(ctx context.Context, d *Datastore, volume, id string) err
 	}
 	if err = nil; slices.Contains(f.ids, id) {
 		if err = d.MakeFolder(ctx, path.Join(vchsFolder, v.vch)); err == nil {
-			err = d.move(ctx, path.Join(volumesFolder, volume), v.staged(id))
+			err = d.move(ctx, path.Join(volumesFolder, volume), v.at(d).staged(id))
 		}
 	}
-	others, listErr := v.others(ctx, d, id)
+	others, listErr := v.at(d).others(ctx, id)
 	if errors.Is(listErr, fs.ErrNotExist) { // it was not moved, or there is only the disk
 		return err
 	}
@@ -358,33 +316,7 @@ func (v *Volumes) take(ctx context.Context, d *Datastore, volume, id string) err
 		err = &layerstore.VolumeInUseError{Name: volume, Containers: others}
 	}
 	if err != nil {
-		return errors.Join(err, d.move(context.WithoutCancel(ctx), v.staged(id), path.Join(volumesFolder, volume)))
-	}
-	return nil
-}
-
-// others are the other VCHs that use a volume that was taken.
-func (v *Volumes) others(ctx context.Context, d *Datastore, id string) ([]string, error) {
-	list, err := d.List(ctx, v.staged(id))
-	var others []string
-	for _, vch := range readFolder(list).vchs {
-		if vch != v.vch {
-			others = append(others, "virtual container host "+vch)
-		}
-	}
-	return others, err
-}
-
-// finish removes the disk of a volume that has no name, and its folder.
-func (v *Volumes) finish(ctx context.Context, d *Datastore, id, name string) error {
-	if err := d.Remove(ctx, name+".json"); err != nil && !errors.Is(err, fs.ErrNotExist) { // of those that are older than volumeRecords
-		return err
-	}
-	if err := d.discard(ctx, name+".vmdk"); err != nil {
-		return err
-	}
-	if err := d.Remove(ctx, v.staged(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return errors.Join(err, d.move(context.WithoutCancel(ctx), v.at(d).staged(id), path.Join(volumesFolder, volume)))
 	}
 	return nil
 }
@@ -394,38 +326,10 @@ func (v *Volumes) finish(ctx context.Context, d *Datastore, id, name string) err
 func (v *Volumes) Recover(ctx context.Context) error {
 	var failed error
 	for _, label := range v.labels() {
-		d := v.folders[label]
-		list, err := d.List(ctx, path.Join(vchsFolder, v.vch))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			failed = errors.Join(failed, err)
-		}
-		for _, e := range list {
-			if err := v.recover(ctx, d, e.Name); err != nil {
-				failed = errors.Join(failed, fmt.Errorf("remove %s, which a crash has left: %w", d.Path(v.staged(e.Name)), err))
-			}
-		}
+		failed = errors.Join(failed, v.at(v.folders[label]).recoverAll(ctx))
 	}
 	return failed
 }
 
-func (v *Volumes) recover(ctx context.Context, d *Datastore, id string) error {
-	var rec volumeRecord
-	text, err := d.ReadFile(ctx, path.Join(v.staged(id), id+".json"), recordLimit)
-	if err == nil {
-		err = json.Unmarshal(text, &rec)
-	}
-	if err != nil || strings.Contains(rec.Name, "/") { // its disk was not begun
-		if errors.Is(err, ErrUnavailable) {
-			return err
-		}
-		return d.Remove(ctx, v.staged(id))
-	}
-	others, err := v.others(ctx, d, id)
-	if err != nil {
-		return err
-	}
-	if len(others) > 0 {
-		return d.move(ctx, v.staged(id), path.Join(volumesFolder, rec.Name))
-	}
-	return v.finish(ctx, d, id, rec.Name+"-"+id)
-}
+// at is what the VCH makes and removes in a folder.
+func (v *Volumes) at(d *Datastore) underWay { return underWay{d, v.vch} }

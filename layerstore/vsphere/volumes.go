@@ -32,9 +32,6 @@ const VolumeOption = "volumestore"
 // DefaultVolumes is the label of the folder of volumes that name none.
 const DefaultVolumes = "default"
 
-// emptyFolder is the folder of disks with empty file systems.
-const emptyFolder = "empty"
-
 // Volumes are volumes in folders of datastores that have labels. Several VCHs may have the same folders, and all have all that is there:
 //
 //	NAME-ID.vmdk, NAME-ID-flat.vmdk  a thin disk with a file system, which the server copied
@@ -61,22 +58,6 @@ type Volumes struct {
 
 	usesMu sync.Mutex      // guards uses
 	uses   map[string]bool // by disk: whether the file that says so is known to be there
-}
-
-// Folders of Volumes, and what tells that a VCH uses a volume.
-const (
-	volumesFolder = "volumes"
-	usesSuffix    = ".uses"
-)
-
-// A volumeRecord is what a volume is, but for its capacity, which is the disk's.
-type volumeRecord struct {
-	Version int               `json:"version"`
-	Name    string            `json:"name"`
-	Driver  string            `json:"driver"`
-	Created time.Time         `json:"created"`
-	Labels  map[string]string `json:"labels,omitempty"`
-	Options map[string]string `json:"options,omitempty"`
 }
 
 // An emptyRecord says that an empty file system is complete; disks of volumes had one like it before they had volumeRecords.
@@ -254,14 +235,6 @@ func complete(ctx context.Context, d *Datastore, name string) (bool, error) {
 	}
 	var rec emptyRecord
 	return err == nil && json.Unmarshal(text, &rec) == nil, err
-}
-
-// discard deletes a disk with all of its files, if it is there.
-func (d *Datastore) discard(ctx context.Context, name string) error {
-	if err := d.deleteDisk(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // vmwareUUID is a UUID as VMware writes those of disks: in hex, of bytes with spaces and a dash in the middle.
