@@ -92,15 +92,11 @@ type location struct {
 
 // parseLocation takes DATASTORE[/PATH] apart.
 func parseLocation(text, folder string) (location, error) {
-	name, p, found := strings.Cut(text, "/")
-	l := location{name, folder}
-	if found {
-		l.folder = strings.TrimSuffix(p, "/")
+	datastore, at, err := vsphere.ParseLocation(text, folder)
+	if err == nil && at == "" {
+		err = fmt.Errorf("%q names no folder: want DATASTORE/PATH", text)
 	}
-	if name == "" || l.folder == "" || path.Clean(l.folder) != l.folder || strings.HasPrefix(l.folder, "/") || strings.HasPrefix(l.folder, "..") {
-		return location{}, fmt.Errorf("%q is no folder of a datastore: want DATASTORE/PATH", text)
-	}
-	return l, nil
+	return location{datastore, at}, err
 }
 
 func (l location) String() string { return l.datastore + "/" + l.folder }

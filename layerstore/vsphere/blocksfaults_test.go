@@ -180,7 +180,7 @@ func TestFlattened(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if swept, err := st.Sweep(ctx); err != nil || len(swept) != 1 {
+			if swept, err := st.Sweep(ctx); err != nil || len(swept.Disks) != 1 {
 				t.Errorf("swept %v, %v", swept, err)
 			}
 			if left := s.files(d, "disks"); len(left) != 2 {

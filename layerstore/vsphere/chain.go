@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path"
 	"slices"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -82,11 +80,11 @@ func (s *Store) OpenDisk(ctx context.Context, name string) (_ *Disk, err error) 
 
 // openLink opens one disk of a chain.
 func (s *Store) openLink(ctx context.Context, name string) (vmdk.Link, error) {
-	return s.d.openLink(ctx, path.Join(disksFolder, name))
+	return s.d.openLink(ctx, path.Join(disksFolder, name), s.cache)
 }
 
-// openLink opens a disk, less its suffix, without those below it.
-func (d *Datastore) openLink(ctx context.Context, name string) (vmdk.Link, error) {
+// openLink opens a disk, less its suffix, without those below it, to be read through a cache.
+func (d *Datastore) openLink(ctx context.Context, name string, c *cache) (vmdk.Link, error) {
 	desc, err := d.descriptor(ctx, name)
 	if err != nil {
 		return vmdk.Link{}, err
@@ -99,7 +97,7 @@ func (d *Datastore) openLink(ctx context.Context, name string) (vmdk.Link, error
 	if err != nil {
 		return vmdk.Link{}, err
 	}
-	f := &remoteFile{ctx: ctx, d: d, name: file, size: size, chunks: map[int64][]byte{}}
+	f := &remoteFile{ctx: ctx, d: d, name: file, size: size, cache: c}
 	switch desc.Extents[0].Type {
 	case "VMFSSPARSE", "SPARSE":
 		e, err := vmdk.OpenExtent(f, size)
@@ -121,75 +119,4 @@ func (d *Datastore) descriptor(ctx context.Context, name string) (*vmdk.Descript
 		return nil, err
 	}
 	return vmdk.ParseDescriptor(text)
-}
-
-const (
-	// chunkSize is how much of a file is asked for at least: a request costs as much as some hundred KiB.
-	chunkSize = 256 << 10
-	// cachedChunks is how many of them a file keeps.
-	cachedChunks = 64
-)
-
-// A remoteFile reads a file of a datastore that does not change.
-type remoteFile struct {
-	ctx  context.Context // of who opened it, for io.ReaderAt passes none
-	d    *Datastore
-	name string
-	size int64
-
-	mu     sync.Mutex // guards what follows; not held while reading
-	chunks map[int64][]byte
-	order  []int64 // of chunks, the oldest first
-}
-
-func (f *remoteFile) ReadAt(p []byte, off int64) (n int, err error) {
-	want := len(p)
-	if off >= f.size {
-		return 0, io.EOF
-	}
-	p = p[:min(int64(want), f.size-off)]
-	for n < len(p) {
-		at := off + int64(n)
-		if rest := p[n:]; at%chunkSize == 0 && len(rest) >= chunkSize { // what is large passes the cache by
-			whole := rest[:len(rest)/chunkSize*chunkSize]
-			if err := f.d.ReadRange(f.ctx, f.name, whole, at); err != nil {
-				return n, err
-			}
-			n += len(whole)
-			continue
-		}
-		chunk, err := f.chunk(at / chunkSize)
-		if err != nil {
-			return n, err
-		}
-		n += copy(p[n:], chunk[at%chunkSize:])
-	}
-	if n < want {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-// chunk returns a piece of the file, whose content the caller does not change.
-func (f *remoteFile) chunk(i int64) ([]byte, error) {
-	f.mu.Lock()
-	chunk := f.chunks[i]
-	f.mu.Unlock()
-	if chunk != nil {
-		return chunk, nil
-	}
-	chunk = make([]byte, min(chunkSize, f.size-i*chunkSize))
-	if err := f.d.ReadRange(f.ctx, f.name, chunk, i*chunkSize); err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.chunks[i] == nil {
-		if f.order = append(f.order, i); len(f.order) > cachedChunks {
-			delete(f.chunks, f.order[0])
-			f.order = f.order[1:]
-		}
-	}
-	f.chunks[i] = chunk
-	return chunk, nil
 }

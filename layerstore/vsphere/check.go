@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"path"
 	"slices"
@@ -29,17 +30,27 @@ const (
 type Checked struct {
 	Disks    int // with a record
 	Images   int // of all VCHs
+	Summed   int // disks whose extents were read back, and have the checksums of their records
 	Compared int // disks that were read back and compared
 	Foreign  int // disks that only ESXi can read
 	Unknown  int // disks of layers that the local store does not have
 }
 
+// CheckOptions say how much a Check looks at. By default it reads no more than the beginning of an extent.
+type CheckOptions struct {
+	// Deep has all extents read back whose records have checksums.
+	Deep bool
+	// Local is a store with the same layers: what it has is read back and compared; nil is none.
+	Local *layerstore.Store
+	// Progress, which may be nil, is told how many bytes of extents have been read of how many, for Deep.
+	Progress func(read, total int64)
+}
+
 // Check verifies the store and tells report, from the calling goroutine, what is wrong: of each disk that its files are there, with
-// the sizes and content IDs that its record has, and all its parents; of each image of any VCH that its disks are there. With a
-// local store, which may be nil, each disk is read back and compared with what the layers have there. Pulls and removals may go on
-// meanwhile. The error says that it could not do its work; it is nil however many findings there are.
-func (s *Store) Check(ctx context.Context, local *layerstore.Store, report func(layerstore.Finding)) (*Checked, error) {
-	c := &checker{s: s, local: local, tell: report, files: map[string]map[string]int64{}, records: map[string]*diskRecord{}, bad: map[string]bool{}}
+// the sizes and content IDs that its record has, and all its parents; of each image of any VCH that its disks are there. Pulls and
+// removals may go on meanwhile. The error says that it could not do its work; it is nil however many findings there are.
+func (s *Store) Check(ctx context.Context, o CheckOptions, report func(layerstore.Finding)) (*Checked, error) {
+	c := &checker{s: s, o: o, tell: report, files: map[string]map[string]int64{}, records: map[string]*diskRecord{}, bad: map[string]bool{}, users: map[string][]string{}}
 	if err := c.run(ctx); err != nil {
 		return nil, fmt.Errorf("check image store %s: %w", s.d.Path("."), err)
 	}
@@ -48,11 +59,12 @@ func (s *Store) Check(ctx context.Context, local *layerstore.Store, report func(
 
 type checker struct {
 	s       *Store
-	local   *layerstore.Store
+	o       CheckOptions
 	tell    func(layerstore.Finding)
 	files   map[string]map[string]int64 // of disks: their files' sizes, by suffix
 	records map[string]*diskRecord
-	bad     map[string]bool // disks about which there are findings
+	bad     map[string]bool     // disks about which there are findings
+	users   map[string][]string // of disks: the images that need them
 	done    Checked
 }
 
@@ -78,6 +90,16 @@ func (c *checker) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.s.nameImages(ctx, images); err != nil {
+		return err
+	}
+	for _, img := range images {
+		for _, name := range img.Disks {
+			if label := img.label(); !slices.Contains(c.users[name], label) {
+				c.users[name] = append(c.users[name], label)
+			}
+		}
+	}
 	needed, err := c.s.needed(ctx) // after the list: what was being made then is named
 	if err != nil && !errors.Is(err, errUnreadable) {
 		return err
@@ -99,7 +121,12 @@ func (c *checker) run(ctx context.Context) error {
 		c.done.Images++
 		c.image(img)
 	}
-	if c.local == nil {
+	if c.o.Deep {
+		if err := c.sums(ctx, names); err != nil {
+			return err
+		}
+	}
+	if c.o.Local == nil {
 		return nil
 	}
 	for _, name := range names {
@@ -115,7 +142,7 @@ func (c *checker) run(ctx context.Context) error {
 // problem tells what is wrong with a disk.
 func (c *checker) problem(name, advice, format string, args ...any) {
 	c.bad[name] = true
-	f := layerstore.Finding{About: layerstore.AboutLayer, Path: c.s.DiskPath(name), Problem: fmt.Sprintf(format, args...), Advice: advice}
+	f := layerstore.Finding{About: layerstore.AboutLayer, Path: c.s.DiskPath(name), Problem: fmt.Sprintf(format, args...), Advice: advice, Images: c.users[name]}
 	if chain, err := chainOf(name); err == nil {
 		f.ID = chain.Encoded()
 	}
@@ -225,7 +252,7 @@ func (c *checker) extent(ctx context.Context, name string, rec *diskRecord) erro
 // image checks that an image's disks are there, and stand on each other.
 func (c *checker) image(img vchImage) {
 	problem := func(format string, args ...any) {
-		c.tell(layerstore.Finding{About: layerstore.AboutImage, ID: img.ID.Encoded(), Path: c.s.d.Path(img.file), Problem: fmt.Sprintf(format, args...), Advice: advicePull})
+		c.tell(layerstore.Finding{About: layerstore.AboutImage, ID: img.ID.Encoded(), Path: c.s.d.Path(img.file), Problem: fmt.Sprintf(format, args...), Advice: advicePull, Images: []string{img.label()}})
 	}
 	if img.ID.Validate() != nil || len(img.Disks) == 0 {
 		img.ID = digest.FromString("")
@@ -249,9 +276,51 @@ func (c *checker) image(img vchImage) {
 	}
 }
 
+// sums reads the extents back whose records have checksums.
+func (c *checker) sums(ctx context.Context, names []string) error {
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		rec := c.records[name]
+		return rec == nil || rec.Sum == nil || c.bad[name]
+	})
+	var read, total int64
+	for _, name := range names {
+		total += c.records[name].Size
+	}
+	p := make([]byte, mostAhead*chunkSize)
+	for _, name := range names {
+		rec := c.records[name]
+		crc := crc32.New(castagnoli)
+		for off := int64(0); off < rec.Size; off += int64(len(p)) {
+			p := p[:min(int64(len(p)), rec.Size-off)]
+			err := c.s.d.ReadRange(ctx, path.Join(disksFolder, name+"-delta.vmdk"), p, off)
+			if errors.Is(err, fs.ErrNotExist) { // it was removed meanwhile
+				break
+			}
+			if err != nil {
+				return err
+			}
+			crc.Write(p)
+			if read += int64(len(p)); c.o.Progress != nil {
+				c.o.Progress(read, total)
+			}
+		}
+		if _, err := c.s.record(ctx, name); errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		if sum := crc.Sum32(); sum != *rec.Sum {
+			c.problem(name, adviceRemake, "its extent has the checksum %08x and had %08x: it is not what was sent", sum, *rec.Sum)
+			continue
+		}
+		c.done.Summed++
+	}
+	return nil
+}
+
 // compare reads a disk back: what its layers changed must be there, and nothing else.
 func (c *checker) compare(ctx context.Context, name string, rec *diskRecord) error {
-	local, err := c.local.OpenDisk(rec.Chain)
+	local, err := c.o.Local.OpenDisk(rec.Chain)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.done.Unknown++
 		return nil

@@ -21,7 +21,7 @@ import (
 func check(t *testing.T, st *Store, local *layerstore.Store, want ...string) *Checked {
 	t.Helper()
 	var got []layerstore.Finding
-	done, err := st.Check(t.Context(), local, func(f layerstore.Finding) { got = append(got, f) })
+	done, err := st.Check(t.Context(), CheckOptions{Local: local}, func(f layerstore.Finding) { got = append(got, f) })
 	if err != nil {
 		t.Fatal(err)
 	}

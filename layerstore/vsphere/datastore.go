@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/find"
@@ -233,6 +234,7 @@ type Entry struct {
 	Name string // within the folder
 	Size int64
 	Dir  bool
+	Time time.Time // of the last change; zero if the server does not say
 }
 
 // List returns what is in a folder. The error is fs.ErrNotExist if there is none.
@@ -272,7 +274,11 @@ func (d *Datastore) list(ctx context.Context, name string) ([]Entry, error) {
 	for _, f := range found.File {
 		i := f.GetFileInfo()
 		_, dir := f.(*types.FolderFileInfo)
-		out = append(out, Entry{i.Path, i.FileSize, dir})
+		e := Entry{Name: i.Path, Size: i.FileSize, Dir: dir}
+		if i.Modification != nil {
+			e.Time = *i.Modification
+		}
+		out = append(out, e)
 	}
 	return out, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -33,7 +34,10 @@ func Retire(ctx context.Context, d *Datastore, vch string) error {
 		return err
 	}
 	vchs, err := d.List(ctx, vchsFolder)
-	if err != nil || len(vchs) > 0 {
+	if err != nil || slices.ContainsFunc(vchs, func(e Entry) bool { return e.Name != Seeds }) {
+		return err
+	}
+	if none, err := d.noSeeds(ctx); err != nil || !none {
 		return err
 	}
 	disks, err := d.List(ctx, disksFolder)

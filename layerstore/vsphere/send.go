@@ -5,11 +5,15 @@ package vsphere
 import (
 	"context"
 	"fmt"
+	"hash"
+	"hash/crc32"
 	"io"
 	"path"
 
 	"vic/layerstore"
 )
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // start begins to send a disk that c names. It reports false if another like it is on its way already.
 func (s *Store) start(ctx context.Context, from *layerstore.Store, d *disk, c *claim) bool {
@@ -53,45 +57,49 @@ func (s *Store) send(ctx context.Context, from *layerstore.Store, d *disk) error
 
 // sendFiles sends a disk's files: extent, descriptor, and when its parent is there, the record.
 func (s *Store) sendFiles(ctx context.Context, from *layerstore.Store, d *disk) error {
-	size, err := s.sendExtent(ctx, from, d)
+	size, sum, err := s.sendExtent(ctx, from, d)
 	if err != nil {
 		return err
 	}
 	if err := d.parent.wait(ctx); err != nil {
 		return err
 	}
-	rec := diskRecord{Chain: d.chain, Parent: d.below(), CID: fmt.Sprintf("%08x", d.desc.CID), Size: size}
+	rec := diskRecord{Chain: d.chain, Parent: d.below(), CID: fmt.Sprintf("%08x", d.desc.CID), Size: size, Sum: &sum}
 	return s.putJSON(ctx, path.Join(disksFolder, d.name+".json"), rec)
 }
 
-// sendExtent sends the extent and the descriptor, when it is its turn.
-func (s *Store) sendExtent(ctx context.Context, from *layerstore.Store, d *disk) (int64, error) {
+// sendExtent sends the extent and the descriptor, when it is its turn. It returns the extent's size and CRC-32C.
+func (s *Store) sendExtent(ctx context.Context, from *layerstore.Store, d *disk) (size int64, sum uint32, err error) {
 	select {
 	case s.sending <- struct{}{}:
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		return 0, 0, ctx.Err()
 	}
 	defer func() { <-s.sending }()
 	chain, err := from.OpenDisk(d.chain)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer chain.Close() // read only
 	extent, err := s.extent(chain)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	text, err := d.desc.Marshal()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	d.total.Store(extent.Size())
 	file := path.Join(disksFolder, d.name)
-	open := func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(extent, 0, extent.Size())), nil }
-	if err := s.d.Put(ctx, file+"-delta.vmdk", extent.Size(), open, d.sent.Store); err != nil {
-		return 0, err
+	var crc hash.Hash32
+	open := func() (io.ReadCloser, error) {
+		crc = crc32.New(castagnoli)
+		return io.NopCloser(io.TeeReader(io.NewSectionReader(extent, 0, extent.Size()), crc)), nil
 	}
-	return extent.Size(), s.put(ctx, file+".vmdk", text)
+	if err := s.d.Put(ctx, file+"-delta.vmdk", extent.Size(), open, d.sent.Store); err != nil {
+		return 0, 0, err
+	}
+	return extent.Size(), crc.Sum32(), s.put(ctx, file+".vmdk", text)
 }
 
 // extent is the extent file of the top disk of a chain, in the store's encoding.

@@ -43,6 +43,8 @@ const (
 //	vchs/VCH/
 //	  pulls/ID.json              names of disks that somebody is about to use or to make
 //	  images/ID.json             an image that the VCH has, and its disks
+//	  names/ID.json              what the VCH calls that image, for people alone
+//	vchs/_seed/                  the same, of images that were brought for VCHs to come
 //
 // NAME is the chain ID of the layer that the disk shows, and after a dash some digits that no two uploads have in common. So
 // nobody ever writes a file again that another VCH may have complete already, and perhaps a virtual machine open: two that
@@ -62,12 +64,14 @@ type Store struct {
 	place     Place         // of virtual machines that bring disks
 	appliance *OwnVM        // that writes disks; nil is none
 	sending   chan struct{} // holds one for each extent that is being sent
+	cache     *cache
 
 	mu         sync.Mutex
 	disks      map[digest.Digest][]string // names of what was complete when it was last looked
 	coming     map[sendKey]*disk          // what is on its way
 	images     map[digest.Digest][]string // that this Store has published: their disks, top first
 	committing map[digest.Digest]int      // images whose record is there before the local store has them
+	names      map[digest.Digest][]string // of images, as this Store has noted them
 }
 
 // DefaultCapacity is the size of a store's disks, in bytes, if nobody says otherwise.
@@ -75,7 +79,7 @@ const DefaultCapacity = 64 << 30
 
 // StoreOptions are how OpenStore opens a store.
 type StoreOptions struct {
-	// VCH is the name of the folder of whoever opens the store; no two may use one at the same time.
+	// VCH is the name of the folder of whoever opens the store; no two may use one at the same time, but for Seeds.
 	VCH string
 	// Capacity is the size of every disk in bytes. A store that is there must have the same; 0 is whatever it has, and
 	// DefaultCapacity for one that is made.
@@ -103,6 +107,7 @@ type diskRecord struct {
 	CID    string        `json:"cid"`
 	Extent string        `json:"extent,omitempty"` // file of the extent; "" is NAME-delta.vmdk
 	Size   int64         `json:"size"`             // of the extent, bytes; 0 of a disk that is no file
+	Sum    *uint32       `json:"crc32c,omitempty"` // of the extent as it was sent; nil of a disk that the server made
 }
 
 // An imageRecord says that a VCH has an image.
@@ -115,14 +120,10 @@ var vchName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,79}$`)
 
 // OpenStore opens the store in a datastore's folder, making one if there is none.
 func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error) {
-	if !vchName.MatchString(o.VCH) {
+	if !vchName.MatchString(o.VCH) && o.VCH != Seeds {
 		return nil, fmt.Errorf("%q is no name of a VCH's folder", o.VCH)
 	}
-	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: o.Encoding, place: o.Place, appliance: o.Own, sending: make(chan struct{}, uploads),
-		disks: map[digest.Digest][]string{}, coming: map[sendKey]*disk{}, images: map[digest.Digest][]string{}, committing: map[digest.Digest]int{}}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
+	s := newStore(d, o)
 	err := s.open(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = s.make(ctx); err == nil {
@@ -134,7 +135,7 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 			err = d.MakeFolder(ctx, s.own(f))
 		}
 	}
-	if err == nil {
+	if err == nil && s.vch != Seeds {
 		err = s.endPulls(ctx)
 	}
 	if err == nil && s.appliance != nil {
@@ -166,6 +167,32 @@ func StoreCapacity(ctx context.Context, d *Datastore) (int64, error) {
 	rec, err := readStore(ctx, d)
 	return rec.Capacity, err
 }
+
+// FindStore opens the store in a datastore's folder for those who are no VCH, to look at it and to sweep it. The error is fs.ErrNotExist if
+// there is none.
+func FindStore(ctx context.Context, d *Datastore, log *slog.Logger) (*Store, error) {
+	s := newStore(d, StoreOptions{Log: log})
+	err := s.open(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no image store in %s: %w", d.Path("."), err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", d.Path("."), err)
+	}
+	return s, nil
+}
+
+func newStore(d *Datastore, o StoreOptions) *Store {
+	s := &Store{d: d, vch: o.VCH, log: o.Log, capacity: o.Capacity, encoding: o.Encoding, place: o.Place, appliance: o.Own, sending: make(chan struct{}, uploads), cache: newCache(),
+		disks: map[digest.Digest][]string{}, coming: map[sendKey]*disk{}, images: map[digest.Digest][]string{}, committing: map[digest.Digest]int{}, names: map[digest.Digest][]string{}}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s
+}
+
+// Path is the datastore path of the store's folder.
+func (s *Store) Path() string { return strings.TrimSuffix(s.d.Path("."), "/.") }
 
 // Capacity is the size of every disk in bytes.
 func (s *Store) Capacity() int64 { return s.capacity }

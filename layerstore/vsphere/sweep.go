@@ -21,9 +21,12 @@ func (s *Store) Forget(ctx context.Context, id digest.Digest) error {
 	}
 	s.mu.Lock()
 	delete(s.images, id)
+	delete(s.names, id)
 	s.mu.Unlock()
-	if err := s.d.Remove(ctx, s.own("images", id.Encoded()+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, file := range []string{s.own("images", id.Encoded()+".json"), s.namesFile(id)} {
+		if err := s.d.Remove(ctx, file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
@@ -36,15 +39,24 @@ func (s *Store) Leave(ctx context.Context) error {
 	return nil
 }
 
-// Sweep removes the disks that nobody needs, and what broken pulls have left. It returns their names, and may run
+// Swept is what a Sweep has removed.
+type Swept struct {
+	Disks []string // their names
+	Bytes int64    // of their files, as the datastore lists them
+}
+
+// Sweep removes the disks that nobody needs, and what broken pulls have left. It may run
 // beside anything, another Sweep included. Disks of virtual machines, their parents included, stay even if no image has them.
-func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
-	sw := &sweeping{s: s, names: map[string][]string{}, records: map[string][]byte{}}
+func (s *Store) Sweep(ctx context.Context) (removed Swept, err error) {
+	sw := &sweeping{s: s, names: map[string][]string{}, sizes: map[string]int64{}, records: map[string][]byte{}}
+	if err := s.endOldSeeds(ctx); err != nil {
+		return Swept{}, err
+	}
 	if err := sw.list(ctx); err != nil {
-		return nil, err
+		return Swept{}, err
 	}
 	if err := sw.spare(ctx); err != nil || len(sw.names) == 0 {
-		return nil, err
+		return Swept{}, err
 	}
 	// Now the records, and then once more a look at who wants them.
 	err = sw.removeRecords(ctx)
@@ -53,7 +65,7 @@ func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 		needed, err = s.needed(ctx)
 	}
 	if err != nil {
-		return nil, sw.restore(ctx, err)
+		return Swept{}, sw.restore(ctx, err)
 	}
 	return sw.removeFiles(ctx, needed)
 }
@@ -62,6 +74,7 @@ func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 type sweeping struct {
 	s       *Store
 	names   map[string][]string // of disks that may go: their files, the record first
+	sizes   map[string]int64    // of these, together
 	records map[string][]byte   // that were removed
 }
 
@@ -75,6 +88,7 @@ func (sw *sweeping) list(ctx context.Context) error {
 		if _, err := chainOf(name); err != nil || suffix == "" {
 			continue // the base disk's, or nothing of ours
 		}
+		sw.sizes[name] += e.Size
 		if suffix == ".json" {
 			sw.names[name] = append([]string{suffix}, sw.names[name]...)
 		} else {
@@ -128,7 +142,7 @@ func (sw *sweeping) removeRecords(ctx context.Context) error {
 }
 
 // removeFiles removes the files of what nobody has wanted since it was looked at, and writes the records of the others again.
-func (sw *sweeping) removeFiles(ctx context.Context, needed map[string]bool) (removed []string, err error) {
+func (sw *sweeping) removeFiles(ctx context.Context, needed map[string]bool) (removed Swept, err error) {
 	for name, files := range sw.names {
 		if needed[name] {
 			if text := sw.records[name]; text != nil {
@@ -151,7 +165,8 @@ func (sw *sweeping) removeFiles(ctx context.Context, needed map[string]bool) (re
 				return removed, err
 			}
 		}
-		removed = append(removed, name)
+		removed.Disks = append(removed.Disks, name)
+		removed.Bytes += sw.sizes[name]
 	}
 	return removed, nil
 }

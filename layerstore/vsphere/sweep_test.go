@@ -33,9 +33,9 @@ func TestSweep(t *testing.T) {
 	sweep := func(want ...string) {
 		t.Helper()
 		got, err := one.Sweep(ctx)
-		slices.Sort(got)
+		slices.Sort(got.Disks)
 		slices.Sort(want)
-		if err != nil || !slices.Equal(got, want) {
+		if err != nil || !slices.Equal(got.Disks, want) {
 			t.Errorf("swept %v, %v; want %v", got, err, want)
 		}
 	}
@@ -85,7 +85,7 @@ func TestSweep(t *testing.T) {
 	if err := two.put(ctx, two.own("images", img.ID.Encoded()+".json"), []byte("{")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := one.Sweep(ctx); err == nil || len(got) != 0 {
+	if got, err := one.Sweep(ctx); err == nil || len(got.Disks) != 0 {
 		t.Errorf("swept %v beside an image that cannot be read: %v", got, err)
 	}
 	s.same(d, ls, img, disks[0])
@@ -201,7 +201,7 @@ func TestSweepRoots(t *testing.T) {
 		if err := one.Tidy(ctx, ls); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := one.Sweep(ctx); err != nil || !slices.Equal(got, want) {
+		if got, err := one.Sweep(ctx); err != nil || !slices.Equal(got.Disks, want) {
 			t.Errorf("swept %v, %v; want %v", got, err, want)
 		}
 	}
@@ -229,23 +229,23 @@ func TestSweepRoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if got, err := two.Sweep(ctx); err != nil || len(got) != 0 {
+		if got, err := two.Sweep(ctx); err != nil || len(got.Disks) != 0 {
 			t.Errorf("swept %v, %v, on which a virtual machine stands", got, err)
 		}
 	}
 	s.whole(d, disks[0])
 	s.destroy(vm)
 	got, err := two.Sweep(ctx)
-	slices.Sort(got)
+	slices.Sort(got.Disks)
 	slices.Sort(disks)
-	if err != nil || !slices.Equal(got, disks) {
+	if err != nil || !slices.Equal(got.Disks, disks) {
 		t.Errorf("swept %v, %v; want %v", got, err, disks)
 	}
 
 	// A crash between an import's lease and its record leaves a virtual machine, which goes with its disk.
 	left := newName(img.Chain())
 	s.leaveCarrier(d, left)
-	if got, err := two.Sweep(ctx); err != nil || len(got) != 1 || got[0] != left {
+	if got, err := two.Sweep(ctx); err != nil || len(got.Disks) != 1 || got.Disks[0] != left {
 		t.Errorf("swept %v, %v", got, err)
 	}
 	s.noCarrier(c, d)

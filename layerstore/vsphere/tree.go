@@ -74,6 +74,6 @@ func everything() *types.HostDatastoreBrowserSearchSpec {
 	return &types.HostDatastoreBrowserSearchSpec{
 		MatchPattern: []string{"*"},
 		Query:        []types.BaseFileQuery{&types.FolderFileQuery{}, &types.FileQuery{}}, // else disks come as one, without their extents
-		Details:      &types.FileQueryFlags{FileType: true, FileSize: true},
+		Details:      &types.FileQueryFlags{FileType: true, FileSize: true, Modification: true},
 	}
 }

@@ -23,14 +23,16 @@ type Usage struct {
 type DiskUsage struct {
 	Name   string        `json:"name"`
 	Chain  digest.Digest `json:"chain"`  // of the topmost layer in it
+	Parent string        `json:"parent"` // its name, or base; "" of a disk that has none, or is not complete
 	Size   int64         `json:"size"`   // of its files, bytes, as the datastore lists them
 	Images int           `json:"images"` // how many need it
 }
 
 // An ImageUsage is what one image of a VCH takes up.
 type ImageUsage struct {
-	VCH   string        `json:"vch"`
+	VCH   string        `json:"vch"` // or Seeds
 	ID    digest.Digest `json:"id"`
+	Names []string      `json:"names"` // that the VCH has noted
 	Disks []string      `json:"disks"` // top first
 	Size  int64         `json:"size"`  // of all its disks
 	Own   int64         `json:"own"`   // of those that no other image needs
@@ -57,6 +59,9 @@ func (s *Store) Usage(ctx context.Context) (*Usage, error) {
 		}
 	}
 	images, err := s.allImages(ctx)
+	if err == nil {
+		err = s.nameImages(ctx, images)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -71,11 +76,18 @@ func (s *Store) Usage(ctx context.Context) (*Usage, error) {
 	}
 	u := &Usage{Disks: []DiskUsage{}, Images: []ImageUsage{}}
 	for name, d := range disks {
+		rec, err := s.record(ctx, name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		if err == nil {
+			d.Parent = rec.Parent
+		}
 		d.Images = len(needs[name])
 		u.Disks = append(u.Disks, *d)
 	}
 	for _, img := range images {
-		x := ImageUsage{VCH: img.vch, ID: img.ID, Disks: img.Disks}
+		x := ImageUsage{VCH: img.vch, ID: img.ID, Names: familiar(img.names), Disks: img.Disks}
 		for _, name := range img.Disks {
 			if d := disks[name]; d != nil {
 				if x.Size += d.Size; d.Images == 1 {
@@ -95,7 +107,34 @@ func (s *Store) Usage(ctx context.Context) (*Usage, error) {
 // A vchImage is an image of a VCH.
 type vchImage struct {
 	vch, file string
+	names     []string // that the VCH has noted, when nameImages has read them
 	imageRecord
+}
+
+// label is what people know the image by.
+func (img vchImage) label() string {
+	switch {
+	case len(img.names) > 0:
+		return familiar(img.names[:1])[0]
+	case img.ID == "":
+		return img.file
+	}
+	return img.ID.String()
+}
+
+// nameImages reads what VCHs call their images.
+func (s *Store) nameImages(ctx context.Context, images []vchImage) error {
+	names := map[string]map[digest.Digest][]string{} // by VCH
+	for i, img := range images {
+		if names[img.vch] == nil {
+			var err error
+			if names[img.vch], err = s.namesOf(ctx, img.vch); err != nil {
+				return err
+			}
+		}
+		images[i].names = append([]string{}, names[img.vch][img.ID]...)
+	}
+	return nil
 }
 
 // allImages are the images of all VCHs. One whose record is cut off has no disks.

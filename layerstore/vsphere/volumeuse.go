@@ -141,7 +141,7 @@ func (v *Volumes) Open(ctx context.Context, disk string) (io.ReaderAt, int64, er
 	if writers := slices.DeleteFunc(running(users), func(u diskUser) bool { return !u.writes }); len(writers) > 0 {
 		return nil, 0, inUseBy(disk, writers)
 	}
-	link, err := d.openLink(ctx, name)
+	link, err := d.openLink(ctx, name, newCache()) // its own: volumes change
 	if errors.Is(err, ErrForeign) {
 		return nil, 0, &layerstore.DistantVolumeError{Name: volumeOf(disk), Disk: d.Path(name + ".vmdk"), Unreadable: true}
 	}
