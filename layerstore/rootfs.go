@@ -71,17 +71,6 @@ func (r contextReaderAt) ReadAt(p []byte, off int64) (int, error) {
 	return r.r.ReadAt(p, off)
 }
 
-// Export writes the file system that a layer and all below it make as one tar: see
-// diskfs.FS.WriteTar.
-func (s *Store) Export(ctx context.Context, chain digest.Digest, w io.Writer) error {
-	f, err := s.RootFS(ctx, chain)
-	if err != nil {
-		return err
-	}
-	defer f.Close() // read only
-	return f.WriteTar(&contextWriter{ctx, w})
-}
-
 // Diff tells fn how the file system of one layer differs from that of another, whether they
 // belong together or not; "" is the empty one. See diskfs.Diff.
 func (s *Store) Diff(ctx context.Context, old, new digest.Digest, fn func(diskfs.Change) error) error {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,8 +82,13 @@ func TestExport(t *testing.T) {
 	s := openStore(t, Options{})
 	src := webImage(t)
 	img := pullImage(t, s, src, "web")
+	root, err := s.RootFS(t.Context(), img.Chain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
 	var b bytes.Buffer
-	if err := s.Export(t.Context(), img.Chain(), &b); err != nil {
+	if err := root.WriteTar(&b); err != nil {
 		t.Fatal(err)
 	}
 	tar, dir := filepath.Join(t.TempDir(), "root.tar"), t.TempDir()
@@ -97,7 +101,7 @@ func TestExport(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := s.Export(ctx, img.Chain(), io.Discard); !errors.Is(err, context.Canceled) {
+	if _, err := s.RootFS(ctx, img.Chain()); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

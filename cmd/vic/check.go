@@ -11,6 +11,7 @@ import (
 
 	"vic/fetch"
 	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
 )
 
 type checkFlags struct {
@@ -19,10 +20,10 @@ type checkFlags struct {
 }
 
 func checkCommand() *cobra.Command {
-	var dir string
+	var store storeFlags
 	var f checkFlags
 	cmd := &cobra.Command{
-		Use:   "check --store DIR",
+		Use:   "check {--store DIR | --image-store DATASTORE}",
 		Short: "Say what is damaged in a store, and mend it",
 		Long: `Check the disks, records and names of a store, and say which images and containers each damage affects
 and what to do about it. Pulls and containers may go on. Nothing is changed without --repair.
@@ -34,9 +35,15 @@ runs is left until that is stopped. Files that belong to nothing are removed, an
 nothing needs. What cannot be mended stays, unless --drop says to remove such images, with their
 names and what nothing else needs. What a container needs is never removed.
 
+On a datastore it is the disks' files, descriptors and records, and the records of all VCHs' images, that
+are checked; --deep reads every extent that was uploaded and compares its checksum. With --store as well,
+each disk whose layers are there is read and compared with them byte by byte, which says something of
+disks that the server made, too. Nothing is mended: it says what to do.
+
 The exit status is 1 if anything is damaged, after a repair if anything still is.`,
 		Example: `  vic check --store /var/lib/vic --deep
-  vic check --store /var/lib/vic --deep --repair`,
+  vic check --store /var/lib/vic --deep --repair
+  vic check --target vcenter --user admin --thumbprint 1A:2B:... --image-store datastore1/vic --deep`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.drop && !f.repair {
@@ -45,10 +52,16 @@ The exit status is 1 if anything is damaged, after a repair if anything still is
 			if len(f.insecure) > 0 && !f.repair {
 				return usageErrorf("--insecure-registry is about --repair, which is not given")
 			}
-			return withStore(cmd, dir, func(s *layerstore.Store) error { return check(cmd.Context(), cmd, s, f) })
+			if err := store.check(cmd.Flags(), only{local: []string{"repair", "drop", "insecure-registry"}}, true); err != nil {
+				return err
+			}
+			if store.imageStore != "" {
+				return store.withRemote(cmd, func(s *datastore.Store) error { return checkRemote(cmd, s, store.dir, f) })
+			}
+			return withStore(cmd, store.dir, func(s *layerstore.Store) error { return check(cmd.Context(), cmd, s, f) })
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
 	jsonFlag(cmd, &f.asJSON)
 	insecureFlag(cmd, &f.insecure)
 	cmd.Flags().BoolVar(&f.deep, "deep", false, "also read every byte of every disk, and rebuild every layer's tar:\nit must have the digest that the image's config gives")
@@ -111,19 +124,23 @@ func check(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, f check
 	} else {
 		result.Left = result.Findings
 	}
+	clear()
+	return result.end(cmd, f.asJSON)
+}
+
+// end tells the outcome, and is an error if something is damaged.
+func (result *checked) end(cmd *cobra.Command, asJSON bool) (err error) {
 	damaged := 0
 	for _, x := range result.Left {
 		if !x.Harmless {
 			damaged++
 		}
 	}
-	clear()
 	result.Sound = damaged == 0
-	var err error
-	if f.asJSON {
+	if asJSON {
 		err = printJSON(cmd, result)
 	} else if result.Sound {
-		_, err = fmt.Fprintln(out, "the store is sound")
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), "the store is sound")
 	}
 	if damaged > 0 {
 		err = errors.Join(err, fmt.Errorf("%d things are damaged: do as it says below each", damaged))

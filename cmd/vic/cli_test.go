@@ -52,7 +52,7 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"init", "--store", store + "-1", "--depth", "3"}, "from 4 to 500", 1},
 		{[]string{"init", "--store", store + "-2", "--capacity", "1000"}, "not a multiple of 65536", 1},
 		{[]string{"init", "--store", store + "-3", "--capacity", "-1G"}, "--capacity", 2},
-		{[]string{"ls"}, `required flag(s) "store" not set`, 2},
+		{[]string{"ls"}, "name a store: --store DIR, or --image-store", 2},
 		{[]string{"disk", "--store", store, "busybox"}, "vic pull gets it", 1},
 		{[]string{"pull", "--store", store, "Bad"}, "invalid reference format", 2},
 		{[]string{"pull", "--store", store, "--platform", "a/b/c/d", "127.0.0.1:1/x"}, "--platform", 2},

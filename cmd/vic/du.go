@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
 )
 
 // usage is what the layers of a store take on the datastore, in bytes.
@@ -28,17 +29,19 @@ type imageUsage struct {
 }
 
 func duCommand() *cobra.Command {
-	var dir string
+	var store storeFlags
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "du --store DIR",
+		Use:   "du {--store DIR | --image-store DATASTORE}",
 		Short: "Tell what images take, shared and alone",
 		Long: `Tell how many bytes the layers of each image take on the datastore, and how many of them it shares with
 other images. OWN is what removing the image frees, if no container needs it. Unused layers are those
-of no image: vic gc removes them, unless a container or a pull in flight needs them.`,
+of no image: vic gc removes them, unless a container or a pull in flight needs them.
+
+On a datastore it is the disks that are counted, of the images of all VCHs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
+			return store.with(cmd, only{}, func(s *layerstore.Store) error {
 				u, err := usageOf(s)
 				if err != nil {
 					return err
@@ -47,10 +50,10 @@ of no image: vic gc removes them, unless a container or a pull in flight needs t
 					return printJSON(cmd, u)
 				}
 				return u.print(cmd)
-			})
+			}, func(s *datastore.Store) error { return duRemote(cmd, s, asJSON) })
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }

@@ -3,16 +3,18 @@ package main
 import (
 	"io"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
-	"vic/layerstore"
+	"vic/diskfs"
 )
 
 func exportCommand() *cobra.Command {
-	var dir, output string
+	var store storeFlags
+	var output string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "export --store DIR [-o FILE] REF",
+		Use:   "export {--store DIR | --image-store DATASTORE} [-o FILE] REF",
 		Short: "Write an image's root file system as one tar",
 		Long: `Write the root file system of an image, all layers in one, as a tar that docker import and GNU tar read.
 It begins with the root; names are in ascending order, and equal images give equal bytes. Hard links,
@@ -28,15 +30,11 @@ REF is a name as docker has it, or the beginning of an image's ID or of a layer'
 			if err := checkJSON(asJSON, output); err != nil {
 				return err
 			}
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
-				chain, err := findChain(s, dir, args[0])
-				if err != nil {
-					return err
-				}
+			return withRootFS(cmd, &store, args[0], func(chain digest.Digest, f *diskfs.FS) error {
 				m := newMeter(cmd.ErrOrStderr(), "export")
 				defer m.clear()
-				err = writeOutput(cmd, output, func(w io.Writer) error {
-					return s.Export(cmd.Context(), chain, io.MultiWriter(w, m))
+				err := writeOutput(cmd, output, func(w io.Writer) error {
+					return f.WriteTar(contextWriter{cmd.Context(), io.MultiWriter(w, m)})
 				})
 				if err != nil || !asJSON {
 					return err
@@ -45,7 +43,7 @@ REF is a name as docker has it, or the beginning of an image's ID or of a layer'
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
 	outputFlag(cmd, &output)
 	jsonFlag(cmd, &asJSON)
 	return cmd

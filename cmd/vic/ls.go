@@ -16,13 +16,14 @@ import (
 
 	"vic/diskfs"
 	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
 )
 
 func lsCommand() *cobra.Command {
-	var dir string
+	var store storeFlags
 	var long, asJSON bool
 	cmd := &cobra.Command{
-		Use:   "ls --store DIR [REF [PATH]]",
+		Use:   "ls {--store DIR | --image-store DATASTORE} [REF [PATH]]",
 		Short: "List images and layers, or what is in one",
 		Long: `Without REF, list the images of a store and the layers that they are made of.
 
@@ -30,36 +31,32 @@ SIZE is what the disks take on the datastore; images share layers, so the sizes 
 more than the store takes. A layer with no images is left over from a pull that did not end, unless a
 container needs it.
 
+On a datastore, VCH is who has the image; _seed is nobody: vic seed has brought it. Names are those that
+it had when the VCH last noted them. A disk may have several layers, and is listed by the topmost.
+
 With REF, list a directory of that image, or of the image that a layer and all below it make: REF is a
 name as docker has it, or the beginning of an image's ID or of a layer's chain ID. Symlinks lead to
 where they lead in the image. The long form has the type and permissions, the number of names, the
 numbers of owner and group, the size in bytes or the device's major and minor number, the time of the
 last change, and the name. On a terminal, names that could do something to it are quoted.`,
 		Example: `  vic ls --store /var/lib/vic
-  vic ls --store /var/lib/vic -l debian:12 /etc`,
+  vic ls --store /var/lib/vic -l debian:12 /etc
+  vic ls --target vcenter --user admin --thumbprint 1A:2B:... --image-store datastore1/vic`,
 		Args: cobra.MaximumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && long {
 				return usageErrorf("--long is for the files of an image: name one")
 			}
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
-				if len(args) == 0 {
-					return list(cmd, s, asJSON)
-				}
-				chain, err := findChain(s, dir, args[0])
-				if err != nil {
-					return err
-				}
-				f, err := s.RootFS(cmd.Context(), chain)
-				if err != nil {
-					return err
-				}
-				defer f.Close() // read only
+			if len(args) == 0 {
+				return store.with(cmd, only{}, func(s *layerstore.Store) error { return list(cmd, s, asJSON) },
+					func(s *datastore.Store) error { return listRemote(cmd, s, asJSON) })
+			}
+			return withRootFS(cmd, &store, args[0], func(_ digest.Digest, f *diskfs.FS) error {
 				at := "/"
 				if len(args) == 2 {
 					at = args[1]
 				}
-				d, err := readListing(f.FS, at, long)
+				d, err := readListing(f, at, long)
 				if err != nil {
 					return err
 				}
@@ -70,7 +67,7 @@ last change, and the name. On a terminal, names that could do something to it ar
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
 	jsonFlag(cmd, &asJSON)
 	cmd.Flags().BoolVarP(&long, "long", "l", false, "say all of each file that can be said in a line")
 	return cmd

@@ -15,26 +15,32 @@ import (
 
 	"vic/fetch"
 	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
 )
 
 func pullCommand() *cobra.Command {
-	var dir, platform string
+	var store storeFlags
+	var seed seedFlags
+	var platform string
 	var insecure []string
 	cmd := &cobra.Command{
-		Use:   "pull --store DIR REF",
+		Use:   "pull {--store DIR | --image-store DATASTORE} REF",
 		Short: "Pull an image without a daemon",
 		Long: `Pull an image into a store, as docker pull does through vic serve. A vic serve on the same store may be
 running, and has the image as soon as it is complete.
 
+With --image-store the image is brought to a store on a datastore, for VCHs to come, as vic seed does.
+
 Credentials are those that docker login has put into ~/.docker/config.json (or $DOCKER_CONFIG).`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
-				return pull(cmd.Context(), cmd, s, newRegistry(insecure), args[0], platform)
+			return store.withSeeds(cmd, seed, func(s *layerstore.Store, seeds *datastore.Store) error {
+				return pull(cmd.Context(), cmd, s, seeds, newRegistry(insecure), args[0], platform)
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
+	seed.add(cmd.Flags())
 	insecureFlag(cmd, &insecure)
 	cmd.Flags().StringVar(&platform, "platform", "", "`os/arch[/variant]` to choose from an image for several; default Linux on this machine's processor")
 	return cmd
@@ -50,7 +56,7 @@ func newRegistry(insecure []string) *fetch.Client {
 	return &fetch.Client{Insecure: insecure, Proxy: http.ProxyFromEnvironment, UserAgent: "vic/" + version}
 }
 
-func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, registry *fetch.Client, text, platform string) error {
+func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, seeds *datastore.Store, registry *fetch.Client, text, platform string) error {
 	ref, err := reference.ParseDockerRef(text)
 	if err != nil {
 		return usageErrorf("image name %q: %w", text, err)
@@ -71,6 +77,11 @@ func pull(ctx context.Context, cmd *cobra.Command, s *layerstore.Store, registry
 	}})
 	if err != nil {
 		return advise(err, reference.Domain(ref))
+	}
+	if seeds != nil {
+		if err := seeds.AddNames(ctx, img.ID, ref.String()); err != nil {
+			return err
+		}
 	}
 	bar.end()
 	state := "up to date"

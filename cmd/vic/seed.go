@@ -23,14 +23,17 @@ import (
 	"vic/fetch"
 	"vic/fetch/archive"
 	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
 )
 
 func seedCommand() *cobra.Command {
-	var dir, list, platform, name string
+	var store storeFlags
+	var seed seedFlags
+	var list, platform, name string
 	var insecure []string
 	sd := &seeding{}
 	cmd := &cobra.Command{
-		Use:   "seed --store DIR [-f FILE] [SOURCE...]",
+		Use:   "seed {--store DIR | --image-store DATASTORE} [-f FILE] [SOURCE...]",
 		Short: "Bring many images into a store",
 		Long: `Bring images into a store before they are needed, several at a time. A vic serve on the same store may
 be running, and has each image as soon as it is complete.
@@ -53,11 +56,17 @@ gives it one.
 FILE has a source in each line, and a NAME for it behind a space if its own will not do. Empty lines and
 what follows a # are left out.
 
+With --image-store, images are brought to a store on a datastore, which is made if it is not there: VCHs that
+pull one of them later find its disks. They belong to no VCH, and stay until vic rm --image-store removes
+them. They pass through a store of this machine, --store or a temporary one in $TMPDIR, where an image
+takes as much room as on the datastore.
+
 An image that fails does not stop the others; if any did, the exit code is 1.`,
 		Example: `  vic seed --store /var/lib/vic debian:12 nginx:1.29
   vic seed --store /var/lib/vic -f images.txt
   vic seed --store /var/lib/vic oci:./debian:12 --name debian:12
-  docker save app:1 | vic seed --store /var/lib/vic -`,
+  docker save app:1 | vic seed --store /var/lib/vic -
+  vic seed --target vcenter --user admin --thumbprint 1A:2B:... --image-store datastore1/vic debian:12 app.tar`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sources, err := seedSources(cmd, args, list, name)
 			if err != nil {
@@ -73,13 +82,14 @@ An image that fails does not stop the others; if any did, the exit code is 1.`,
 			if sd.parallel < 1 {
 				return usageErrorf("--parallel: at least 1")
 			}
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
-				sd.store, sd.registry, sd.cmd = s, newRegistry(insecure), cmd
+			return store.withSeeds(cmd, seed, func(s *layerstore.Store, seeds *datastore.Store) error {
+				sd.store, sd.seeds, sd.registry, sd.cmd = s, seeds, newRegistry(insecure), cmd
 				return sd.run(sources)
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
+	seed.add(cmd.Flags())
 	insecureFlag(cmd, &insecure)
 	f := cmd.Flags()
 	f.StringVarP(&list, "file", "f", "", "`FILE` with sources, one a line; - is standard input")
@@ -233,6 +243,7 @@ func parseSeedName(name string) (reference.Named, error) {
 type seeding struct {
 	cmd      *cobra.Command
 	store    *layerstore.Store
+	seeds    *datastore.Store // behind it; nil without --image-store
 	registry *fetch.Client
 	platform *ocispec.Platform
 	parallel int
@@ -369,6 +380,17 @@ func (sd *seeding) pull(ctx context.Context, src layerstore.Source, name referen
 		return r
 	}
 	r.Image = img.ID
+	if sd.seeds != nil {
+		var texts []string
+		for _, ref := range append(tags, name) {
+			if ref != nil {
+				texts = append(texts, ref.String())
+			}
+		}
+		if err := sd.seeds.AddNames(ctx, img.ID, texts...); err != nil {
+			r.Error = err.Error()
+		}
+	}
 	return r
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
 )
 
 // storeFlag adds --store to a command.
@@ -38,18 +39,19 @@ func logger(cmd *cobra.Command, level slog.Level) *slog.Logger {
 func short(d digest.Digest) string { return d.Encoded()[:12] }
 
 func diskCommand() *cobra.Command {
-	var dir string
+	var store storeFlags
 	cmd := &cobra.Command{
-		Use:   "disk --store DIR REF",
+		Use:   "disk {--store DIR | --image-store DATASTORE} REF",
 		Short: "Print the path of an image's top VMDK",
 		Long: `Print the path of the descriptor of an image's top disk. QEMU and its tools open it with the whole
-chain below: qemu-img info, qemu-img convert, qemu-nbd --read-only. Nothing may write to it.
+chain below: qemu-img info, qemu-img convert, qemu-nbd --read-only. Nothing may write to it. On a datastore it
+is the datastore path, [DATASTORE] FOLDER/FILE, as vSphere's clients take it.
 
 REF is a name as docker has it, or the beginning of an image's ID.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
-				img, err := findImage(s, dir, args[0])
+			return store.with(cmd, only{}, func(s *layerstore.Store) error {
+				img, err := findImage(s, store.dir, args[0])
 				if err != nil {
 					return err
 				}
@@ -59,10 +61,17 @@ REF is a name as docker has it, or the beginning of an image's ID.`,
 				}
 				_, err = fmt.Fprintln(cmd.OutOrStdout(), path)
 				return err
+			}, func(s *datastore.Store) error {
+				name, err := findDisk(cmd.Context(), s, args[0])
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), s.DiskPath(name))
+				return err
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
 	return cmd
 }
 
@@ -84,16 +93,19 @@ func findChain(s *layerstore.Store, dir, ref string) (digest.Digest, error) {
 }
 
 func rmCommand() *cobra.Command {
-	var dir string
+	var store storeFlags
 	var force bool
 	cmd := &cobra.Command{
-		Use:   "rm --store DIR REF...",
+		Use:   "rm {--store DIR | --image-store DATASTORE} REF...",
 		Short: "Remove names of images, and what nothing needs any more",
 		Long: `Remove a name of an image. With its last name the image goes, and every layer that no other image and
-no container needs. An ID instead of a name removes the image with all its names.`,
+no container needs. An ID instead of a name removes the image with all its names.
+
+On a datastore it is images that vic seed has brought which are removed. What a VCH has is removed there, with
+docker rmi, and its disks stay as long.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
+			return store.with(cmd, only{local: []string{"force"}}, func(s *layerstore.Store) error {
 				var failed error
 				for _, ref := range args {
 					deleted, err := s.Remove(ref, layerstore.RemoveOptions{Force: force})
@@ -107,10 +119,10 @@ no container needs. An ID instead of a name removes the image with all its names
 					failed = errors.Join(failed, err)
 				}
 				return failed
-			})
+			}, func(s *datastore.Store) error { return rmRemote(cmd, s, args) })
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also an image that a container uses, or that has names in several repositories;\nlayers that containers need stay")
 	return cmd
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
 	"vic/containervm"
@@ -18,11 +19,13 @@ import (
 	datastore "vic/layerstore/vsphere"
 )
 
-// A tidier has the image store on a datastore forget the images that the VCH needs no more, and their disks go.
+// A tidier has the image store on a datastore forget the images that the VCH needs no more, and their disks go, and notes the names of the
+// others.
 type tidier struct {
 	published func() []digest.Digest                 // images that the datastore got since the beginning
 	needed    func() (map[digest.Digest]bool, error) // images that are there, or that containers are made of
 	tidy      func(context.Context) error
+	note      func(context.Context) error // notes what images are called
 	reach     func(context.Context) error // waits for vSphere
 	log       *slog.Logger
 
@@ -43,11 +46,12 @@ func (h *host) tidy(images *datastore.Store, driver *vsphere.Driver, log *slog.L
 			return err
 		}
 		removed, err := images.Sweep(ctx)
-		if len(removed) > 0 {
-			log.Info("disks removed from the datastore", "disks", len(removed))
+		if len(removed.Disks) > 0 {
+			log.Info("disks removed from the datastore", "disks", len(removed.Disks), "bytes", removed.Bytes)
 		}
 		return err
 	}
+	t.note = func(ctx context.Context) error { return noteNames(ctx, h.store, images) }
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	unsubscribe := h.containers.Subscribe(func(e containervm.Event) {
@@ -107,13 +111,16 @@ func (t *tidier) run(ctx context.Context) {
 				err = t.tidy(ctx)
 			}
 			if err == nil {
+				err = t.note(ctx)
+			}
+			if err == nil {
 				before = now
 				break
 			}
 			if ctx.Err() != nil {
 				return
 			}
-			t.log.Warn("remove disks of removed images from the datastore", "error", err)
+			t.log.Warn("bring the image store on the datastore up to date", "error", err)
 			select {
 			case <-time.After(rest):
 			case <-ctx.Done():
@@ -141,4 +148,23 @@ func lacks(now map[digest.Digest]bool, ids iter.Seq[digest.Digest]) bool {
 		}
 	}
 	return false
+}
+
+// noteNames notes on the datastore what the images of the local store are called: by tags, or by digests where there are none.
+func noteNames(ctx context.Context, local *layerstore.Store, images *datastore.Store) error {
+	refs, err := local.Names()
+	if err != nil {
+		return err
+	}
+	names := map[digest.Digest][]string{}
+	for id, list := range refs {
+		tags := slices.DeleteFunc(slices.Clone(list), func(ref reference.Named) bool { _, tagged := ref.(reference.Tagged); return !tagged })
+		if len(tags) == 0 {
+			tags = list
+		}
+		for _, ref := range tags {
+			names[id] = append(names[id], ref.String())
+		}
+	}
+	return images.NoteNames(ctx, names)
 }

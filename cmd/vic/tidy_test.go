@@ -74,7 +74,8 @@ func TestTidier(t *testing.T) {
 					return ctx.Err()
 				}
 			},
-			log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1),
+			note: func(context.Context) error { return nil },
+			log:  slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1),
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup

@@ -1,17 +1,13 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -27,9 +23,8 @@ import (
 
 // vsphereFlags are what vic serve is told of vSphere.
 type vsphereFlags struct {
-	target, user, passwordFile string
-	thumbprint, targetCA       string
-	datacenter, pool, folder   string
+	siteFlags
+	pool, folder               string
 	name                       string
 	imageStore, containerStore string
 	volumeStores               []string
@@ -49,12 +44,7 @@ type vsphereFlags struct {
 func (v *vsphereFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	v.names = named(fl, func() {
-		fl.StringVar(&v.target, "target", "", "`HOST[:PORT]` of the vCenter or ESXi host")
-		fl.StringVar(&v.user, "user", "", "`name` to log in with; the password is in $VIC_PASSWORD or --password-file")
-		fl.StringVar(&v.passwordFile, "password-file", "", "`file` with the password")
-		fl.StringVar(&v.thumbprint, "thumbprint", "", "SHA-1 or SHA-256 `digest` of the target's certificate, in hex with colons; without it an authority must vouch for it")
-		fl.StringVar(&v.targetCA, "target-ca", "", "`file` of the authorities that vouch for the target's certificate, PEM; default those of this machine")
-		fl.StringVar(&v.datacenter, "datacenter", "", "`name` of the datacenter; default the only one")
+		v.siteFlags.add(fl)
 		fl.StringVar(&v.pool, "compute-resource", "", "inventory `path` of the resource pool for container VMs; default the only one")
 		fl.StringVar(&v.folder, "vm-folder", "", "inventory `path` of the folder for container VMs; default the datacenter's")
 		fl.StringVar(&v.name, "name", "virtual-container-host", "`name` of this virtual container host; no other on the same stores may have it")
@@ -76,17 +66,19 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 
 // vsphereSettings are what the flags say that is more than text.
 type vsphereSettings struct {
-	bridges    netip.Prefix // of what subnets are chosen
-	capacity   int64        // of root disks, bytes; 0 is that of the store
-	external   []containervm.ContainerNetwork
-	serialHost string // of --serial-address: a host's or an interface's name, or an address
-	serialPort string
+	images, containers location
+	volumes            map[string]location // by label
+	bridges            netip.Prefix        // of what subnets are chosen
+	external           []containervm.ContainerNetwork
+	serialHost         string // of --serial-address: a host's or an interface's name, or an address
+	serialPort         string
+	capacity           int64 // of root disks, bytes; 0 is that of the store
 }
 
 // parse reads the flags. The error has all that is wrong with them.
 func (v *vsphereFlags) parse() (set vsphereSettings, err error) {
-	var errs []error
-	for _, f := range []struct{ name, value string }{{"target", v.target}, {"user", v.user}, {"image-store", v.imageStore}, {"serial-address", v.serial}, {"name", v.name}} {
+	errs := []error{v.siteFlags.check("--driver vsphere")}
+	for _, f := range []struct{ name, value string }{{"image-store", v.imageStore}, {"serial-address", v.serial}, {"name", v.name}} {
 		if f.value == "" {
 			errs = append(errs, usageErrorf("--driver vsphere needs --%s", f.name))
 		}
@@ -94,8 +86,16 @@ func (v *vsphereFlags) parse() (set vsphereSettings, err error) {
 	if (v.bridge == "") != (v.bridgeInterface == "") {
 		errs = append(errs, usageErrorf("--bridge-network and --bridge-interface are of no use without one another"))
 	}
-	if v.thumbprint != "" && v.targetCA != "" {
-		errs = append(errs, usageErrorf("--thumbprint and --target-ca: give one of them"))
+	if set.images, err = parseLocation("image-store", v.imageStore, imageFolder); v.imageStore != "" {
+		errs = append(errs, err)
+	}
+	if set.containers = (location{set.images.datastore, v.name}); v.containerStore != "" {
+		set.containers, err = parseLocation("container-store", v.containerStore, v.name)
+		errs = append(errs, err)
+	}
+	set.volumes = map[string]location{}
+	for _, text := range v.volumeStores {
+		errs = append(errs, set.addVolumes(text))
 	}
 	if v.serial != "" {
 		set.serialHost, set.serialPort, err = parseSerial(v.serial)
@@ -126,47 +126,48 @@ func (v *vsphereFlags) parse() (set vsphereSettings, err error) {
 // maxRangeBits is the longest prefix that a network.Options.Range has, maxWidth the greatest Width.
 const maxRangeBits, maxWidth = 26, 29
 
-// password is $VIC_PASSWORD or what the file says, less the newline at its end.
-func (v *vsphereFlags) password() (string, error) {
-	if v.passwordFile == "" {
-		if p, ok := os.LookupEnv("VIC_PASSWORD"); ok {
-			return p, nil
-		}
-		return "", usageErrorf("there is no password for %s: set VIC_PASSWORD or give --password-file", v.user)
-	}
-	text, err := os.ReadFile(v.passwordFile)
+// A location is a folder on a datastore.
+type location struct{ datastore, folder string }
+
+// parseLocation reads a flag that has one. Folder is that of one that names none.
+func parseLocation(flag, text, folder string) (location, error) {
+	name, at, err := datastore.ParseLocation(text, folder)
 	if err != nil {
-		return "", err
+		return location{}, usageErrorf("--%s: %w", flag, err)
 	}
-	return strings.TrimRight(string(text), "\r\n"), nil
+	return location{name, at}, nil
 }
 
-// folderOn takes DATASTORE[/FOLDER] apart.
-func folderOn(spec, otherwise string) (name, folder string) {
-	name, folder, _ = strings.Cut(spec, "/")
-	return name, cmp.Or(path.Clean("/" + folder)[1:], otherwise)
+// open opens it on a session.
+func (l location) open(ctx context.Context, session *datastore.Session, datacenter, flag string) (*datastore.Datastore, error) {
+	d, err := session.OpenDatastore(ctx, datacenter, l.datastore, l.folder)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	}
+	return d, nil
+}
+
+// addVolumes reads a --volume-store.
+func (set *vsphereSettings) addVolumes(text string) error {
+	where, label, ok := cutLast(text, ":")
+	name, folder, err := datastore.ParseLocation(where, "")
+	if !ok || label == "" || err != nil || folder == "" {
+		return usageErrorf("--volume-store %s: it must be DATASTORE/FOLDER:LABEL", text)
+	}
+	if _, twice := set.volumes[label]; twice {
+		return usageErrorf("--volume-store: there are two of the label %s", label)
+	}
+	set.volumes[label] = location{name, folder}
+	return nil
 }
 
 func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options, networks network.Options, log *slog.Logger) (err error) {
 	v, set := f.vsphere, f.vsphere.settings
-	password, err := v.password()
+	session, logout, err := v.connect(ctx, log)
 	if err != nil {
 		return err
 	}
-	session, err := datastore.Connect(ctx, datastore.Endpoint{
-		Server: v.target, User: v.user, Password: password, Thumbprint: v.thumbprint, CAFile: v.targetCA, Log: log,
-	})
-	if err != nil {
-		return err
-	}
-	h.closers = append(h.closers, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), logoutTime)
-		defer cancel()
-		if err := session.Close(ctx); err != nil && !errors.Is(err, datastore.ErrUnavailable) { // it ends by itself
-			return err
-		}
-		return nil
-	})
+	h.closers = append(h.closers, logout)
 	volumes, err := h.openVolumes(ctx, v, session, log)
 	if err != nil {
 		return err
@@ -176,10 +177,9 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 		return err
 	}
 	h.adoptVolumes(ctx, volumes, log)
-	ds, folder := folderOn(v.containerStore, v.name)
-	containers, err := session.OpenDatastore(ctx, v.datacenter, cmp.Or(ds, imageDatastore(v)), folder)
+	containers, err := set.containers.open(ctx, session, v.datacenter, "container-store")
 	if err != nil {
-		return fmt.Errorf("--container-store: %w", err)
+		return err
 	}
 	m, state, err := h.buildMedium(ctx, guest)
 	if err != nil {
@@ -223,20 +223,11 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	return err
 }
 
-// logoutTime bounds the wait for a vCenter that does not answer a farewell.
-const logoutTime = 5 * time.Second
-
-func imageDatastore(v vsphereFlags) string {
-	name, _ := folderOn(v.imageStore, "")
-	return name
-}
-
 // openImages opens the image store on its datastore, and the local one, whose images it has as well.
 func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastore.Session, local string, volumes *datastore.Volumes, log *slog.Logger) (*datastore.Store, error) {
-	name, folder := folderOn(v.imageStore, "vic")
-	d, err := session.OpenDatastore(ctx, v.datacenter, name, folder)
+	d, err := v.settings.images.open(ctx, session, v.datacenter, "image-store")
 	if err != nil {
-		return nil, fmt.Errorf("--image-store: %w", err)
+		return nil, err
 	}
 	own, err := ownVM(ctx, session, log)
 	if err != nil {
@@ -258,18 +249,10 @@ func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastor
 // openVolumes opens the folders of volumes.
 func (h *host) openVolumes(ctx context.Context, v vsphereFlags, session *datastore.Session, log *slog.Logger) (*datastore.Volumes, error) {
 	folders := map[string]*datastore.Datastore{}
-	for _, text := range v.volumeStores {
-		where, label, ok := cutLast(text, ":")
-		name, folder := folderOn(where, "")
-		switch {
-		case !ok || label == "" || name == "" || folder == "":
-			return nil, usageErrorf("--volume-store %s: it must be DATASTORE/FOLDER:LABEL", text)
-		case folders[label] != nil:
-			return nil, usageErrorf("--volume-store: there are two of the label %s", label)
-		}
-		d, err := session.OpenDatastore(ctx, v.datacenter, name, folder)
+	for label, l := range v.settings.volumes {
+		d, err := l.open(ctx, session, v.datacenter, "volume-store")
 		if err != nil {
-			return nil, fmt.Errorf("--volume-store %s: %w", text, err)
+			return nil, err
 		}
 		folders[label] = d
 	}

@@ -25,6 +25,15 @@ type Disk struct {
 	stop   context.CancelFunc
 }
 
+// Chain is the chain ID of the topmost layer in it, "" if it has none.
+func (d *Disk) Chain() digest.Digest {
+	if len(d.Names) == 0 {
+		return ""
+	}
+	chain, _ := chainOf(d.Names[0]) // which it was opened by
+	return chain
+}
+
 // Close ends all reads.
 func (d *Disk) Close() error {
 	d.stop()
@@ -42,7 +51,12 @@ func (s *Store) OpenImage(ctx context.Context, id digest.Digest) (*Disk, error) 
 
 // OpenDisk opens a disk of the store with all below it, for reading until it is closed or ctx ends. The error is fs.ErrNotExist if it is not
 // there or not complete, ErrForeign if it cannot be read.
-func (s *Store) OpenDisk(ctx context.Context, name string) (_ *Disk, err error) {
+func (s *Store) OpenDisk(ctx context.Context, name string) (*Disk, error) {
+	return s.openDisk(ctx, name, s.cache)
+}
+
+// openDisk is OpenDisk with another cache than that of the Store.
+func (s *Store) openDisk(ctx context.Context, name string, c *cache) (_ *Disk, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
@@ -64,7 +78,7 @@ func (s *Store) OpenDisk(ctx context.Context, name string) (_ *Disk, err error) 
 			parent = rec.Parent
 			d.Names = append(d.Names, name)
 		}
-		link, err := s.openLink(ctx, name)
+		link, err := s.openLink(ctx, name, c)
 		if err != nil {
 			return nil, fmt.Errorf("disk %s: %w", s.DiskPath(name), err)
 		}
@@ -79,8 +93,8 @@ func (s *Store) OpenDisk(ctx context.Context, name string) (_ *Disk, err error) 
 }
 
 // openLink opens one disk of a chain.
-func (s *Store) openLink(ctx context.Context, name string) (vmdk.Link, error) {
-	return s.d.openLink(ctx, path.Join(disksFolder, name), s.cache)
+func (s *Store) openLink(ctx context.Context, name string, c *cache) (vmdk.Link, error) {
+	return s.d.openLink(ctx, path.Join(disksFolder, name), c)
 }
 
 // openLink opens a disk, less its suffix, without those below it, to be read through a cache.

@@ -50,7 +50,7 @@ type CheckOptions struct {
 // the sizes and content IDs that its record has, and all its parents; of each image of any VCH that its disks are there. Pulls and
 // removals may go on meanwhile. The error says that it could not do its work; it is nil however many findings there are.
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(layerstore.Finding)) (*Checked, error) {
-	c := &checker{s: s, o: o, tell: report, files: map[string]map[string]int64{}, records: map[string]*diskRecord{}, bad: map[string]bool{}, users: map[string][]string{}}
+	c := &checker{s: s, o: o, tell: report, files: map[string]map[string]int64{}, records: map[string]*diskRecord{}, bad: map[string]bool{}, cache: newCache(), users: map[string][]string{}}
 	if err := c.run(ctx); err != nil {
 		return nil, fmt.Errorf("check image store %s: %w", s.d.Path("."), err)
 	}
@@ -65,6 +65,7 @@ type checker struct {
 	records map[string]*diskRecord
 	bad     map[string]bool     // disks about which there are findings
 	users   map[string][]string // of disks: the images that need them
+	cache   *cache              // of its own: what others have read may have been damaged since
 	done    Checked
 }
 
@@ -236,7 +237,7 @@ func (c *checker) extent(ctx context.Context, name string, rec *diskRecord) erro
 		c.problem(name, adviceRemake, "its extent has %d bytes and had %d", size, rec.Size)
 		return nil
 	}
-	_, err := c.s.openLink(ctx, name)
+	_, err := c.s.openLink(ctx, name, c.cache)
 	var format *vmdk.FormatError
 	switch {
 	case errors.Is(err, ErrForeign):
@@ -329,7 +330,7 @@ func (c *checker) compare(ctx context.Context, name string, rec *diskRecord) err
 		return err
 	}
 	defer local.Close() // read only
-	remote, err := c.s.OpenDisk(ctx, name)
+	remote, err := c.s.openDisk(ctx, name, c.cache)
 	switch {
 	case errors.Is(err, ErrForeign):
 		return nil // it was counted

@@ -272,13 +272,7 @@ func (d *Datastore) list(ctx context.Context, name string) ([]Entry, error) {
 	}
 	var out []Entry
 	for _, f := range found.File {
-		i := f.GetFileInfo()
-		_, dir := f.(*types.FolderFileInfo)
-		e := Entry{Name: i.Path, Size: i.FileSize, Dir: dir}
-		if i.Modification != nil {
-			e.Time = *i.Modification
-		}
-		out = append(out, e)
+		out = append(out, newEntry(f))
 	}
 	return out, nil
 }
@@ -298,6 +292,16 @@ func (d *Datastore) move(ctx context.Context, from, to string) error {
 		err = fs.ErrExist
 	}
 	return d.wrap("move", from, err)
+}
+
+func newEntry(f types.BaseFileInfo) Entry {
+	i := f.GetFileInfo()
+	_, dir := f.(*types.FolderFileInfo)
+	e := Entry{Name: i.Path, Size: i.FileSize, Dir: dir}
+	if i.Modification != nil {
+		e.Time = *i.Modification
+	}
+	return e
 }
 
 // Put writes a file of so many bytes, in place of what had that name: a broken connection or a lost session has it begun again.

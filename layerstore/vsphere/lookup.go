@@ -4,16 +4,14 @@ package vsphere
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
-	"vic/diskfs"
 	"vic/layerstore"
 )
 
@@ -95,23 +93,30 @@ func FindImage(images []*Image, ref string) (*Image, error) {
 	return nil, fmt.Errorf("image %q is %s: name one by its ID: %w", ref, strings.Join(texts, "; "), layerstore.ErrAmbiguous)
 }
 
-// OpenLayer opens a disk that shows a layer, for reading until it is closed or ctx ends. The error is fs.ErrNotExist if there is none that is
-// complete, ErrForeign if it cannot be read.
-func (s *Store) OpenLayer(ctx context.Context, chain digest.Digest) (*Disk, error) {
-	if err := s.look(ctx); err != nil {
-		return nil, err
+// FindDisk returns the name of a disk that is complete, by the beginning of its name or of its layer's chain ID. The error is
+// layerstore.ErrNotFound or ErrAmbiguous.
+func (s *Store) FindDisk(ctx context.Context, ref string) (string, error) {
+	disks, err := s.Disks(ctx)
+	if err != nil {
+		return "", err
 	}
-	s.mu.Lock()
-	names := slices.Sorted(slices.Values(s.disks[chain]))
-	s.mu.Unlock()
-	err := fmt.Errorf("layer %s: %w", chain, fs.ErrNotExist)
-	for _, name := range names {
-		var d *Disk
-		if d, err = s.OpenDisk(ctx, name); err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return d, err
+	begin := strings.TrimPrefix(ref, digest.SHA256.String()+":")
+	var found []string
+	layers := 0
+	for _, chain := range slices.Sorted(maps.Keys(disks)) {
+		names := slices.DeleteFunc(disks[chain], func(name string) bool { return begin == "" || !strings.HasPrefix(name, begin) })
+		if len(names) > 0 {
+			found = append(found, names[0]) // others show the same
+			layers++
 		}
 	}
-	return nil, err
+	switch layers {
+	case 0:
+		return "", fmt.Errorf("image or layer %q: %w", ref, layerstore.ErrNotFound)
+	case 1:
+		return found[0], nil
+	}
+	return "", fmt.Errorf("layer %q: %d layers have a chain ID that begins so: %w", ref, layers, layerstore.ErrAmbiguous)
 }
 
 // Disks are the names of the disks that are complete, ascending, by the chain ID of the topmost layer in them.
@@ -127,26 +132,3 @@ func (s *Store) Disks(ctx context.Context) (map[digest.Digest][]string, error) {
 	}
 	return disks, nil
 }
-
-// RootFS opens the file system that a disk shows. What reads it fails when ctx has ended. The caller closes it.
-func (s *Store) RootFS(ctx context.Context, disk string) (*FS, error) {
-	d, err := s.OpenDisk(ctx, disk)
-	if err != nil {
-		return nil, err
-	}
-	f, err := diskfs.Open(d, d.Capacity())
-	if err != nil {
-		d.Close() // read only
-		return nil, fmt.Errorf("open file system of disk %s: %w", s.DiskPath(disk), err)
-	}
-	return &FS{f, d}, nil
-}
-
-// An FS is the file system on a Disk.
-type FS struct {
-	*diskfs.FS
-	disk *Disk
-}
-
-// Close ends all reads.
-func (f *FS) Close() error { return f.disk.Close() }

@@ -168,10 +168,10 @@ func StoreCapacity(ctx context.Context, d *Datastore) (int64, error) {
 	return rec.Capacity, err
 }
 
-// FindStore opens the store in a datastore's folder for those who are no VCH, to look at it and to sweep it. The error is fs.ErrNotExist if
-// there is none.
+// FindStore opens the store in a datastore's folder, for Seeds, without making anything there: to look at it, to sweep it, to forget what was
+// brought. The error is fs.ErrNotExist if there is none.
 func FindStore(ctx context.Context, d *Datastore, log *slog.Logger) (*Store, error) {
-	s := newStore(d, StoreOptions{Log: log})
+	s := newStore(d, StoreOptions{VCH: Seeds, Log: log})
 	err := s.open(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("there is no image store in %s: %w", d.Path("."), err)

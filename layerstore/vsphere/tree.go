@@ -59,9 +59,9 @@ func (d *Datastore) tree(ctx context.Context, name string) ([]Entry, error) {
 			return nil, fmt.Errorf("the search in %s found %s", root, at)
 		}
 		for _, f := range folder.File {
-			if _, dir := f.(*types.FolderFileInfo); !dir {
-				i := f.GetFileInfo()
-				out = append(out, Entry{Name: path.Join(rest, i.Path), Size: i.FileSize})
+			if e := newEntry(f); !e.Dir {
+				e.Name = path.Join(rest, e.Name)
+				out = append(out, e)
 			}
 		}
 	}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
+)
+
+// storeFlags name a store: a folder of this machine, or one on a datastore of vSphere.
+type storeFlags struct {
+	dir        string
+	imageStore string
+	site       siteFlags
+	siteNames  []string // of the flags that are of use with --image-store alone
+}
+
+// add adds the flags to a command.
+func (f *storeFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.dir, "store", "", "`folder` of the store; made if it is not there")
+	fl.StringVar(&f.imageStore, "image-store", "", "in place of --store: `DATASTORE[/FOLDER]` of an image store on vSphere, as vic serve has it; the default folder is "+imageFolder)
+	f.siteNames = named(fl, func() { f.site.add(fl) })
+}
+
+// only names flags that are of no use with --image-store, or without it.
+type only struct {
+	local, remote []string
+}
+
+// check refuses flags that do not go together. With both, --store may be given beside --image-store.
+func (f *storeFlags) check(fl *pflag.FlagSet, o only, both bool) error {
+	refuse := func(names []string, why string) (err error) {
+		for _, name := range names {
+			if fl.Changed(name) {
+				err = errors.Join(err, usageErrorf("--%s %s", name, why))
+			}
+		}
+		return err
+	}
+	switch {
+	case f.imageStore == "" && f.dir == "":
+		return usageErrorf("name a store: --store DIR, or --image-store DATASTORE[/FOLDER] of vSphere")
+	case f.imageStore == "":
+		return refuse(append(f.siteNames, o.remote...), "is of no use without --image-store")
+	case f.dir != "" && !both:
+		return usageErrorf("--store and --image-store: give one of them")
+	}
+	_, err := parseLocation("image-store", f.imageStore, imageFolder)
+	return errors.Join(err, f.site.check("--image-store"), refuse(o.local, "does not work on a datastore"))
+}
+
+// with opens the store that the flags name for the time of a function. A store on a datastore must be there.
+func (f *storeFlags) with(cmd *cobra.Command, o only, local func(*layerstore.Store) error, remote func(*datastore.Store) error) error {
+	if err := f.check(cmd.Flags(), o, false); err != nil {
+		return err
+	}
+	if f.imageStore == "" {
+		return withStore(cmd, f.dir, local)
+	}
+	return f.withRemote(cmd, remote)
+}
+
+// withRemote opens a store on a datastore that is there.
+func (f *storeFlags) withRemote(cmd *cobra.Command, do func(*datastore.Store) error) error {
+	return f.withDatastore(cmd, func(d *datastore.Datastore, log *slog.Logger) error {
+		s, err := datastore.FindStore(cmd.Context(), d, log)
+		if err != nil {
+			return err
+		}
+		return do(s)
+	})
+}
+
+// seedFlags are of commands that bring images to a store on a datastore, which may be made for them.
+type seedFlags struct {
+	encoding, pool, folder string
+	names                  []string
+}
+
+func (f *seedFlags) add(fl *pflag.FlagSet) {
+	f.names = named(fl, func() {
+		fl.StringVar(&f.encoding, "image-format", "", "`format` of the disks of an image store that is made: vmfsSparse, blockWriter, flattened, or hosted, which only simulated hosts take; default what suits the datastore")
+		fl.StringVar(&f.pool, "compute-resource", "", "inventory `path` of the resource pool of VMs that bring flattened disks; default the only one")
+		fl.StringVar(&f.folder, "vm-folder", "", "inventory `path` of the folder of such VMs; default the datacenter's")
+	})
+}
+
+// withSeeds opens the store for images to be brought to: the one of this machine, or one on a datastore, whose images belong to no VCH, behind
+// a store of this machine through which they come: --store, or one for the time of this.
+func (f *storeFlags) withSeeds(cmd *cobra.Command, sf seedFlags, do func(local *layerstore.Store, seeds *datastore.Store) error) error {
+	if err := f.check(cmd.Flags(), only{remote: sf.names}, true); err != nil {
+		return err
+	}
+	if f.imageStore == "" {
+		return withStore(cmd, f.dir, func(s *layerstore.Store) error { return do(s, nil) })
+	}
+	return f.withDatastore(cmd, func(d *datastore.Datastore, log *slog.Logger) (err error) {
+		seeds, err := datastore.OpenStore(cmd.Context(), d, datastore.StoreOptions{
+			VCH: datastore.Seeds, Encoding: datastore.Encoding(sf.encoding), Place: datastore.Place{Pool: sf.pool, Folder: sf.folder}, Log: log,
+		})
+		if err != nil {
+			return err
+		}
+		dir := f.dir
+		if dir == "" {
+			if dir, err = os.MkdirTemp("", "vic-seed-"); err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		}
+		local, err := layerstore.Open(dir, layerstore.Options{Capacity: seeds.Capacity(), Mirror: seeds, Log: log})
+		if err != nil {
+			return fmt.Errorf("open store %s: %w", dir, err)
+		}
+		defer func() { err = errors.Join(err, local.Close()) }()
+		return do(local, seeds)
+	})
+}
+
+// withDatastore logs in and opens the folder of --image-store.
+func (f *storeFlags) withDatastore(cmd *cobra.Command, do func(*datastore.Datastore, *slog.Logger) error) (err error) {
+	l, err := parseLocation("image-store", f.imageStore, imageFolder)
+	if err != nil {
+		return err
+	}
+	log := logger(cmd, slog.LevelWarn)
+	session, logout, err := f.site.connect(cmd.Context(), log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, logout()) }()
+	d, err := l.open(cmd.Context(), session, f.site.datacenter, "image-store")
+	if err != nil {
+		return err
+	}
+	return do(d, log)
+}
+
+// findDisk returns the name of the disk that shows an image, or a layer by the beginning of its chain ID.
+func findDisk(ctx context.Context, s *datastore.Store, ref string) (string, error) {
+	img, err := s.Image(ctx, ref)
+	if err == nil {
+		return img.Disks[0], nil
+	}
+	if !errors.Is(err, layerstore.ErrNotFound) {
+		return "", err
+	}
+	name, findErr := s.FindDisk(ctx, ref)
+	if errors.Is(findErr, layerstore.ErrNotFound) {
+		return "", fmt.Errorf("%w: vic ls --image-store lists what is there, vic seed brings it", findErr)
+	}
+	return name, findErr
+}
