@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	"tether":                {"tether/guestrpc", "tether/wire"},
 	"layerstore":            {"diskfs", "layerstore/inflate", "vmdk"},
 	"layerstore/inflate":    {},
-	"layerstore/mount":      {"diskfs", "layerstore"},
+	"layerstore/mount":      {"diskfs", "layerstore", "vmdk"},
 	"layerstore/vsphere":    {"layerstore", "vmdk"},
 	"containervm":           {"diskfs", "layerstore", "tether/wire"},
 	"containervm/boot":      {},

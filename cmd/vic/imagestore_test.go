@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -197,6 +199,7 @@ func TestImageStore(t *testing.T) {
 			t.Errorf("a file of a layer: %q", got)
 		}
 	})
+	t.Run("mount", func(t *testing.T) { testImageStoreMount(t, s) })
 	t.Run("check", func(t *testing.T) { testImageStoreCheck(t, s) })
 	t.Run("gc", func(t *testing.T) {
 		top := strings.TrimSuffix(strings.TrimSpace(s.remoteOK("disk", s.ref)), ".vmdk")
@@ -261,6 +264,51 @@ func TestImageStore(t *testing.T) {
 			t.Errorf("check: %s", out)
 		}
 	})
+}
+
+// testImageStoreMount compares what the kernel shows of the datastore with what GNU tar unpacks of the local store's export.
+func testImageStoreMount(t *testing.T, s *imageShop) {
+	needTool(t, "fusermount3")
+	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
+		unable(t, errors.New("this takes root and /dev/fuse"))
+	}
+	dir, unpacked := s.path("mount"), s.path("unpacked")
+	for _, d := range []string{dir, unpacked} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.ok("export", "-o", s.path("root.tar"), s.ref)
+	tool(t, "tar", "-C", unpacked, "--numeric-owner", "--same-owner", "--xattrs", "--xattrs-include=*", "-xpf", s.path("root.tar"))
+	m := startMounting(t, exec.Command(os.Args[0]), dir, s.site...)
+	root := filepath.Join(dir, "images", filepath.FromSlash(s.ref), "rootfs")
+	listing := func(root string) string {
+		t.Helper()
+		return tool(t, "find", root, "-printf", "%P %M %n %U %G %s %T@ %l\n")
+	}
+	lines := func(text string) []string { return slices.Sorted(strings.Lines(text)) }
+	got, want := lines(listing(root)), lines(listing(unpacked))
+	for i := range min(len(got), len(want)) {
+		if strings.HasPrefix(want[i], " d") || strings.Fields(want[i])[1][0] == 'd' { // sizes of folders are of the file system that has them
+			continue
+		}
+		if got[i] != want[i] {
+			t.Errorf("mounted %s, unpacked %s", got[i], want[i])
+		}
+	}
+	if len(got) != len(want) || len(got) < 20 {
+		t.Errorf("%d files mounted, %d unpacked", len(got), len(want))
+	}
+	for _, name := range []string{"bin/busybox", "files/plain"} {
+		tool(t, "cmp", filepath.Join(root, name), filepath.Join(unpacked, name))
+	}
+	tool(t, "e2fsck", "-fn", filepath.Join(filepath.Dir(root), "disk.raw"))
+	if err := m.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.wait(); err != nil {
+		t.Errorf("vic mount: %v\n%s", err, m.errOut.String())
+	}
 }
 
 // testImageStoreCheck damages each part of the store: it is found without any other store, by name, and what is advised helps.

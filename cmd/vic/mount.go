@@ -14,13 +14,14 @@ import (
 
 	"vic/layerstore"
 	"vic/layerstore/mount"
+	datastore "vic/layerstore/vsphere"
 )
 
 func mountCommand() *cobra.Command {
-	var dir string
+	var store storeFlags
 	var allowOther bool
 	cmd := &cobra.Command{
-		Use:   "mount --store DIR FOLDER",
+		Use:   "mount {--store DIR | --image-store DATASTORE} FOLDER",
 		Short: "Show images and layers as files, read-only",
 		Long: `Show what a store has as files, read-only, by FUSE, until it is interrupted or somebody unmounts FOLDER:
 
@@ -33,6 +34,10 @@ func mountCommand() *cobra.Command {
 
 images/debian:12 and images/3f29 (the beginning of an ID) work as well, although they are not listed.
 
+On a datastore there are rootfs, disk.raw and layers of each image, and disk.raw of each layer: its images have
+no config and no changesets there. Files are read as they are asked for, and ahead. What VCHs have brought since
+is seen within seconds.
+
 Pulls, removals and vic serve may go on: new images appear, removed ones vanish, and a file that is open
 stays readable until it is closed. Without root it takes fusermount3 (package fuse3). Only the user who
 mounts may look inside, and sees all; --allow-other lets others see what files' owners and modes let them.
@@ -44,17 +49,22 @@ ends with the last user, or when it is interrupted again.`,
   fusermount3 -u /mnt/vic`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return mountStore(cmd, dir, args[0], allowOther)
+			return mountStore(cmd, &store, args[0], allowOther)
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
 	cmd.Flags().BoolVar(&allowOther, "allow-other", false, "let other users look inside; takes root or user_allow_other in /etc/fuse.conf")
 	return cmd
 }
 
-func mountStore(cmd *cobra.Command, dir, folder string, allowOther bool) error {
-	if _, err := os.Stat(dir); err != nil { // there is nothing to see in a new one
-		return fmt.Errorf("open store: %w", err)
+func mountStore(cmd *cobra.Command, store *storeFlags, folder string, allowOther bool) error {
+	if err := store.check(cmd.Flags(), only{}, false); err != nil {
+		return err
+	}
+	if store.imageStore == "" {
+		if _, err := os.Stat(store.dir); err != nil { // there is nothing to see in a new one
+			return fmt.Errorf("open store: %w", err)
+		}
 	}
 	died, err := mount.Recover(folder)
 	if err != nil {
@@ -63,13 +73,26 @@ func mountStore(cmd *cobra.Command, dir, folder string, allowOther bool) error {
 	if died {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s: unmounted what a vic mount that died had left\n", folder)
 	}
-	return withStore(cmd, dir, func(s *layerstore.Store) error {
-		v, err := mount.Mount(s, folder, mount.Options{AllowOther: allowOther, Log: logger(cmd, slog.LevelWarn)})
+	o := mount.Options{AllowOther: allowOther, Log: logger(cmd, slog.LevelWarn)}
+	show := func(v *mount.View, what string) error {
+		fmt.Fprintf(cmd.OutOrStdout(), "%s shows %s; interrupt this, or fusermount3 -u %s, to end it\n", folder, what, folder)
+		return untilUnmounted(cmd.Context(), cmd, v, folder)
+	}
+	return store.with(cmd, only{}, func(s *layerstore.Store) error {
+		v, err := mount.Mount(s, folder, o)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s shows %s; interrupt this, or fusermount3 -u %s, to end it\n", folder, dir, folder)
-		return untilUnmounted(cmd.Context(), cmd, v, folder)
+		return show(v, store.dir)
+	}, func(s *datastore.Store) error {
+		// Who has a file open when this is interrupted reads on.
+		ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context()))
+		defer cancel()
+		v, err := mount.MountSource(&datastoreSource{Store: s, ctx: ctx}, s.Path(), folder, o)
+		if err != nil {
+			return err
+		}
+		return show(v, s.Path())
 	})
 }
 

@@ -26,7 +26,13 @@ type mounting struct {
 // startMount starts vic mount and waits until it says that it is ready.
 func startMount(t *testing.T, cmd *exec.Cmd, store, dir string, flags ...string) *mounting {
 	t.Helper()
-	cmd.Args = append(append(cmd.Args, "mount", "--store", store, dir), flags...)
+	return startMounting(t, cmd, dir, append(flags, "--store", store)...)
+}
+
+// startMounting is startMount of any store, which is among the flags.
+func startMounting(t *testing.T, cmd *exec.Cmd, dir string, flags ...string) *mounting {
+	t.Helper()
+	cmd.Args = append(append(cmd.Args, "mount", dir), flags...)
 	cmd.Env = append(os.Environ(), asVic+"=1")
 	m := &mounting{cmd: cmd}
 	cmd.Stderr = &m.errOut

@@ -63,7 +63,7 @@ func fileItem(data []byte) item { return item{mode: unix.S_IFREG | 0o444, data: 
 
 // A catalog is the files above the trees.
 type catalog struct {
-	store    *layerstore.Store
+	store    Source
 	begun    time.Time
 	uid, gid uint32
 
@@ -74,7 +74,7 @@ type catalog struct {
 	known  *names // nil: to be read anew
 }
 
-func newCatalog(s *layerstore.Store) *catalog {
+func newCatalog(s Source) *catalog {
 	c := &catalog{store: s, begun: time.Now(), uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()),
 		byPath: make(map[string]*node), byID: make(map[uint32]*node), last: firstNode - 1}
 	for id, path := range map[uint32]string{rootNode: "", imagesNode: "images", layersNode: "layers"} {
@@ -199,7 +199,11 @@ func (c *catalog) folder(dir *node) (map[string]item, error) {
 	layers := folderItem()
 	layers.image, layers.stays = dir.image, true
 	items["layers"] = layers
-	items["config.json"], items["manifest.json"] = fileItem(img.RawConfig), fileItem(img.RawManifest)
+	for name, data := range map[string][]byte{"config.json": img.RawConfig, "manifest.json": img.RawManifest} {
+		if data != nil {
+			items[name] = fileItem(data)
+		}
+	}
 	items["rootfs"] = item{mode: unix.S_IFDIR, tree: treeKey{false, dir.image}, ino: diskfs.RootInode}
 	if chain := img.Chain(); chain != "" {
 		items["disk.raw"] = linkItem("../../layers/" + chain.Encoded() + "/disk.raw")
@@ -226,7 +230,10 @@ func (c *catalog) layerFolder(chain digest.Digest) (map[string]item, error) {
 			return nil, err
 		}
 	}
-	items := map[string]item{"layer.json": fileItem(append(record, '\n'))}
+	items := make(map[string]item)
+	if l.DiffID != "" { // else that is all the store has of it
+		items["layer.json"] = fileItem(append(record, '\n'))
+	}
 	if own.In != "" {
 		return items, nil // no disk has what it was before the layers above
 	}

@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"vic/diskfs"
-	"vic/layerstore"
 )
 
 // A content is what a regular file has. Its methods may run concurrently.
@@ -33,7 +32,7 @@ func (c bytesContent) data(off int64) (int64, int64, error) {
 }
 
 // diskContent is a whole disk.
-type diskContent struct{ *layerstore.Disk }
+type diskContent struct{ Disk }
 
 func (c diskContent) size() int64 { return c.Capacity() }
 
@@ -75,7 +74,7 @@ func (c diskContent) stored() (n int64, err error) {
 // fileContent is a file of the file system on a disk.
 type fileContent struct {
 	*diskfs.File
-	disk  *layerstore.Disk
+	disk  Disk
 	bytes int64
 }
 

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
-
-	"vic/layerstore"
 )
 
 // maxTrees is how many trees may be open before the kernel is asked to forget the one that was
@@ -45,7 +43,7 @@ type slot struct {
 
 // A forest is the trees that are open.
 type forest struct {
-	store *layerstore.Store
+	store Source
 	most  int // trees, as maxTrees says
 	clock atomic.Int64
 
@@ -54,7 +52,7 @@ type forest struct {
 	byKey map[treeKey]*slot
 }
 
-func newForest(s *layerstore.Store) *forest {
+func newForest(s Source) *forest {
 	return &forest{store: s, most: maxTrees, byNum: make(map[uint32]*slot), byKey: make(map[treeKey]*slot)}
 }
 
@@ -93,7 +91,7 @@ func (f *forest) number(key treeKey) uint32 {
 	return n
 }
 
-func (s *slot) open(store *layerstore.Store) (tree, error) {
+func (s *slot) open(store Source) (tree, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.tree != nil {
@@ -114,7 +112,7 @@ func (s *slot) open(store *layerstore.Store) (tree, error) {
 }
 
 // openImage opens an image's root file system.
-func openImage(store *layerstore.Store, id digest.Digest) (*diskTree, error) {
+func openImage(store Source, id digest.Digest) (*diskTree, error) {
 	img, err := store.ImageByID(id)
 	if err != nil {
 		return nil, err

@@ -110,15 +110,20 @@ func mounted(dir string) (string, error) {
 // Mount shows a store at dir, an empty folder, until Unmount, or until somebody else unmounts
 // it. The store stays open until Wait has returned.
 func Mount(s *layerstore.Store, dir string, o Options) (*View, error) {
-	dir, err := resolve(dir)
-	if err != nil {
-		return nil, err
-	}
 	store, err := resolve(s.Dir())
 	if err != nil {
 		return nil, err
 	}
-	if err := suitable(store, dir); err != nil {
+	return MountSource(localSource{s}, store, dir, o)
+}
+
+// MountSource is Mount for a store of any kind. Name is its folder if it has one on this machine, and what the system's list of mounts calls it.
+func MountSource(s Source, name, dir string, o Options) (*View, error) {
+	dir, err := resolve(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := suitable(name, dir); err != nil {
 		return nil, err
 	}
 	if o.AllowOther {
@@ -131,7 +136,7 @@ func Mount(s *layerstore.Store, dir string, o Options) (*View, error) {
 	}
 	v := &View{dir: dir, server: newServer(s, o.Log), done: make(chan struct{})}
 	options := &fuse.MountOptions{
-		Name: "vic", FsName: store, Options: []string{"ro"},
+		Name: "vic", FsName: name, Options: []string{"ro"},
 		AllowOther: o.AllowOther, EnableAcl: o.AllowOther,
 		MaxWrite: requestSize, MaxBackground: 64,
 		EnableSymlinkCaching: true, ExplicitDataCacheControl: true,

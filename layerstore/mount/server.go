@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vic/diskfs"
-	"vic/layerstore"
 )
 
 const (
@@ -31,7 +30,7 @@ const (
 // A server answers the kernel.
 type server struct {
 	fuse.RawFileSystem // what is not here is not supported
-	store              *layerstore.Store
+	store              Source
 	log                *slog.Logger
 	catalog            *catalog
 	forest             *forest
@@ -43,7 +42,7 @@ type server struct {
 	handle   uint64              // handed out last
 }
 
-func newServer(s *layerstore.Store, log *slog.Logger) *server {
+func newServer(s Source, log *slog.Logger) *server {
 	return &server{RawFileSystem: fuse.NewDefaultRawFileSystem(), store: s, log: log, catalog: newCatalog(s), forest: newForest(s),
 		crowded: make(chan struct{}, 1), listings: make(map[uint64]*listing)}
 }

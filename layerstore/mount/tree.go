@@ -39,7 +39,7 @@ const (
 // A diskTree is a file system on a disk of the store: the tree of an image, and what that of a
 // layer stands on.
 type diskTree struct {
-	disk *layerstore.Disk
+	disk Disk
 	fs   *diskfs.FS
 
 	mu    sync.Mutex
@@ -47,8 +47,8 @@ type diskTree struct {
 }
 
 // openTree opens the file system that a layer and all below it show.
-func openTree(s *layerstore.Store, chain digest.Digest) (*diskTree, error) {
-	disk, err := s.OpenDisk(chain)
+func openTree(s Source, chain digest.Digest) (*diskTree, error) {
+	disk, err := s.Disk(chain)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ const (
 // A layerTree is a layer: its disk, and its changeset once that is asked for.
 type layerTree struct {
 	*diskTree
-	store *layerstore.Store
+	store Source
 	layer *layerstore.Layer
 
 	mu      sync.Mutex
@@ -117,7 +117,7 @@ type layerTree struct {
 	blocks  int64           // guarded by mu: stored bytes of the disk; -1: not counted yet
 }
 
-func openLayer(s *layerstore.Store, chain digest.Digest) (*layerTree, error) {
+func openLayer(s Source, chain digest.Digest) (*layerTree, error) {
 	l, err := s.Layer(chain)
 	if err != nil {
 		return nil, err

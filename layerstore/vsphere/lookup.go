@@ -23,10 +23,15 @@ type Image struct {
 	Disks []string // names, top first: of one of the VCHs, for others may have disks of their own of the same layers
 }
 
-// Chain is the chain ID of the image's topmost layer.
-func (img *Image) Chain() digest.Digest {
-	chain, _ := chainOf(img.Disks[0]) // "" is that of the base disk
-	return chain
+// Chains are the chain IDs of the topmost layers in the image's disks, bottom first.
+func (img *Image) Chains() []digest.Digest {
+	var chains []digest.Digest
+	for _, name := range slices.Backward(img.Disks) {
+		if chain, err := chainOf(name); err == nil && chain != "" { // "" is of the empty file system
+			chains = append(chains, chain)
+		}
+	}
+	return chains
 }
 
 // Images are all images of the store, by ID. Those whose record is cut off are left out: a Check tells of them.
