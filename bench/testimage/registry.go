@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -49,10 +50,19 @@ func StartRegistry(ctx context.Context, dir string) (*Registry, error) {
 	r.cmd = exec.Command(bin, "serve", config)
 	r.cmd.Stdout, r.cmd.Stderr = r.log, r.log
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := r.cmd.Start(); err != nil {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // whose end would be taken for the program's, and end the registry
+		defer runtime.UnlockOSThread()
+		err := r.cmd.Start()
+		started <- err
+		if err == nil {
+			r.done <- r.cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start docker-registry: %w", err)
 	}
-	go func() { r.done <- r.cmd.Wait() }()
 	if err := r.ready(ctx); err != nil {
 		r.Stop()
 		return nil, fmt.Errorf("docker-registry: %w\n%s", err, r.log.Bytes())
