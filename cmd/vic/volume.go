@@ -204,20 +204,22 @@ whether it runs or not, stays.`,
 }
 
 func volumeGrowCommand() *cobra.Command {
-	var dir string
+	var f volumeStoreFlags
 	cmd := &cobra.Command{
-		Use:   "grow --store DIR NAME SIZE",
+		Use:   "grow (--store DIR | --volume-store DATASTORE/FOLDER) NAME SIZE",
 		Short: "Enlarge a volume",
-		Long: `Enlarge a volume's disk to a size such as 100g. No container that mounts it may be running. The file system
-takes the new room when the next container that mounts the volume writable starts.`,
-		Example: `  vic volume grow --store /var/lib/vic data 200g`,
-		Args:    cobra.ExactArgs(2),
+		Long: `Enlarge a volume's disk to a size such as 100g. No container that mounts it may be running, but for one on
+vSphere that writes it. The file system takes the new room when the next container that mounts the volume writable
+starts.`,
+		Example: `  vic volume grow --store /var/lib/vic data 200g
+  vic volume grow --volume-store ssd1/volumes --target vcenter.example.org --user vic@vsphere.local data 200g`,
+		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			size, err := units.RAMInBytes(args[1])
 			if err != nil {
 				return usageErrorf("SIZE %s: %w", args[1], err)
 			}
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
+			return f.with(cmd, func(s *layerstore.Store) error {
 				v, err := s.GrowVolume(args[0], size)
 				if err != nil {
 					return err
@@ -227,6 +229,6 @@ takes the new room when the next container that mounts the volume writable start
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	f.add(cmd)
 	return cmd
 }

@@ -264,6 +264,8 @@ func TestVolumeCommands(t *testing.T) {
 		{[]string{"create", "data", "--size", "64m", "--label", "a=b"}, "^data\n$", "", 0},
 		{[]string{"create", "data"}, "^data\n$", "", 0},
 		{[]string{"create", "data", "--size", "1g"}, "", "vic volume grow enlarges it", 1},
+		{[]string{"grow", "data", "1g", "--target", "x"}, "", "--target is of no use without --volume-store", 2},
+		{[]string{"grow", "data", "1g", "--volume-store", "ds/v"}, "", "give one of them", 2},
 		{[]string{"create", "a/b"}, "", "includes invalid characters", 1},
 		{[]string{"create", "v2", "--label", "=x"}, "", "has no name", 2},
 		{[]string{"create"}, "", "accepts 1 arg", 2},

@@ -139,7 +139,7 @@ func TestDockerVSphere(t *testing.T) {
 	t.Run("removed images", func(t *testing.T) { testTidy(t, s, c) })
 	t.Run("limits", func(t *testing.T) { testVSphereLimits(t, s, c) })
 	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s) })
-	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s) })
+	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s, c) })
 	t.Run("others at work", func(t *testing.T) { testOutOfBand(t, s, c) })
 }
 
@@ -211,11 +211,25 @@ func testVSphereLimits(t *testing.T, s *suite, c *cluster) {
 }
 
 // testDatastoreVolumes has a volume that is a disk on a datastore: filled with the image's files, written, read by two at once, removed with its disk.
-func testDatastoreVolumes(t *testing.T, s *suite) {
+func testDatastoreVolumes(t *testing.T, s *suite, c *cluster) {
 	s.docker(t, "", "volume", "create", "-o", "VolumeStore=none", "vol").wantError(1, `no volume store named "none": there are default`)
 	s.docker(t, "", "volume", "create", "-o", "VolumeStore=default", "-o", "size=1g", "--label", "a=b", "vol").want(0, "vol\n")
 	s.docker(t, "", "run", "--rm", "-v", "vol:/etc", "bb", "sh", "-c", "echo kept >/etc/f; grep -c root: /etc/passwd").want(0, "1\n")
+
+	// It grows, and the file system with its next writer.
+	password, _ := c.URL().User.Password()
+	t.Setenv("VIC_PASSWORD", password)
+	grow := []string{"volume", "grow", "vol", "2g", "--volume-store", "ds/volumes", "--target", c.URL().Host, "--user", c.URL().User.Username(), "--thumbprint", c.Thumbprint()}
+	if out, _, err := vic(t, grow...); err != nil || out != "vol has 2GiB\n" {
+		t.Errorf("grow: %q, %v", out, err)
+	}
+	s.docker(t, "", "run", "--rm", "-v", "vol:/data", "bb", "sh", "-c", "df -m /data | awk 'NR==2 { print ($2 > 1500) }'; cat /data/f").want(0, "1\nkept\n")
+	s.docker(t, "", "volume", "inspect", "vol", "--format", "{{.Status.Capacity}}").want(0, "2GiB\n")
 	reader := strings.TrimSpace(s.docker(t, "", "run", "-d", "-v", "vol:/data:ro", "bb", "sleep", "1000").out)
+	grow[3] = "3g"
+	if _, _, err := vic(t, grow...); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Error("grown under those who read it")
+	}
 	s.docker(t, "", "run", "--rm", "-v", "vol:/data:ro", "bb", "cat", "/data/f").want(0, "kept\n")
 	s.docker(t, "", "run", "--rm", "-v", "vol:/data", "bb", "true").wantError(125, "is in use by running container")
 	s.docker(t, "", "rm", "-f", reader)
@@ -223,7 +237,7 @@ func testDatastoreVolumes(t *testing.T, s *suite) {
 	// Files come out of a container that does not run; none go in.
 	s.docker(t, "", "create", "--name", "vols", "-v", "vol:/data", "-v", "fresh:/bin:ro", "bb", "grep", "-c", "root:", "/etc/passwd").ok()
 	s.docker(t, "", "cp", "vols:/data/f", "-").has("kept\n")
-	s.docker(t, "", "cp", "/etc/hostname", "vols:/data/").wantError(1, "which only a running container writes")
+	s.docker(t, "", "cp", "/etc/hostname", "vols:/data/").wantError(1, "only a") // running container writes there, and, since it was enlarged, only a guest can
 	s.docker(t, "", "volume", "rm", "vol").wantError(1, "volume is in use")
 
 	// What is first mounted to be read gets the image's files all the same.
