@@ -64,20 +64,22 @@ type Container struct {
 type run struct {
 	number  int
 	machine Machine
-	like    VM            // what its VM was like; the zero value if another process has started it
-	conn    *wire.Conn    // nil while there is no control session
-	started bool          // the container's process runs
-	manual  bool          // somebody stops or kills it
-	policed bool          // it had a restart policy at some time, or its log is bounded
-	usage   Usage         // what its guest said last
-	up      chan struct{} // closed when the process runs for the first time
-	down    chan struct{} // closed when the VM has ended
-	exited  chan struct{} // closed when the guest has said how it ends
-	tracked chan struct{} // closed when track has ended
-	ended   chan struct{}
-	ctx     context.Context // of what serves the VM
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup // what serves the VM
+	like    VM         // what its VM was like; the zero value if another process has started it
+	conn    *wire.Conn // nil while there is no control session
+	started bool       // the container's process runs
+	manual  bool       // somebody stops or kills it
+	policed bool       // it had a restart policy at some time, or its log is bounded
+	usage   Usage      // what its guest said last
+	// question is what the VM stands still for, "" most of the time.
+	question string
+	up       chan struct{} // closed when the process runs for the first time
+	down     chan struct{} // closed when the VM has ended
+	exited   chan struct{} // closed when the guest has said how it ends
+	tracked  chan struct{} // closed when track has ended
+	ended    chan struct{}
+	ctx      context.Context // of what serves the VM
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // what serves the VM
 
 	connections []*connection
 	left        bool // the run is over, and takes no further connection
@@ -107,6 +109,9 @@ func (c *Container) Info() Info {
 	}
 	if c.run != nil {
 		i.Endpoints = slices.Clone(c.endpoints)
+		if q := c.run.question; q != "" {
+			i.State.Error = standing(q)
+		}
 	}
 	return i
 }

@@ -13,7 +13,7 @@ type Event struct {
 	Type string // container, network or volume
 	// Action is create, attach, detach, start, kill, oom, die, stop, restart, rename,
 	// resize, destroy, "exec_create: COMMAND", "exec_start: COMMAND", exec_detach, exec_die, top,
-	// archive-path, extract-to-dir (with path), export, commit (with comment, imageID, imageRef);
+	// question (with question: a VM stands still until somebody answers), archive-path, extract-to-dir (with path), export, commit (with comment, imageID, imageRef);
 	// of a network: create, connect, disconnect, destroy; of a volume: create, mount, unmount, destroy.
 	Action string
 	// ID of the container or the network, or the name of the volume.

@@ -77,13 +77,15 @@ type MachineInfo struct {
 	Template bool
 	// Reason is why the VM has ended, in the hypervisor's words; "" if it has not, or did not say.
 	Reason string
+	// Question is what the hypervisor asks whoever manages it, in its words; the VM stands still until somebody has answered. "" most of the time.
+	Question string
 	// Window is what the control stream bears on its way, for wire.ConnectOptions; 0 if it is a fast one.
 	Window int
 }
 
-// An Observed Machine may be paused and let go on by others than Pause and Resume.
+// An Observed Machine may be paused and let go on by others than Pause and Resume, and stand still for a Question.
 type Observed interface {
-	// Changed has a value after Info().Paused may have become another.
+	// Changed has a value after Info().Paused or Info().Question may have become another.
 	Changed() <-chan struct{}
 }
 

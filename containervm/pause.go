@@ -32,9 +32,10 @@ func (c *Container) Pause(ctx context.Context) error {
 	return c.saveState()
 }
 
-// observe takes in that others have paused the VM or let it go on.
+// observe takes in that others have paused the VM or let it go on, and what it asks.
 func (c *Container) observe(ctx context.Context, r *run, m Observed) {
 	for {
+		c.adoptQuestion(r)
 		select {
 		case <-m.Changed():
 		case <-ctx.Done():
@@ -49,6 +50,24 @@ func (c *Container) observe(ctx context.Context, r *run, m Observed) {
 			c.m.o.Log.Warn("take in that the VM was paused", "container", c.id, "error", err)
 		}
 	}
+}
+
+// adoptQuestion takes in what the hypervisor asks.
+func (c *Container) adoptQuestion(r *run) {
+	q := r.machine.Info().Question
+	c.mu.Lock()
+	news := q != r.question
+	r.question = q
+	c.mu.Unlock()
+	if news && q != "" {
+		c.m.o.Log.Warn("a VM stands still until somebody answers", "container", c.id, "question", q)
+		c.emit("question", map[string]string{"question": q})
+	}
+}
+
+// standing is the error of what stands still, in words.
+func standing(question string) string {
+	return "its virtual machine stands still until somebody answers: " + question
 }
 
 // adoptPause brings the state to what the VM does. Pause and Unpause have done so if it was they. The caller holds op.
@@ -169,5 +188,14 @@ func (c *Container) active() (*run, error) {
 	if status == Restarting {
 		return nil, refuse(ErrConflict, "container %s is restarting, wait until the container is running", c.id)
 	}
-	return c.current()
+	r, err := c.current()
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.question != "" {
+		return nil, refuse(ErrConflict, "container %s: %s", c.id, standing(r.question))
+	}
+	return r, nil
 }

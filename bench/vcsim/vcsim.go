@@ -30,6 +30,7 @@
 //	FillDatastore   uploads, those of NFC leases included, fail when so many bytes have come
 //	BreakUpload     the connection of the next upload breaks on its way
 //	Away, Return    nothing answers
+//	Ask             a virtual machine stands still until somebody has answered
 //	Service         the simulator itself: its AddFaultRule makes calls fail
 //	Administrator   a client that none of this concerns: what it does is done behind the others' backs
 package vcsim

@@ -28,6 +28,9 @@ type cluster struct {
 	*vcsim.Server
 	iface         string
 	lan, switched string // routers' addresses
+	dc            string // inventory path of the datacenter
+	pool          string // and of the resource pool
+	size          string // of the hosts: CPUs, and bytes of memory
 }
 
 // The port groups. The last is of a distributed switch.
@@ -40,12 +43,15 @@ func ipCommand(t *testing.T, args ...string) {
 	}
 }
 
-// newCluster starts one, with its datastores in a folder.
-func newCluster(t *testing.T, dir string) *cluster {
+// newCluster starts one, or one ESXi host, with its datastores in a folder.
+func newCluster(t *testing.T, dir string, esx bool) *cluster {
 	t.Helper()
 	needTool(t, "ip", "qemu-img")
 	id := os.Getpid() % 100000
-	c := &cluster{iface: fmt.Sprintf("vicv%d", id)}
+	c := &cluster{iface: fmt.Sprintf("vicv%d", id), dc: "/DC0", pool: "/DC0/host/DC0_C0/Resources/vch", size: "4 8588861440\n"}
+	if esx {
+		c.dc, c.pool, c.size = "/ha-datacenter", "/ha-datacenter/host/localhost.localdomain/Resources/vch", "2 4294430720\n"
+	}
 	wire, port := fmt.Sprintf("vicw%d", id), fmt.Sprintf("vicq%d", id)
 	ipCommand(t, "link", "add", "name", wire, "type", "bridge", "mcast_snooping", "0")
 	t.Cleanup(func() { ipCommand(t, "link", "del", wire) })
@@ -69,8 +75,12 @@ func newCluster(t *testing.T, dir string) *cluster {
 		t.Fatal(err)
 	}
 	var err error
-	c.Server, err = vcsim.Start(t.Context(), vcsim.Options{
-		Datastores: []vcsim.Datastore{{Name: "ds", Dir: folder, Type: vcsim.NFS}}, PortGroups: []string{bridgeGroup, lanGroup}, Switched: []string{switchedGroup}, Pools: []string{"vch"},
+	switched := []string{switchedGroup}
+	if esx { // such switches are vCenter's
+		switched = nil
+	}
+	c.Server, err = vcsim.Start(t.Context(), vcsim.Options{ESX: esx,
+		Datastores: []vcsim.Datastore{{Name: "ds", Dir: folder, Type: vcsim.NFS}}, PortGroups: []string{bridgeGroup, lanGroup}, Switched: switched, Pools: []string{"vch"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -107,19 +117,32 @@ func (c *cluster) flags(t *testing.T, dir string) []string {
 	serial := l.Addr().String()
 	l.Close()
 	return []string{"--driver", "vsphere", "--target", c.URL().Host, "--user", c.URL().User.Username(), "--password-file", file, "--thumbprint", c.Thumbprint(),
-		"--name", "vch1", "--compute-resource", "/DC0/host/DC0_C0/Resources/vch", "--image-store", "ds/vic", "--image-format", "hosted",
+		"--name", "vch1", "--compute-resource", c.pool, "--image-store", "ds/vic", "--image-format", "hosted",
 		"--volume-store", "ds/volumes:default", "--bridge-network", bridgeGroup, "--bridge-interface", c.iface,
 		"--serial-address", "tcp://" + serial, "--serial-listen", serial,
-		"--container-network", lanGroup + ":lan", "--container-network-gateway", lanGroup + ":" + c.lan + "/24", "--container-network-ip-range", lanGroup + ":" + c.lan + "0-" + c.lan + "9",
-		"--container-network", switchedGroup, "--container-network-gateway", switchedGroup + ":" + c.switched + "/24", "--container-network-firewall", switchedGroup + ":outbound"}
+		"--container-network", lanGroup + ":lan", "--container-network-gateway", lanGroup + ":" + c.lan + "/24", "--container-network-ip-range", lanGroup + ":" + c.lan + "0-" + c.lan + "9"}
 }
 
 // TestDockerVSphere drives one vic serve, whose VMs are on a simulated vSphere, with the docker client.
-func TestDockerVSphere(t *testing.T) {
+func TestDockerVSphere(t *testing.T) { testDockerVSphere(t, false) }
+
+// TestDockerESXi does so with an ESXi host that no vCenter manages.
+func TestDockerESXi(t *testing.T) {
+	if os.Getenv("NIGHTLY") != "1" {
+		t.Skip("takes a minute: NIGHTLY=1 runs it")
+	}
+	testDockerVSphere(t, true)
+}
+
+func testDockerVSphere(t *testing.T, esx bool) {
 	var c *cluster
 	s := startSuite(t, func(s *suite) []string {
-		c = newCluster(t, s.dir)
-		return append(c.flags(t, s.dir), "--storage-quota", "1TiB", "--containers", "50", "--container-name-convention", "{name}-vch1-{id}", "--bridge-network-width", "24")
+		c = newCluster(t, s.dir, esx)
+		flags := append(c.flags(t, s.dir), "--storage-quota", "1TiB", "--containers", "50", "--container-name-convention", "{name}-vch1-{id}", "--bridge-network-width", "24")
+		if !esx {
+			flags = append(flags, "--container-network", switchedGroup, "--container-network-gateway", switchedGroup+":"+c.switched+"/24", "--container-network-firewall", switchedGroup+":outbound")
+		}
+		return flags
 	})
 	for _, tt := range []struct {
 		name string
@@ -135,10 +158,12 @@ func TestDockerVSphere(t *testing.T) {
 	}
 	t.Run("create", func(t *testing.T) { testCreate(t, s) })
 	t.Run("objects", func(t *testing.T) { testObjects(t, s, c) })
-	t.Run("container networks", func(t *testing.T) { testContainerNetworks(t, s, c) })
+	if !esx {
+		t.Run("container networks", func(t *testing.T) { testContainerNetworks(t, s, c) })
+	}
 	t.Run("removed images", func(t *testing.T) { testTidy(t, s, c) })
 	t.Run("limits", func(t *testing.T) { testVSphereLimits(t, s, c) })
-	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s) })
+	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s, c) })
 	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s, c) })
 	t.Run("others at work", func(t *testing.T) { testOutOfBand(t, s, c) })
 }
@@ -187,9 +212,9 @@ func testTidy(t *testing.T, s *suite, c *cluster) {
 	have(0)
 }
 
-// testSize has containers of other sizes. The simulated cluster has two hosts of two CPUs and 4 GB.
-func testSize(t *testing.T, s *suite) {
-	s.docker(t, "", "info", "--format", "{{.NCPU}} {{.MemTotal}}").want(0, "4 8588861440\n")
+// testSize has containers of other sizes. Each host has two CPUs and 4 GB, and a simulated cluster two hosts.
+func testSize(t *testing.T, s *suite, c *cluster) {
+	s.docker(t, "", "info", "--format", "{{.NCPU}} {{.MemTotal}}").want(0, c.size)
 	s.docker(t, "", "run", "--cpus", "3", "bb").wantError(125, "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available")
 	s.docker(t, "", "run", "-m", "5g", "bb").wantError(125, "Maximum memory limit allowed is 4095MB")
 	s.docker(t, "", "run", "--cpuset-cpus", "0", "bb").wantError(125, "--cpuset-cpus is not supported: the hypervisor chooses")
@@ -280,6 +305,7 @@ func testOutOfBand(t *testing.T, s *suite, c *cluster) {
 	if err := c.Return(); err != nil {
 		t.Fatal(err)
 	}
+	testQuestion(t, s, c, vm)
 	task, err := vm.PowerOff(t.Context())
 	if err == nil {
 		err = task.Wait(t.Context())
@@ -292,6 +318,34 @@ func testOutOfBand(t *testing.T, s *suite, c *cluster) {
 	s.docker(t, "", "rm", "oob").want(0, "oob\n")
 }
 
+// testQuestion has the datastore be full under a container that runs: its VM stands still until an administrator has made room.
+func testQuestion(t *testing.T, s *suite, c *cluster, vm *object.VirtualMachine) {
+	const text = "There is no more space for virtual disk"
+	asks := func(want bool) {
+		t.Helper()
+		await(t, fmt.Sprint(want), func() string {
+			return fmt.Sprint(strings.Contains(s.docker(t, "", "inspect", "-f", "{{.State.Error}}", "oob").out, text))
+		})
+	}
+	since := time.Now()
+	if err := c.Ask(vm.Reference(), vcsim.OutOfSpace("ds")); err != nil {
+		t.Fatal(err)
+	}
+	asks(true)
+	s.docker(t, "", "exec", "oob", "true").wantError(1, "its virtual machine stands still until somebody answers: msg.hbacommon.outofspace:"+text)
+	s.docker(t, "", "events", "--since", fmt.Sprint(since.Unix()), "--until", fmt.Sprint(time.Now().Add(time.Second).Unix()), "--filter", "event=question", "--format", "{{.Actor.Attributes.name}}: {{.Actor.Attributes.question}}").has(text)
+	admin, err := c.Client(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Logout(t.Context())
+	if err := object.NewVirtualMachine(admin.Client, vm.Reference()).Answer(t.Context(), "1", "0"); err != nil {
+		t.Fatal(err)
+	}
+	asks(false)
+	s.docker(t, "", "exec", "oob", "echo", "alive").want(0, "alive\n")
+}
+
 // machine finds the VM of a container.
 func (c *cluster) machine(ctx context.Context, name string) (*object.VirtualMachine, error) {
 	client, err := c.Administrator(ctx)
@@ -299,7 +353,7 @@ func (c *cluster) machine(ctx context.Context, name string) (*object.VirtualMach
 		return nil, err
 	}
 	f := find.NewFinder(client)
-	all, err := f.VirtualMachineList(ctx, "/DC0/vm/"+name+"-*")
+	all, err := f.VirtualMachineList(ctx, c.dc+"/vm/"+name+"-*")
 	if err == nil && len(all) != 1 {
 		err = errors.New("there are several")
 	}

@@ -197,9 +197,14 @@ func (d *Driver) destroy(ctx context.Context, id string) error {
 	return nil
 }
 
-// powerOff pulls the plug. It is no error if that was done already.
+// powerOff pulls the plug. It is no error if that was done already. A VM that asks something is told to give up first: it takes nothing else.
 func (d *Driver) powerOff(ctx context.Context, ref types.ManagedObjectReference) error {
 	vm := object.NewVirtualMachine(d.client, ref)
+	if id, choice, ok := d.watch.giveUp(ref); ok {
+		if err := d.o.Session.Call(ctx, func() error { return vm.Answer(ctx, id, choice) }); err != nil {
+			d.log.Warn("answer what a VM asks", "vm", ref.Value, "error", err) // somebody else has, perhaps
+		}
+	}
 	err := d.o.Session.Do(ctx, func() (*object.Task, error) { return vm.PowerOff(ctx) })
 	if isGone(err) || isIn(err, off) {
 		return nil

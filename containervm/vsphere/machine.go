@@ -25,10 +25,11 @@ type machine struct {
 
 	mu      sync.Mutex // guards what follows; comes after the watcher's
 	power   power
-	ran     bool // it was seen to be on
+	asks    string // what it stands still for
+	ran     bool   // it was seen to be on
 	reason  string
 	moved   chan struct{} // closed, and replaced, when the above changes
-	changed chan struct{} // has one when the VM was paused, or let go on
+	changed chan struct{} // has one when the VM was paused, or let go on, or asks something else
 
 	// hardware is held while the VM is reconfigured, and guards rec from there on.
 	hardware sync.Mutex
@@ -74,7 +75,7 @@ func (d *Driver) newMachine(ctx context.Context, vm containervm.VM) (*machine, e
 	defer m.mu.Unlock()
 	m.ref = v.ref
 	if m.power == gone { // else there is later news
-		m.power = v.power
+		m.power, m.asks = v.power, v.question()
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m, nil
@@ -87,16 +88,16 @@ func (m *machine) live() {
 }
 
 // observe takes in what the watcher has seen.
-func (m *machine) observe(p power) {
+func (m *machine) observe(p power, asks string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if (m.power == suspended) != (p == suspended) {
+	if (m.power == suspended) != (p == suspended) || m.asks != asks {
 		select {
 		case m.changed <- struct{}{}:
 		default:
 		}
 	}
-	m.power, m.ran = p, m.ran || p == on
+	m.power, m.asks, m.ran = p, asks, m.ran || p == on
 	close(m.moved)
 	m.moved = make(chan struct{})
 }
@@ -148,7 +149,7 @@ func (m *machine) ask(ctx context.Context) error {
 		p, err = gone, nil
 	}
 	if err == nil {
-		m.observe(p)
+		m.observe(p, "")
 	}
 	return err
 }
@@ -181,7 +182,7 @@ func (m *machine) follow() {
 func (m *machine) Info() containervm.MachineInfo {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return containervm.MachineInfo{Accel: "vsphere", Paused: m.power == suspended, Reason: m.reason, Window: wire.SerialWindow}
+	return containervm.MachineInfo{Accel: "vsphere", Paused: m.power == suspended, Reason: m.reason, Question: m.asks, Window: wire.SerialWindow}
 }
 
 // Changed implements containervm.Observed.

@@ -131,7 +131,10 @@ func (m *machine) boot(ctx context.Context, vm containervm.VM, conf *wire.Config
 		return fmt.Errorf("reconfigure: %w", err)
 	}
 	if err := m.d.powerOn(ctx, m.ref); err != nil {
-		return fmt.Errorf("power on: %w", err)
+		if asked := m.ask(ctx); asked != nil || m.state() != on {
+			return fmt.Errorf("power on: %w", err)
+		}
+		m.d.log.Warn("a VM is on, and the task has failed", "container", m.vm.ID, "error", err)
 	}
 	return m.awaitOn(ctx)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +37,7 @@ type seen struct {
 	name  string
 	power power // as far as it is certain
 	told  told
+	asks  *types.VirtualMachineQuestionInfo // that it waits for the answer to; nil if it does not
 }
 
 // A watch follows the VMs of a resource pool, and what they can have of its hosts.
@@ -325,9 +327,15 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 				w.byUUID[val] = v
 			}
 		case types.VirtualMachineQuestionInfo:
-			w.log.Warn("a VM waits for an answer", "vm", v.name, "question", val.Text)
+			v.asks = &val
+			w.tell(v)
 		default:
-			v.told.set(c)
+			if c.Name != "runtime.question" {
+				v.told.set(c)
+			} else if v.asks != nil { // somebody has answered
+				v.asks = nil
+				w.tell(v)
+			}
 		}
 	}
 	if p := v.told.power(v.power); p != v.power {
@@ -357,8 +365,16 @@ func (w *watch) tell(v *seen) {
 		return
 	}
 	for _, m := range w.machines[v.uuid] {
-		m.observe(v.power)
+		m.observe(v.power, v.question())
 	}
+}
+
+// question is what a VM asks, "" if it asks nothing.
+func (v *seen) question() string {
+	if v.asks == nil {
+		return ""
+	}
+	return strings.TrimSpace(v.asks.Text)
 }
 
 // forget takes in that a VM is gone.
@@ -386,6 +402,26 @@ func (w *watch) learn(ref types.ManagedObjectReference, uuid string) {
 		v := &seen{ref: ref, uuid: uuid, power: off}
 		w.vms[ref], w.byUUID[uuid] = v, v
 	}
+}
+
+// giveUp returns the question that a VM asks, and the answer by which it is to end.
+func (w *watch) giveUp(ref types.ManagedObjectReference) (id, choice string, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v := w.vms[ref]
+	if v == nil || v.asks == nil {
+		return "", "", false
+	}
+	for _, c := range v.asks.Choice.ChoiceInfo {
+		d, isChoice := c.(*types.ElementDescription)
+		if !isChoice {
+			continue
+		}
+		if text := strings.ToLower(d.Label + " " + d.Summary); strings.Contains(text, "cancel") || strings.Contains(text, "abort") {
+			return v.asks.Id, d.Key, true
+		}
+	}
+	return "", "", false
 }
 
 // lookUp returns what is known of a VM. Its power is gone if nothing is.

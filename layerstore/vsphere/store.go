@@ -138,6 +138,9 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 	if err == nil && s.vch != Seeds {
 		err = s.endPulls(ctx)
 	}
+	if err == nil {
+		err = s.endCommits(ctx)
+	}
 	if err == nil && s.appliance != nil {
 		err = s.appliance.detachLeft(ctx, s.isDisk)
 	}
@@ -270,6 +273,27 @@ func (s *Store) endPulls(ctx context.Context) error {
 	list, err := s.d.List(ctx, s.own("pulls"))
 	for _, e := range list {
 		err = errors.Join(err, s.d.Remove(ctx, s.own("pulls", e.Name)))
+	}
+	return err
+}
+
+// endCommits removes what a crash has left of records of the VCH's images: one that is cut off keeps every Sweep from removing anything,
+// and says nothing, for the local store has no such image yet.
+func (s *Store) endCommits(ctx context.Context) error {
+	list, err := s.d.List(ctx, s.own("images"))
+	for _, e := range list {
+		hexDigits, ok := strings.CutSuffix(e.Name, ".json")
+		id := digest.NewDigestFromEncoded(digest.SHA256, hexDigits)
+		if !ok || id.Validate() != nil {
+			continue
+		}
+		if _, readErr := s.imageRecord(ctx, id); errors.Is(readErr, fs.ErrNotExist) {
+			s.log.Info("remove a record that is cut off", "image", id)
+			readErr = s.d.Remove(ctx, s.own("images", e.Name))
+			err = errors.Join(err, readErr)
+		} else {
+			err = errors.Join(err, readErr)
+		}
 	}
 	return err
 }
