@@ -147,8 +147,13 @@ func (h *host) mustBuild(t testing.TB, o Options, dockerfile string, list ...tar
 func (h *host) listing(t *testing.T, img *layerstore.Image) []string {
 	t.Helper()
 	needTool(t, "tar")
+	root, err := h.store.RootFS(t.Context(), img.Chain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close() // read only
 	var b bytes.Buffer
-	if err := h.store.Export(t.Context(), img.Chain(), &b); err != nil {
+	if err := root.WriteTar(&b); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("tar", "tv", "--numeric-owner", "--exclude=./lost+found")
