@@ -256,7 +256,16 @@ func (s *Store) make(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("base disk: %w", err)
 	}
-	return s.putJSON(ctx, storeFile, storeRecord{Version: 1, Capacity: s.capacity, Encoding: s.encoding, CID: fmt.Sprintf("%08x", desc.CID)})
+	// It gets its name when it is whole: others may look for it meanwhile.
+	staged := "store-" + newID() + ".json"
+	if err := s.putJSON(ctx, staged, storeRecord{Version: 1, Capacity: s.capacity, Encoding: s.encoding, CID: fmt.Sprintf("%08x", desc.CID)}); err != nil {
+		return err
+	}
+	err = s.d.move(ctx, staged, storeFile)
+	if errors.Is(err, fs.ErrExist) { // another was faster
+		err = s.d.Remove(ctx, staged)
+	}
+	return err
 }
 
 // put writes a small file.
