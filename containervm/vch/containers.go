@@ -107,7 +107,7 @@ func (v *VCH) removeContainers(ctx context.Context, all []container, report func
 			err := v.removeContainer(ctx, c)
 			if err == nil && c.folderIn(store) {
 				// What a serial port wrote is no file of the VM's for vSphere.
-				err = removeFile(ctx, d, c.id)
+				err = d.RemoveAll(ctx, c.id)
 			}
 			if err != nil {
 				return fmt.Errorf("remove VM %s: %w", c.Name, err)

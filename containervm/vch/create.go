@@ -5,10 +5,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"time"
 
@@ -247,7 +245,7 @@ func (in *installation) planFiles(plan *Plan, files []vsphere.Entry, folderThere
 		if claimed {
 			return nil
 		}
-		if err := d.Remove(ctx, recordFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := d.RemoveAll(ctx, recordFile); err != nil {
 			return err
 		}
 		if folderThere {
@@ -261,7 +259,7 @@ func (in *installation) planFiles(plan *Plan, files []vsphere.Entry, folderThere
 			return err
 		}), nil)
 	} else {
-		plan.add("upload "+d.Path(in.iso), in.upload, func(ctx context.Context) error { return removeFile(ctx, d, in.iso) })
+		plan.add("upload "+d.Path(in.iso), in.upload, func(ctx context.Context) error { return d.RemoveAll(ctx, in.iso) })
 	}
 	in.planFolder(plan, "image store", in.r.images)
 	for _, v := range in.r.volumes {

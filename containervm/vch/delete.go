@@ -143,7 +143,7 @@ func (v *VCH) planDelete(ctx context.Context, plan *Plan, containers []container
 	plan.add("remove the files of the VCH in "+d.Path("."), simple(func(ctx context.Context) error { return v.removeFiles(ctx, d) }), nil)
 	plan.add("remove VM "+name, simple(func(ctx context.Context) error { return s.removeAppliance(ctx, v.machine()) }), nil)
 	plan.add("remove folder "+d.Path(".")+", if nothing else is in it", simple(func(ctx context.Context) error {
-		if err := removeFile(ctx, d, applianceFolder); err != nil {
+		if err := d.RemoveAll(ctx, applianceFolder); err != nil {
 			return err
 		}
 		return s.removeEmpty(ctx, store)
@@ -211,7 +211,7 @@ func (v *VCH) removeFiles(ctx context.Context, d *vsphere.Datastore) error {
 	if err := removeISOs(ctx, d, nil); err != nil {
 		return err
 	}
-	return removeFile(ctx, d, recordFile)
+	return d.RemoveAll(ctx, recordFile)
 }
 
 // removeAll removes a folder of a datastore with what is in it.
@@ -228,7 +228,7 @@ func (s *Site) removeAll(ctx context.Context, l location) error {
 		return err
 	}
 	for _, e := range list {
-		if err := removeFile(ctx, d, e.Name); err != nil {
+		if err := d.RemoveAll(ctx, e.Name); err != nil {
 			return err
 		}
 	}

@@ -2,26 +2,14 @@ package vch
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 
 	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
-
-	"vic/layerstore/vsphere"
 )
-
-// removeFile removes a file of a datastore, if it is there.
-func removeFile(ctx context.Context, d *vsphere.Datastore, name string) error {
-	if err := d.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
 
 // removeEmpty removes a folder of a datastore if nothing is in it.
 func (s *Site) removeEmpty(ctx context.Context, l location) error {
@@ -39,7 +27,7 @@ func (s *Site) removeEmpty(ctx context.Context, l location) error {
 	if d, err = s.open(ctx, above); err != nil {
 		return err
 	}
-	return removeFile(ctx, d, path.Base(l.folder))
+	return d.RemoveAll(ctx, path.Base(l.folder))
 }
 
 // deleteDisk deletes a disk, if it is there.

@@ -56,7 +56,7 @@ func (v *VCH) Upgrade(ctx context.Context, o UpgradeOptions) (*Plan, error) {
 	keep := []string{path.Base(in.iso), path.Base(booted)}
 	plan := new(Plan)
 	v.planNote(plan, "upgrade")
-	plan.add("upload "+d.Path(in.iso), in.upload, func(ctx context.Context) error { return removeFile(ctx, d, in.iso) })
+	plan.add("upload "+d.Path(in.iso), in.upload, func(ctx context.Context) error { return d.RemoveAll(ctx, in.iso) })
 	v.planChange(plan, func(ctx context.Context, id string) error {
 		r := v.Record
 		r.Version = o.Version
@@ -88,7 +88,7 @@ func removeISOs(ctx context.Context, d *vsphere.Datastore, keep []string) error 
 		if ok, _ := path.Match("appliance-*.iso", f.Name); !ok || f.Dir || slices.Contains(keep, f.Name) {
 			continue
 		}
-		if err := removeFile(ctx, d, f.Name); err != nil {
+		if err := d.RemoveAll(ctx, f.Name); err != nil {
 			return err
 		}
 	}

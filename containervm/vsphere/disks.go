@@ -191,10 +191,7 @@ func (d *Driver) destroy(ctx context.Context, id string) error {
 		d.watch.forget(v.ref)
 	}
 	// What serial ports have written is not the VM's for vSphere.
-	if err := d.o.Containers.Remove(ctx, id); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return d.o.Containers.RemoveAll(ctx, id)
 }
 
 // powerOff pulls the plug. It is no error if that was done already. A VM that asks something is told to give up first: it takes nothing else.

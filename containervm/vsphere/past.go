@@ -69,7 +69,7 @@ func (d *Driver) clear(ctx context.Context, id string, p past) error {
 				continue
 			}
 		}
-		if err := d.o.Containers.Remove(ctx, file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := d.o.Containers.RemoveAll(ctx, file); err != nil {
 			return err
 		}
 	}

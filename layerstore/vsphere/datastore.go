@@ -199,6 +199,14 @@ func (d *Datastore) Remove(ctx context.Context, name string) error {
 	}))
 }
 
+// RemoveAll is Remove, but that what is not there is no error.
+func (d *Datastore) RemoveAll(ctx context.Context, name string) error {
+	if err := d.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // CreateDisk has the server make a disk, thin and empty.
 func (d *Datastore) CreateDisk(ctx context.Context, name string, capacity int64) error {
 	err := d.s.Do(ctx, func() (*object.Task, error) {

@@ -2,9 +2,7 @@ package vsphere
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
@@ -83,10 +81,7 @@ func (s *Store) drop(ctx context.Context, c *claim) error {
 	if !last {
 		return nil
 	}
-	if err := s.d.Remove(ctx, c.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return s.d.RemoveAll(ctx, c.file)
 }
 
 // A sendKey is what disks on their way are told apart by.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -19,12 +20,28 @@ func (s *Store) TopDisk(ctx context.Context, image digest.Digest) (string, error
 	return s.DiskPath(rec.Disks[0]), nil
 }
 
+// imageFile is the record of an image of this VCH.
+func (s *Store) imageFile(id digest.Digest) string { return s.own("images", id.Encoded()+".json") }
+
+// ownImages are the images of which this VCH has records, whole or not.
+func (s *Store) ownImages(ctx context.Context) ([]digest.Digest, error) {
+	list, err := s.d.List(ctx, s.own("images"))
+	var ids []digest.Digest
+	for _, e := range list {
+		hexDigits, ok := strings.CutSuffix(e.Name, ".json")
+		if id := digest.NewDigestFromEncoded(digest.SHA256, hexDigits); ok && id.Validate() == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, err
+}
+
 // imageRecord reads the record of an image of this VCH. The error is fs.ErrNotExist if it has none.
 func (s *Store) imageRecord(ctx context.Context, image digest.Digest) (*imageRecord, error) {
 	if err := image.Validate(); err != nil {
 		return nil, fmt.Errorf("image %q: %w", image, err)
 	}
-	file := s.own("images", image.Encoded()+".json")
+	file := s.imageFile(image)
 	text, err := s.d.ReadFile(ctx, file, recordLimit)
 	if err != nil {
 		return nil, err

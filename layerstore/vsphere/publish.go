@@ -190,7 +190,7 @@ func (p *publication) finish(image, top digest.Digest) (*Published, error) {
 	p.s.committing[image]++
 	p.s.mu.Unlock()
 	p.image = image
-	if err := p.s.putJSON(p.ctx, p.s.own("images", image.Encoded()+".json"), imageRecord{image, out.Disks}); err != nil {
+	if err := p.s.putJSON(p.ctx, p.s.imageFile(image), imageRecord{image, out.Disks}); err != nil {
 		return nil, err
 	}
 	p.s.mu.Lock()

@@ -50,7 +50,7 @@ func Retire(ctx context.Context, d *Datastore, vch string) error {
 		}
 	}
 	// The record first: without it there is no store, and who comes now makes another.
-	if err := d.Remove(ctx, storeFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.RemoveAll(ctx, storeFile); err != nil {
 		return err
 	}
 	return d.removeStore(ctx)
@@ -63,7 +63,7 @@ func (d *Datastore) removeStore(ctx context.Context) error {
 		return err
 	}
 	for _, name := range []string{disksFolder, vchsFolder} {
-		if err := d.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := d.RemoveAll(ctx, name); err != nil {
 			return err
 		}
 	}

@@ -23,18 +23,12 @@ func RetireVolumes(ctx context.Context, d *Datastore, vch string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	remove := func(name string) error {
-		if err := d.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
-	}
 	for name := range all {
-		if err := remove(path.Join(volumesFolder, name, vch+usesSuffix)); err != nil {
+		if err := d.RemoveAll(ctx, path.Join(volumesFolder, name, vch+usesSuffix)); err != nil {
 			return err
 		}
 	}
-	if err := remove(path.Join(vchsFolder, vch)); err != nil || len(all) > 0 {
+	if err := d.RemoveAll(ctx, path.Join(vchsFolder, vch)); err != nil || len(all) > 0 {
 		return err
 	}
 	if others, err := d.List(ctx, vchsFolder); err != nil && !errors.Is(err, fs.ErrNotExist) || len(others) > 0 {
@@ -52,7 +46,7 @@ func RetireVolumes(ctx context.Context, d *Datastore, vch string) error {
 		}
 	}
 	for _, name := range []string{emptyFolder, volumesFolder, vchsFolder} {
-		if err := remove(name); err != nil {
+		if err := d.RemoveAll(ctx, name); err != nil {
 			return err
 		}
 	}

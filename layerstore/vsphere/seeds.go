@@ -36,7 +36,7 @@ func (s *Store) endOldSeeds(ctx context.Context) error {
 			continue
 		}
 		s.log.Info("remove what an unfinished seed has left", "file", e.Name, "since", e.Time)
-		if err := s.d.Remove(ctx, folder+"/"+e.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.d.RemoveAll(ctx, folder+"/"+e.Name); err != nil {
 			return err
 		}
 	}

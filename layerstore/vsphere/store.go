@@ -289,20 +289,14 @@ func (s *Store) endPulls(ctx context.Context) error {
 // endCommits removes what a crash has left of records of the VCH's images: one that is cut off keeps every Sweep from removing anything,
 // and says nothing, for the local store has no such image yet.
 func (s *Store) endCommits(ctx context.Context) error {
-	list, err := s.d.List(ctx, s.own("images"))
-	for _, e := range list {
-		hexDigits, ok := strings.CutSuffix(e.Name, ".json")
-		id := digest.NewDigestFromEncoded(digest.SHA256, hexDigits)
-		if !ok || id.Validate() != nil {
-			continue
-		}
-		if _, readErr := s.imageRecord(ctx, id); errors.Is(readErr, fs.ErrNotExist) {
+	own, err := s.ownImages(ctx)
+	for _, id := range own {
+		_, readErr := s.imageRecord(ctx, id)
+		if errors.Is(readErr, fs.ErrNotExist) {
 			s.log.Info("remove a record that is cut off", "image", id)
-			readErr = s.d.Remove(ctx, s.own("images", e.Name))
-			err = errors.Join(err, readErr)
-		} else {
-			err = errors.Join(err, readErr)
+			readErr = s.d.Remove(ctx, s.imageFile(id))
 		}
+		err = errors.Join(err, readErr)
 	}
 	return err
 }

@@ -23,8 +23,8 @@ func (s *Store) Forget(ctx context.Context, id digest.Digest) error {
 	delete(s.images, id)
 	delete(s.names, id)
 	s.mu.Unlock()
-	for _, file := range []string{s.own("images", id.Encoded()+".json"), s.namesFile(id)} {
-		if err := s.d.Remove(ctx, file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, file := range []string{s.imageFile(id), s.namesFile(id)} {
+		if err := s.d.RemoveAll(ctx, file); err != nil {
 			return err
 		}
 	}
@@ -33,10 +33,7 @@ func (s *Store) Forget(ctx context.Context, id digest.Digest) error {
 
 // Leave notes that the VCH is no more: whatever images it had, it needs none. Nobody may use the Store afterwards but to Sweep.
 func (s *Store) Leave(ctx context.Context) error {
-	if err := s.d.Remove(ctx, s.own()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return s.d.RemoveAll(ctx, s.own())
 }
 
 // Swept is what a Sweep has removed.
@@ -161,7 +158,7 @@ func (sw *sweeping) removeFiles(ctx context.Context, needed map[string]bool) (re
 			if suffix == ".json" {
 				continue
 			}
-			if err := sw.s.d.Remove(ctx, path.Join(disksFolder, name+suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := sw.s.d.RemoveAll(ctx, path.Join(disksFolder, name+suffix)); err != nil {
 				return removed, err
 			}
 		}

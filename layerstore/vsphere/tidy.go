@@ -5,7 +5,6 @@ package vsphere
 import (
 	"context"
 	"maps"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -29,7 +28,7 @@ func (s *Store) Published() []digest.Digest {
 // Tidy forgets the images that the local store does not have, or has no more. An image that was removed from it stays as long as a
 // container there was made from it.
 func (s *Store) Tidy(ctx context.Context, local *layerstore.Store) error {
-	list, err := s.d.List(ctx, s.own("images"))
+	own, err := s.ownImages(ctx)
 	if err != nil {
 		return err
 	}
@@ -48,10 +47,8 @@ func (s *Store) Tidy(ctx context.Context, local *layerstore.Store) error {
 	for _, id := range ids {
 		keep[id]++
 	}
-	for _, e := range list {
-		hexDigits, ok := strings.CutSuffix(e.Name, ".json")
-		id := digest.NewDigestFromEncoded(digest.SHA256, hexDigits)
-		if !ok || id.Validate() != nil || keep[id] > 0 {
+	for _, id := range own {
+		if keep[id] > 0 {
 			continue
 		}
 		if err := s.Forget(ctx, id); err != nil {

@@ -92,16 +92,13 @@ func (u underWay) others(ctx context.Context, id string) ([]string, error) {
 
 // finish removes the disk of a volume that has no name, and its folder.
 func (u underWay) finish(ctx context.Context, id, name string) error {
-	if err := u.d.Remove(ctx, name+".json"); err != nil && !errors.Is(err, fs.ErrNotExist) { // of those that are older than volumeRecords
+	if err := u.d.RemoveAll(ctx, name+".json"); err != nil { // of those that are older than volumeRecords
 		return err
 	}
 	if err := u.d.discard(ctx, name+".vmdk"); err != nil {
 		return err
 	}
-	if err := u.d.Remove(ctx, u.staged(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return u.d.RemoveAll(ctx, u.staged(id))
 }
 
 // recoverAll removes what a crash has left of them.

@@ -33,7 +33,7 @@ func (v *Volumes) Use(disk string, used bool) error {
 	}
 	file := path.Join(volumesFolder, volume, v.vch+usesSuffix)
 	if !used {
-		if err := d.Remove(ctx, file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := d.RemoveAll(ctx, file); err != nil {
 			return err
 		}
 		v.setUses(disk, false)
