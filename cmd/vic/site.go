@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	datastore "vic/layerstore/vsphere"
@@ -78,6 +79,31 @@ func (s *siteFlags) connect(ctx context.Context, log *slog.Logger) (*datastore.S
 		}
 		return nil
 	}, nil
+}
+
+// open logs in, and opens the location that a flag names for the time of a function.
+func (s *siteFlags) open(cmd *cobra.Command, l location, flag string, do func(*datastore.Datastore, *slog.Logger) error) (err error) {
+	log := logger(cmd, slog.LevelWarn)
+	session, logout, err := s.connect(cmd.Context(), log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, logout()) }()
+	d, err := l.open(cmd.Context(), session, s.datacenter, flag)
+	if err != nil {
+		return err
+	}
+	return do(d, log)
+}
+
+// refuse is an error about each of these flags that is given.
+func refuse(fl *pflag.FlagSet, names []string, why string) (err error) {
+	for _, name := range names {
+		if fl.Changed(name) {
+			err = errors.Join(err, usageErrorf("--%s %s", name, why))
+		}
+	}
+	return err
 }
 
 // logoutTime bounds the wait for a vCenter that does not answer a farewell.

@@ -21,8 +21,12 @@ func storeFlag(cmd *cobra.Command, dir *string) {
 }
 
 // withStore opens the store for the time of f.
-func withStore(cmd *cobra.Command, dir string, f func(*layerstore.Store) error) (err error) {
-	s, err := layerstore.Open(dir, layerstore.Options{Log: logger(cmd, slog.LevelWarn)})
+func withStore(cmd *cobra.Command, dir string, f func(*layerstore.Store) error) error {
+	return withStoreOf(dir, layerstore.Options{Log: logger(cmd, slog.LevelWarn)}, f)
+}
+
+func withStoreOf(dir string, o layerstore.Options, f func(*layerstore.Store) error) (err error) {
+	s, err := layerstore.Open(dir, o)
 	if err != nil {
 		return fmt.Errorf("open store %s: %w", dir, err)
 	}

@@ -37,24 +37,16 @@ type only struct {
 
 // check refuses flags that do not go together. With both, --store may be given beside --image-store.
 func (f *storeFlags) check(fl *pflag.FlagSet, o only, both bool) error {
-	refuse := func(names []string, why string) (err error) {
-		for _, name := range names {
-			if fl.Changed(name) {
-				err = errors.Join(err, usageErrorf("--%s %s", name, why))
-			}
-		}
-		return err
-	}
 	switch {
 	case f.imageStore == "" && f.dir == "":
 		return usageErrorf("name a store: --store DIR, or --image-store DATASTORE[/FOLDER] of vSphere")
 	case f.imageStore == "":
-		return refuse(append(f.siteNames, o.remote...), "is of no use without --image-store")
+		return refuse(fl, append(f.siteNames, o.remote...), "is of no use without --image-store")
 	case f.dir != "" && !both:
 		return usageErrorf("--store and --image-store: give one of them")
 	}
 	_, err := parseLocation("image-store", f.imageStore, imageFolder)
-	return errors.Join(err, f.site.check("--image-store"), refuse(o.local, "does not work on a datastore"))
+	return errors.Join(err, f.site.check("--image-store"), refuse(fl, o.local, "does not work on a datastore"))
 }
 
 // with opens the store that the flags name for the time of a function. A store on a datastore must be there.
@@ -109,39 +101,29 @@ func (f *storeFlags) withSeeds(cmd *cobra.Command, sf seedFlags, do func(local *
 		if err != nil {
 			return err
 		}
-		dir := f.dir
-		if dir == "" {
-			if dir, err = os.MkdirTemp("", "vic-seed-"); err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-		}
-		local, err := layerstore.Open(dir, layerstore.Options{Capacity: seeds.Capacity(), Mirror: seeds, Log: log})
-		if err != nil {
-			return fmt.Errorf("open store %s: %w", dir, err)
-		}
-		defer func() { err = errors.Join(err, local.Close()) }()
-		return do(local, seeds)
+		o := layerstore.Options{Capacity: seeds.Capacity(), Mirror: seeds, Log: log}
+		return withStoreOrNew(f.dir, "vic-seed-", o, func(local *layerstore.Store) error { return do(local, seeds) })
 	})
 }
 
 // withDatastore logs in and opens the folder of --image-store.
-func (f *storeFlags) withDatastore(cmd *cobra.Command, do func(*datastore.Datastore, *slog.Logger) error) (err error) {
+func (f *storeFlags) withDatastore(cmd *cobra.Command, do func(*datastore.Datastore, *slog.Logger) error) error {
 	l, err := parseLocation("image-store", f.imageStore, imageFolder)
 	if err != nil {
 		return err
 	}
-	log := logger(cmd, slog.LevelWarn)
-	session, logout, err := f.site.connect(cmd.Context(), log)
-	if err != nil {
-		return err
+	return f.site.open(cmd, l, "image-store", do)
+}
+
+// withStoreOrNew opens a store of this machine for the time of a function: that in dir, or a new one that is gone after it.
+func withStoreOrNew(dir, prefix string, o layerstore.Options, do func(*layerstore.Store) error) (err error) {
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", prefix); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	defer func() { err = errors.Join(err, logout()) }()
-	d, err := l.open(cmd.Context(), session, f.site.datacenter, "image-store")
-	if err != nil {
-		return err
-	}
-	return do(d, log)
+	return withStoreOf(dir, o, do)
 }
 
 // findDisk returns the name of the disk that shows an image, or a layer by the beginning of its chain ID.

@@ -2,9 +2,7 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -35,12 +33,7 @@ func (f *volumeStoreFlags) location(cmd *cobra.Command) (l location, err error) 
 	case f.dir != "" && f.volumeStore != "":
 		return l, usageErrorf("--store and --volume-store: give one of them")
 	case f.dir != "":
-		for _, name := range f.siteNames {
-			if cmd.Flags().Changed(name) {
-				err = errors.Join(err, usageErrorf("--%s is of no use without --volume-store", name))
-			}
-		}
-		return l, err
+		return l, refuse(cmd.Flags(), f.siteNames, "is of no use without --volume-store")
 	}
 	l, err = parseLocation("volume-store", f.volumeStore, "")
 	if err == nil && l.folder == "" {
@@ -53,7 +46,7 @@ func (f *volumeStoreFlags) location(cmd *cobra.Command) (l location, err error) 
 const nobody = "_"
 
 // with opens the store that the flags name for the time of a function. What is kept of volumes on vSphere is gone after it.
-func (f *volumeStoreFlags) with(cmd *cobra.Command, do func(*layerstore.Store) error) (err error) {
+func (f *volumeStoreFlags) with(cmd *cobra.Command, do func(*layerstore.Store) error) error {
 	l, err := f.location(cmd)
 	if err != nil {
 		return err
@@ -61,26 +54,8 @@ func (f *volumeStoreFlags) with(cmd *cobra.Command, do func(*layerstore.Store) e
 	if f.dir != "" {
 		return withStore(cmd, f.dir, do)
 	}
-	log := logger(cmd, slog.LevelWarn)
-	session, logout, err := f.site.connect(cmd.Context(), log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, logout()) }()
-	d, err := l.open(cmd.Context(), session, f.site.datacenter, "volume-store")
-	if err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp("", "vic-volume-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	volumes := datastore.NewVolumes(map[string]*datastore.Datastore{datastore.DefaultVolumes: d}, datastore.VolumesOptions{VCH: nobody, Log: log})
-	s, err := layerstore.Open(dir, layerstore.Options{VolumeDisks: volumes, Log: log})
-	if err != nil {
-		return fmt.Errorf("open store %s: %w", dir, err)
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	return do(s)
+	return f.site.open(cmd, l, "volume-store", func(d *datastore.Datastore, log *slog.Logger) error {
+		volumes := datastore.NewVolumes(map[string]*datastore.Datastore{datastore.DefaultVolumes: d}, datastore.VolumesOptions{VCH: nobody, Log: log})
+		return withStoreOrNew("", "vic-volume-", layerstore.Options{VolumeDisks: volumes, Log: log}, do)
+	})
 }

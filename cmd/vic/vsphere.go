@@ -106,8 +106,8 @@ func (v *vsphereFlags) parse() (set vsphereSettings, err error) {
 	} else if !set.bridges.Addr().Is4() || set.bridges.Bits() > maxRangeBits {
 		errs = append(errs, usageErrorf("--bridge-network-range %s: it must be of IPv4 and have %d bits at most, for it is divided into sixteen", v.bridgeRange, maxRangeBits))
 	}
-	if w := v.bridgeWidth; w != 0 && (w < set.bridges.Bits() || w > maxWidth) {
-		errs = append(errs, usageErrorf("--bridge-network-width %d: it must be between the %d bits of the range and %d", w, set.bridges.Bits(), maxWidth))
+	if w := v.bridgeWidth; w != 0 && (w < set.bridges.Bits() || w > network.MaxWidth) {
+		errs = append(errs, usageErrorf("--bridge-network-width %d: it must be between the %d bits of the range and %d", w, set.bridges.Bits(), network.MaxWidth))
 	}
 	if err := vmname.Convention(v.convention).Check(); err != nil {
 		errs = append(errs, usageErrorf("--container-name-convention: %w", err))
@@ -123,8 +123,8 @@ func (v *vsphereFlags) parse() (set vsphereSettings, err error) {
 	return set, errors.Join(errs...)
 }
 
-// maxRangeBits is the longest prefix that a network.Options.Range has, maxWidth the greatest Width.
-const maxRangeBits, maxWidth = 26, 29
+// maxRangeBits is the longest prefix of the range that bridge networks are taken from.
+const maxRangeBits = 26
 
 // A location is a folder on a datastore.
 type location struct{ datastore, folder string }

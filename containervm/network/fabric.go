@@ -41,7 +41,7 @@ type Options struct {
 	// Range is where Choose finds subnets, an IPv4 prefix of 29 bits at most. It is divided into sixteen, or into such of 16 bits if
 	// those are more, or of 29 if those are fewer, unless Width is set. The zero Prefix is docker's.
 	Range netip.Prefix
-	// Width is how many bits the prefixes have that Range is divided into, 29 at most and no fewer than Range has. 0 is what Range says.
+	// Width is how many bits the prefixes have that Range is divided into, MaxWidth at most and no fewer than Range has. 0 is what Range says.
 	Width int
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
@@ -100,14 +100,17 @@ func (f *Fabric) Choose(taken []netip.Prefix) (netip.Prefix, error) {
 	return netip.Prefix{}, errors.New("none of them is free")
 }
 
+// MaxWidth is the longest prefix of a subnet.
+const MaxWidth = 29
+
 // candidates are docker's own, or parts of the Range.
 func (f *Fabric) candidates() iter.Seq[netip.Prefix] {
 	var all []netip.Prefix
 	if r := f.o.Range.Masked(); r.IsValid() {
-		if !r.Addr().Is4() || r.Bits() > 29 {
+		if !r.Addr().Is4() || r.Bits() > MaxWidth {
 			return slices.Values(all)
 		}
-		bits := cmp.Or(f.o.Width, min(max(r.Bits()+4, 16), 29))
+		bits := cmp.Or(f.o.Width, min(max(r.Bits()+4, 16), MaxWidth))
 		size := uint64(1) << (32 - bits)
 		first := r.Addr().As4()
 		begin := uint64(binary.BigEndian.Uint32(first[:]))
