@@ -101,13 +101,10 @@ func (b *comparison) containers(ctx context.Context, counts []int, out io.Writer
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "containers\t\tcalls each\tms each\tCPU, ms each\tsimulator's")
-	var first, last []cost
+	var last []cost
 	for _, n := range counts {
 		if last, err = f.turn(ctx, n); err != nil {
 			return fmt.Errorf("%d containers: %w", n, err)
-		}
-		if first == nil {
-			first = last
 		}
 		for _, c := range last {
 			fmt.Fprintf(w, "%d\t%s\t%.1f\t%.1f\t%.1f\t%.1f\n", n, c.what, c.calls(), c.per(c.wall.Seconds()), c.per(c.own), c.per(c.theirs))

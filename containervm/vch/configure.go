@@ -54,11 +54,11 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 		}
 	}
 	checkCAs(&p, o.RegistryCAs)
-	if all, err := s.List(ctx, ""); err != nil {
+	all, err := s.List(ctx, "")
+	if err != nil {
 		return nil, err
-	} else {
-		checkBridge(&p, &o.Spec, all)
 	}
+	checkBridge(&p, &o.Spec, all)
 	old, key, err := v.sealed(ctx)
 	if err != nil {
 		return nil, err

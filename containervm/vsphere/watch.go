@@ -316,7 +316,7 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 		v = &seen{ref: ref}
 		w.vms[ref] = v
 	}
-	doubted := v.told.doubt()
+	doubted, asked := v.told.doubt(), v.question()
 	for _, c := range changes {
 		switch val := c.Val.(type) {
 		case string:
@@ -328,17 +328,15 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 			}
 		case types.VirtualMachineQuestionInfo:
 			v.asks = &val
-			w.tell(v)
 		default:
-			if c.Name != "runtime.question" {
-				v.told.set(c)
-			} else if v.asks != nil { // somebody has answered
+			if c.Name == "runtime.question" { // somebody has answered
 				v.asks = nil
-				w.tell(v)
+			} else {
+				v.told.set(c)
 			}
 		}
 	}
-	if p := v.told.power(v.power); p != v.power {
+	if p := v.told.power(v.power); p != v.power || v.question() != asked {
 		v.power = p
 		w.tell(v)
 	}
