@@ -246,8 +246,19 @@ func TestCompatibility(t *testing.T) {
 			t.Fatal(err)
 		}
 	} else if out.String() != string(text) {
-		t.Errorf("docs/compatibility.md is not what the judges find: go test ./cmd/vic/compat -update, and look at what changed")
+		t.Errorf("docs/compatibility.md is not what the judges find: go test ./cmd/vic/compat -update, and look at what changed:\n%s", firstDifference(string(text), out.String()))
 	}
+}
+
+// firstDifference is where two texts part, a few lines of each from there on.
+func firstDifference(was, is string) string {
+	a, b := strings.Split(was, "\n"), strings.Split(is, "\n")
+	i := 0
+	for i < len(a) && i < len(b) && a[i] == b[i] {
+		i++
+	}
+	some := func(lines []string) string { return strings.Join(lines[i:min(i+4, len(lines))], "\n") }
+	return fmt.Sprintf("line %d was\n%s\nand is\n%s", i+1, some(a), some(b))
 }
 
 const preface = `# Compatibility

@@ -70,7 +70,6 @@ func judgeSwagger(t *testing.T, e engine) []finding {
 		Body json.RawMessage `json:"body"`
 	}
 	var replies []reply
-	var found []finding
 	for _, p := range []struct{ path, real string }{
 		{"/version", ""}, {"/info", ""}, {"/system/df", ""}, {"/system/df", "/system/df?type=volume"},
 		{"/images/json", "/images/json?all=1&shared-size=1&manifests=1"}, {"/images/{name}/json", "/images/bb/json"}, {"/images/{name}/history", "/images/bb/history"},
@@ -86,7 +85,7 @@ func judgeSwagger(t *testing.T, e engine) []finding {
 		as := "GET " + strings.Replace(p.real, exec.ID, "ID", 1)
 		b, err := ask("GET", p.real, "")
 		if err != nil {
-			found = append(found, finding{as, err.Error()})
+			t.Errorf("%s: %v", as, err) // which no reason excuses
 			continue
 		}
 		replies = append(replies, reply{p.path, as, b})
@@ -97,5 +96,5 @@ func judgeSwagger(t *testing.T, e engine) []finding {
 	}
 	cmd := e.command(t.Context(), program, filepath.Join(strings.TrimSpace(string(dir)), "docs", described+".yaml"))
 	cmd.Stdin = bytes.NewReader(in)
-	return append(found, programChecks(t, cmd)...)
+	return programChecks(t, cmd)
 }
