@@ -37,7 +37,7 @@ var allowed = map[string][]string{
 	"api":                   {"api/build", "containervm", "diskfs", "fetch", "fetch/archive", "layerstore"},
 	"api/certificate":       {},
 	"api/build":             {"containervm", "fetch/archive", "layerstore"},
-	"containervm/vch":       {"api/certificate", "containervm/appliance", "containervm/vmname", "layerstore/vsphere", "tether/wire"},
+	"containervm/vch":       {"api/certificate", "containervm/appliance", "containervm/vmname", "fetch", "layerstore/vsphere", "tether/wire"},
 	"cmd/vic-machine":       {"api/certificate", "containervm/vch", "layerstore/vsphere"},
 	"cmd/appliance":         {"containervm/appliance", "diskfs", "tether", "tether/wire"},
 	"cmd/tether":            {"tether"},

@@ -14,6 +14,7 @@ import (
 
 	"vic/api/certificate"
 	"vic/containervm/appliance"
+	"vic/fetch"
 )
 
 // registryCA is the file of one of the authorities of registries in the appliance.
@@ -38,8 +39,8 @@ func (s *Spec) checkRegistries(p *Problems) {
 		}
 	}
 	for _, r := range s.Whitelist {
-		if !isRegistry(strings.TrimPrefix(r, "*.")) {
-			p.add("whitelist-registry", "%q is no registry: want HOST[:PORT], *.DOMAIN[:PORT] or CIDR", r)
+		if err := fetch.CheckWhitelist([]string{r}); err != nil {
+			p.add("whitelist-registry", "%v", err)
 		}
 	}
 }

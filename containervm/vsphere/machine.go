@@ -148,10 +148,17 @@ func (m *machine) ask(ctx context.Context) error {
 	if isGone(err) {
 		p, err = gone, nil
 	}
-	if err == nil {
-		m.observe(p, "")
+	if err != nil {
+		return err
 	}
-	return err
+	asks := ""
+	if p == on { // what it asks only the watcher knows
+		m.mu.Lock()
+		asks = m.asks
+		m.mu.Unlock()
+	}
+	m.observe(p, asks)
+	return nil
 }
 
 // follow waits for the VM's end, and for the end of its log.
