@@ -1,6 +1,7 @@
 package vsphere
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -98,13 +99,24 @@ func TestKilled(t *testing.T) {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$")
 		cmd.Env = append(os.Environ(), killedServer+"="+c.client.URL().String(), killedRoot+"="+root, killedImage+"="+image, killedStore+"="+dir)
 		var puts atomic.Int32
+		started := make(chan struct{})
+		kill := func() {
+			<-started
+			_ = cmd.Process.Kill() // one that has ended is no matter
+		}
 		f.set(func(_ http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodPut && (puts.Add(1) == at || at == 0 && strings.Contains(r.URL.Path, "/images/")) {
-				r.Body = &fatalBody{ReadCloser: r.Body, left: r.ContentLength / 2, kill: func() { _ = cmd.Process.Kill() }} // one that has ended is no matter
+				r.Body = &fatalBody{ReadCloser: r.Body, left: r.ContentLength / 2, kill: kill}
 			}
 			return false
 		})
-		out, err := cmd.CombinedOutput()
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		close(started)
+		err := cmd.Wait()
 		f.set(func(http.ResponseWriter, *http.Request) bool { return false })
 		if err == nil {
 			if at < 3*step {
@@ -113,7 +125,7 @@ func TestKilled(t *testing.T) {
 			return
 		}
 		if !strings.Contains(err.Error(), "killed") {
-			t.Fatalf("killed at upload %d: %v\n%s", at, err, out)
+			t.Fatalf("killed at upload %d: %v\n%s", at, err, out.String())
 		}
 		e := s.endpoint()
 		err = pullMirrored(ctx, e, root, image, dir, func(st *Store, ls *layerstore.Store, img *layerstore.Image) {
