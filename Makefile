@@ -79,7 +79,7 @@ test:
 	@$(MAKE) --no-print-directory all
 	go vet ./...
 	ORACLES=1 go test -timeout 40m ./...
-	ORACLES=1 go test -race -short ./fetch ./tether/wire ./containervm ./api ./layerstore/vsphere
+	ORACLES=1 go test -race -short -skip Killed ./fetch ./tether/wire ./containervm ./api ./layerstore/vsphere
 	ORACLES=1 go test -race -short -skip '$(one_goroutine)' ./layerstore
 	ORACLES=1 go test -race -run Concurrent ./vmdk ./layerstore/mount
 	$(call fuzz_all,-test.fuzztime $(fuzz_runs) -test.fuzzminimizetime 0x -test.fuzzcachedir $$dir/$$pkg)
