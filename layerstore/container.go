@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"regexp"
 
 	"github.com/opencontainers/go-digest"
@@ -158,11 +159,23 @@ func (s *Store) unpin(id string) (doomed []doomedLayer, trash string, err error)
 	if err != nil || p == nil {
 		return nil, trash, err // what a damaged pin kept, the next Sweep finds
 	}
+	if s.dir.held(p) {
+		return nil, trash, nil
+	}
 	doomed, err = s.dir.doom(context.Background(), func() ([]digest.Digest, error) { return p.Layers, nil })
 	if err != nil {
 		s.log.Warn("layers of a removed container left for the next sweep", "container", id, "error", err)
 	}
 	return doomed, trash, nil
+}
+
+// held says whether a container's image is there and needs all layers that the container does, as most do: then none is superfluous,
+// and nobody has to look at what all other containers need.
+func (d Dir) held(p *pin) bool {
+	img, err := d.readImage(p.Image)
+	return err == nil && !slices.ContainsFunc(p.Layers, func(c digest.Digest) bool {
+		return !slices.ContainsFunc(img.Layers, func(l ImageLayer) bool { return l.Chain == c })
+	})
 }
 
 // readPin returns the pin of a container. The error is fs.ErrNotExist if it has

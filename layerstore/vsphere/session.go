@@ -86,6 +86,7 @@ func Connect(ctx context.Context, e Endpoint) (*Session, error) {
 	}
 	sc.UserAgent = "vic"
 	sc.DefaultTransport().MaxIdleConnsPerHost = idleConnections
+	sc.Transport = reusing{sc.Transport}
 	client, err := vim25.NewClient(ctx, sc)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", u.Host, untrusted(ctx, u, err))
