@@ -209,13 +209,31 @@ func (v *VCH) planChange(plan *Plan, become func(ctx context.Context, id string)
 	}, nil)
 }
 
-// planNote plans to note what is being done to the VCH.
-func (v *VCH) planNote(plan *Plan, what string) {
+// planNote plans to note what is being done to the VCH. Somebody else may have begun something since the plan was made, or even ended it.
+func (v *VCH) planNote(plan *Plan, what string, reset bool) {
+	last, noted := extraConfig(v.object.Config.ExtraConfig, previousKey), false
 	plan.add("note that "+what+" is in progress", simple(func(ctx context.Context) error {
+		var p Problems
+		if err := v.checkIdle(ctx, &p, reset); err != nil {
+			return err
+		}
+		if len(p) > 0 {
+			return p
+		}
+		if err := v.look(ctx); err != nil {
+			return err
+		}
+		if extraConfig(v.object.Config.ExtraConfig, previousKey) != last {
+			return errors.New("the VCH was changed since this was planned")
+		}
+		noted = true
 		r := v.Record
 		r.Changing = what
 		return v.putState(ctx, &r)
 	}), func(ctx context.Context) error {
+		if !noted { // what is noted is somebody else's
+			return nil
+		}
 		r := v.Record
 		return v.putState(ctx, &r)
 	})
@@ -238,7 +256,7 @@ func (v *VCH) Rollback(ctx context.Context, t TLS, timeout time.Duration, reset 
 		return nil, p
 	}
 	plan := new(Plan)
-	v.planNote(plan, "rollback")
+	v.planNote(plan, "rollback", reset)
 	name := v.Spec.Name
 	plan.add("shut VM "+name+" down", simple(v.shutDown), nil)
 	plan.add("make VM "+name+" what it was before the last "+was.Kind, simple(func(ctx context.Context) error { return v.restore(ctx, was.ID) }), nil)

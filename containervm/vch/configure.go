@@ -71,7 +71,7 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 		return nil, p
 	}
 	plan := &Plan{Warnings: r.warnings}
-	v.planNote(plan, "configure")
+	v.planNote(plan, "configure", o.Reset)
 	if o.MakeTLS != nil {
 		plan.add(o.MakeTLSText, simple(func(context.Context) (err error) {
 			in.o.TLS, err = o.MakeTLS()

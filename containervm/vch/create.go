@@ -67,6 +67,7 @@ type installation struct {
 	record Record
 	iso    string // its file in the container store
 	key    appliance.Key
+	again  bool // its state disk is there: whatever fails, the VCH's containers and images stay
 
 	poolRef   *object.ResourcePool // the VCH's
 	folderRef *object.Folder
@@ -236,6 +237,7 @@ func (in *installation) planFiles(plan *Plan, files []vsphere.Entry, folderThere
 		has[f.Name] = f.Size
 	}
 	_, claimed := has[recordFile]
+	_, in.again = has[stateFile]
 	plan.add("claim folder "+d.Path("."), simple(func(ctx context.Context) error {
 		if err := d.MakeFolder(ctx, "."); err != nil {
 			return err
@@ -265,7 +267,7 @@ func (in *installation) planFiles(plan *Plan, files []vsphere.Entry, folderThere
 	for _, v := range in.r.volumes {
 		in.planFolder(plan, "volume store", v.location)
 	}
-	if _, there := has[stateFile]; !there {
+	if !in.again {
 		plan.add(fmt.Sprintf("make disk %s of %d GiB", d.Path(stateFile), in.r.spec.StateSize), simple(func(ctx context.Context) error {
 			return d.CreateDisk(ctx, stateFile, in.r.spec.StateSize<<30)
 		}), func(ctx context.Context) error {
@@ -289,7 +291,7 @@ func (in *installation) planFolder(plan *Plan, what string, l location) {
 		made = !there
 		return d.MakeFolder(ctx, ".")
 	}), func(ctx context.Context) error {
-		if l == in.r.images {
+		if l == in.r.images && !in.again {
 			if err := vsphere.Retire(ctx, in.r.imageData, in.r.spec.Name); err != nil {
 				return err
 			}
@@ -341,6 +343,11 @@ func (in *installation) planObjects(ctx context.Context, plan *Plan, unfinished 
 	if in.r.spec.OpsGrant {
 		in.planGrants(plan)
 	}
+	if unfinished == nil {
+		if err := in.planLeftovers(ctx, plan); err != nil {
+			return err
+		}
+	}
 	plan.add("make VM "+name, simple(in.makeVM), func(ctx context.Context) error {
 		// By its UUID: a task may fail that has made it.
 		vm, err := object.NewSearchIndex(in.site.client).FindByUuid(ctx, in.site.dc, in.record.ID, true, nil)
@@ -357,6 +364,34 @@ func (in *installation) planObjects(ctx context.Context, plan *Plan, unfinished 
 		}
 		return v.start(ctx, in.o.Timeout, in.o.TLS, report)
 	}, nil)
+	return nil
+}
+
+// planLeftovers plans to remove the files of an appliance that is in no inventory any more, beside which the server makes no VM. Those of one
+// that still runs somewhere are locked. The console stays: it may tell what became of it.
+func (in *installation) planLeftovers(ctx context.Context, plan *Plan) error {
+	d := in.r.container
+	files, _, err := listOrNone(ctx, d, applianceFolder)
+	if err != nil {
+		return err
+	}
+	var left []string
+	for _, f := range files {
+		if f.Name != consoleFile {
+			left = append(left, path.Join(applianceFolder, f.Name))
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	plan.add("remove what is left of a VM in "+d.Path(applianceFolder), simple(func(ctx context.Context) error {
+		for _, name := range left {
+			if err := d.RemoveAll(ctx, name); err != nil {
+				return err
+			}
+		}
+		return nil
+	}), nil)
 	return nil
 }
 

@@ -29,10 +29,8 @@ func (v *VCH) Delete(ctx context.Context, o DeleteOptions) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if doing == "configure" || doing == "upgrade" {
-		if !o.Force {
-			p.add("force", "the VCH is in the middle of %s: give it to remove the VCH nonetheless", doing)
-		}
+	if (doing == "configure" || doing == "upgrade" || doing == "rollback") && !o.Force {
+		p.add("force", "the VCH is in the middle of %s: give it to remove the VCH nonetheless", doing)
 	}
 	containers, err := v.containerVMs(ctx)
 	if err != nil {

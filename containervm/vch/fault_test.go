@@ -2,6 +2,9 @@ package vch
 
 import (
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -119,4 +122,81 @@ func TestCreateAgain(t *testing.T) {
 	}
 	l.delete("vch1", DeleteOptions{})
 	l.same(l.everything(), before)
+}
+
+// An appliance that somebody took out of the inventory is made again over the files that it left. If that fails, what the VCH has noted in the
+// image store stays, by which its images do.
+func TestCreateOverLeftovers(t *testing.T) {
+	l := newLab(t, vcsim.Options{})
+	l.serve()
+	before := l.everything()
+	first := l.create(l.options())
+	folder := l.Folder("datastore1")
+	console, note := filepath.Join(folder, "vch1", applianceFolder, consoleFile), filepath.Join(folder, "vic", "vchs", "vch1", "images", "a")
+	for _, file := range []string{console, note} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	vm := first.machine()
+	if err := first.site.powerOff(t.Context(), vm); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Unregister(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.FailTask(vcsim.TaskFault{Task: "VirtualMachine.powerOn"})
+	plan, err := l.site.Create(t.Context(), l.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := plan.Run(t.Context(), RunOptions{}); err == nil {
+		t.Error("power on failed, and it was carried out")
+	}
+	if _, err := os.Stat(note); err != nil {
+		t.Errorf("the image store was left: %v", err)
+	}
+	if again := l.create(l.options()); again.ID != first.ID {
+		t.Errorf("it is %s, and was %s", again.ID, first.ID)
+	}
+	l.delete("vch1", DeleteOptions{})
+	l.same(l.everything(), before)
+}
+
+// Of two changes that were planned at once, the second is refused while the first is at work and when it has ended, and takes nothing of it back.
+func TestChangesAtOnce(t *testing.T) {
+	l := newLab(t, vcsim.Options{})
+	l.serve()
+	l.create(l.options())
+	v := l.find("vch1")
+	plan := func(v *VCH) *Plan {
+		t.Helper()
+		o := l.options()
+		c := ConfigureOptions{Spec: v.Spec, Access: o.Access, TLS: o.TLS, Version: o.Version, Timeout: o.Timeout}
+		c.Spec.Debug = true
+		p, err := v.Configure(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first, second, third := plan(v), plan(l.find("vch1")), plan(l.find("vch1"))
+	err := first.Run(t.Context(), RunOptions{Report: func(e Event) {
+		if !strings.HasPrefix(e.Text, "shut VM") {
+			return
+		}
+		if err := second.Run(t.Context(), RunOptions{}); err == nil || !strings.Contains(err.Error(), "in the middle of configure") {
+			t.Errorf("the second, while the first is at work: %v", err)
+		}
+		if doing, err := l.find("vch1").Doing(t.Context()); doing != "configure" || err != nil {
+			t.Errorf("then it is in the middle of %q, %v", doing, err)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := third.Run(t.Context(), RunOptions{}); err == nil || !strings.Contains(err.Error(), "was changed since") {
+		t.Errorf("the third, after the first: %v", err)
+	}
+	l.delete("vch1", DeleteOptions{})
 }

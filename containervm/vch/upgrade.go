@@ -55,7 +55,7 @@ func (v *VCH) Upgrade(ctx context.Context, o UpgradeOptions) (*Plan, error) {
 	}
 	keep := []string{path.Base(in.iso), path.Base(booted)}
 	plan := new(Plan)
-	v.planNote(plan, "upgrade")
+	v.planNote(plan, "upgrade", o.Reset)
 	plan.add("upload "+d.Path(in.iso), in.upload, func(ctx context.Context) error { return d.RemoveAll(ctx, in.iso) })
 	v.planChange(plan, func(ctx context.Context, id string) error {
 		r := v.Record
