@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,8 +32,26 @@ const (
 	vchAddress  = "10.77.0.2"
 )
 
+// An installed is a VCH on a simulated vSphere whose VMs run.
+type installed struct {
+	sim      *vcsim.Server
+	registry string // with busybox
+	certs    string // folder
+	env      []string
+	v1, v2   release
+}
+
+// A release is a vic-machine and the ISO that comes with it.
+type release struct{ machine, iso string }
+
+func newRelease(t *testing.T, version string) release {
+	t.Helper()
+	return release{compileVersion(t, "vic/cmd/vic-machine", version), disc(t, compileVersion(t, "vic/cmd/vic", version), appliance.NewKey(), version)}
+}
+
 // TestInstall is all of it: vic-machine installs a VCH on a simulated vSphere whose VMs run, the appliance boots, docker pulls an
-// image and runs a container, which is a VM on the bridge network that the appliance serves.
+// image and runs a container, which is a VM on the bridge network that the appliance serves. Then the VCH goes through what an
+// administrator and bad luck have for it, while a container runs that is to notice nothing.
 func TestInstall(t *testing.T) {
 	nightly(t)
 	needTool(t, "docker", "docker-registry", "qemu-system-x86_64", "ip")
@@ -48,42 +67,86 @@ func TestInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { vms.Close() })
-	registry := pushBusybox(t)
-	iso := disc(t, compile(t, "vic/cmd/vic"), appliance.NewKey(), "v1")
-	certs := t.TempDir()
-	user := sim.URL().User
-	password, _ := user.Password()
-	machine := compile(t, "vic/cmd/vic-machine")
-	env := append(os.Environ(), "VIC_MACHINE_PASSWORD="+password)
-
-	vicMachine := func(args ...string) string {
-		return execute(t, env, machine, append(args, "--target", sim.URL().Host, "--user", user.Username(), "--thumbprint", sim.Thumbprint())...)
-	}
-
-	vicMachine("update", "firewall", "--allow")
-	began := time.Now()
-	vicMachine("create", "--name", "vch1",
-		"--image-store", "datastore1", "--bridge-network", "bridge", "--public-network-ip", vchAddress+"/24", "--public-network-gateway", hostAddress,
-		"--state-size", "8", "--insecure-registry", registry, "--appliance-iso", iso, "--tls-cert-path", certs, "--timeout", patience.String())
-	t.Logf("vic-machine create takes %v", time.Since(began).Round(100*time.Millisecond))
+	password, _ := sim.URL().User.Password()
+	i := &installed{sim: sim, registry: pushBusybox(t), certs: t.TempDir(), env: append(os.Environ(), "VIC_MACHINE_PASSWORD="+password),
+		v1: newRelease(t, "v1"), v2: newRelease(t, "v2")}
 	t.Cleanup(func() {
 		if text, err := os.ReadFile(filepath.Join(sim.Folder("datastore1"), "vch1", "appliance", "console.log")); err == nil {
 			t.Logf("console:\n%s", text)
 		}
 	})
-	docker := func(args ...string) string {
-		return execute(t, append(env, "DOCKER_HOST=tcp://"+vchAddress+":2376", "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH="+filepath.Join(certs, "client")), "docker", args...)
-	}
-	if out := docker("info", "--format", "{{.Name}}"); out != "vch1\n" {
+	before := i.files(t)
+	i.vicMachine(t, i.v1, "update", "firewall", "--allow")
+	i.create(t)
+	if out := i.docker(t, "info", "--format", "{{.Name}}"); out != "vch1\n" {
 		t.Errorf("docker info: %q", out)
 	}
-	docker("pull", registry+"/busybox")
-	began = time.Now()
-	if out := docker("run", "--name", "one", registry+"/busybox", "sh", "-c", "ping -c 1 -W 20 $(ip route | awk '/default/ {print $3}') >/dev/null && echo hello"); out != "hello\n" {
+	i.docker(t, "pull", i.registry+"/busybox")
+	began := time.Now()
+	if out := i.docker(t, "run", "--name", "one", i.registry+"/busybox", "sh", "-c", "ping -c 1 -W 20 $(ip route | awk '/default/ {print $3}') >/dev/null && echo hello"); out != "hello\n" {
 		t.Errorf("docker run: %q", out)
 	}
 	t.Logf("docker run takes %v", time.Since(began).Round(100*time.Millisecond))
-	vicMachine("delete", "--name", "vch1", "--force")
+	c := i.runCounter(t)
+	for _, part := range []struct {
+		name string
+		test func(t *testing.T, c *counter)
+	}{{"reset", i.reset}, {"upgrade", i.upgrade}, {"rollback", i.rollback}, {"broken upgrade", i.brokenUpgrade}, {"lost", i.lost}} {
+		if !t.Run(part.name, func(t *testing.T) { part.test(t, c) }) {
+			t.FailNow() // what comes then begins where it ends
+		}
+	}
+	i.docker(t, "stop", "-t", "20", "counter")
+	if out := i.docker(t, "inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "counter"); out != "exited 0\n" {
+		t.Errorf("the container that was stopped is %q", out)
+	}
+	i.vicMachine(t, i.v1, "delete", "--name", "vch1", "--force", "--volumes")
+	if after := i.files(t); !slices.Equal(after, before) {
+		t.Errorf("the datastore has %q, before there was %q", after, before)
+	}
+}
+
+// files are those in the datastore's root.
+func (i *installed) files(t *testing.T) (names []string) {
+	t.Helper()
+	list, err := os.ReadDir(i.sim.Folder("datastore1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range list {
+		names = append(names, f.Name())
+	}
+	return names
+}
+
+// create installs the VCH.
+func (i *installed) create(t *testing.T) {
+	t.Helper()
+	began := time.Now()
+	i.vicMachine(t, i.v1, "create", "--name", "vch1",
+		"--image-store", "datastore1", "--volume-store", "datastore1/volumes:default", "--bridge-network", "bridge", "--public-network-ip", vchAddress+"/24", "--public-network-gateway", hostAddress,
+		"--state-size", "8", "--insecure-registry", i.registry, "--appliance-iso", i.v1.iso, "--tls-cert-path", i.certs, "--timeout", patience.String())
+	t.Logf("vic-machine create takes %v", time.Since(began).Round(100*time.Millisecond))
+}
+
+// vicMachine runs that of a release, which succeeds.
+func (i *installed) vicMachine(t *testing.T, r release, args ...string) string {
+	t.Helper()
+	return execute(t, i.env, r.machine, i.targeted(args...)...)
+}
+
+// targeted are arguments of vic-machine with those that say which vSphere is meant.
+func (i *installed) targeted(args ...string) []string {
+	return append(args, "--target", i.sim.URL().Host, "--user", i.sim.URL().User.Username(), "--thumbprint", i.sim.Thumbprint())
+}
+
+func (i *installed) docker(t *testing.T, args ...string) string {
+	t.Helper()
+	return execute(t, i.dockerEnv(), "docker", args...)
+}
+
+func (i *installed) dockerEnv() []string {
+	return append(slices.Clip(i.env), "DOCKER_HOST=tcp://"+vchAddress+":2376", "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH="+filepath.Join(i.certs, "client"))
 }
 
 // kernelBridge makes a bridge of this machine's, with a name that no other test has.

@@ -53,8 +53,14 @@ func command(t testing.TB, name string, args ...string) string {
 // compile builds a program of the module, static and without symbols.
 func compile(t testing.TB, pkg string) string {
 	t.Helper()
+	return compileVersion(t, pkg, "unknown")
+}
+
+// compileVersion builds one that says which version it is.
+func compileVersion(t testing.TB, pkg, version string) string {
+	t.Helper()
 	bin := filepath.Join(t.TempDir(), filepath.Base(pkg))
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, pkg)
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+version, "-o", bin, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, out)

@@ -108,6 +108,9 @@ func (m *machine) end(ctx context.Context) error {
 	if err := m.insist(ctx, func() error { return m.mirror(ctx) }); err != nil {
 		return err
 	}
+	if err := syncFile(m.vm.Log); err != nil { // the record is not to say more than a power cut leaves
+		return err
+	}
 	if err := m.insist(ctx, func() error { return m.lastWords(ctx) }); err != nil {
 		m.d.log.Warn("read a VM's console", "container", m.vm.ID, "error", err)
 	}

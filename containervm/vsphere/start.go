@@ -97,6 +97,9 @@ func (m *machine) boot(ctx context.Context, vm containervm.VM, conf *wire.Config
 		if err := m.mirror(ctx); err != nil {
 			return err
 		}
+		if err := syncFile(m.vm.Log); err != nil { // this run's begins behind it
+			return err
+		}
 	}
 	all, err := m.d.devices(ctx, m.ref)
 	if isGone(err) { // it was before the watcher has seen it
