@@ -184,7 +184,7 @@ func (v *VCH) awaitAPI(ctx context.Context, address string, t TLS) error {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return fmt.Errorf("the API at %s does not answer: %w", address, err)
+			return fmt.Errorf("the API at %s does not answer, %w: %w", address, context.Cause(ctx), err)
 		}
 		pause = min(2*pause, maxPause)
 	}

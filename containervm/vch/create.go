@@ -23,6 +23,7 @@ const (
 	recordFile      = "vch.json"
 	stateFile       = "state.vmdk"
 	applianceFolder = "appliance"
+	mediaFolder     = "boot" // as package containervm/vsphere names it
 )
 
 // room is what the files of an appliance take beside its ISO: its state disk is thin.

@@ -209,6 +209,9 @@ func (v *VCH) removeFiles(ctx context.Context, d *vsphere.Datastore) error {
 	if err := removeISOs(ctx, d, nil); err != nil {
 		return err
 	}
+	if err := d.RemoveAll(ctx, mediaFolder); err != nil {
+		return err
+	}
 	return d.RemoveAll(ctx, recordFile)
 }
 

@@ -32,7 +32,7 @@ func TestCreateFails(t *testing.T) {
 		{"not powered on", task("VirtualMachine.powerOn", false), "power on vch1"},
 		{"powered on, but the task fails", task("VirtualMachine.powerOn", true), "power on vch1"},
 		{"datastore full", func() { l.FillDatastore("datastore1", 100<<10) }, "upload"},
-		{"API that does not answer", func() { l.refuses.Store(true) }, "the API at " + l.ip + ":2376 does not answer: 503"},
+		{"API that does not answer", func() { l.refuses.Store(true) }, "the API at " + l.ip + ":2376 does not answer, after 1s: 503"},
 		{"session dropped", func() {
 			if err := l.DropSessions(t.Context()); err != nil {
 				t.Error(err)
@@ -133,7 +133,7 @@ func TestCreateOverLeftovers(t *testing.T) {
 	first := l.create(l.options())
 	folder := l.Folder("datastore1")
 	console, note := filepath.Join(folder, "vch1", applianceFolder, consoleFile), filepath.Join(folder, "vic", "vchs", "vch1", "images", "a")
-	for _, file := range []string{console, note} {
+	for _, file := range []string{console, note, filepath.Join(folder, "vch1", mediaFolder, "a.iso")} {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte("x"), 0o600)); err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@
 //	  appliance-HASH.iso        what the appliance boots: the ISO with this hash, with the VCH's own key in it
 //	  state.vmdk                the appliance's disk, which is not lost with its VM
 //	  appliance/                the appliance's VM, with its console in console.log
+//	  boot/                     what container VMs boot, from the appliance
 //
 // The VM's extraConfig has the Record as well. It counts only if its ID is the VM's BIOS UUID: a clone of an appliance is none. What no VM of
 // the VCH proves to be the VCH's own, by name, place and mark, is never changed or removed.
