@@ -631,7 +631,11 @@ func (l *lab) testUpgrade(inspect func() inspected) {
 	if i := inspect(); i.Version != "v2" || len(isos()) != 2 {
 		l.Errorf("upgraded: %s, %v", i.Version, isos())
 	}
-	l.ok("upgrade", "-n", "vch1", "--rollback")
+	l.FailTask(vcsim.TaskFault{Task: "VirtualMachine.powerOn"})
+	if _, _, err := machine(l.T, "configure", "-n", "vch1", "--debug"); err == nil {
+		l.Error("power on failed, and configure did not")
+	}
+	l.ok("upgrade", "-n", "vch1", "--rollback") // what failed is no change
 	if i := inspect(); i.Version != "unknown" {
 		l.Errorf("rolled back: %s", i.Version)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -64,31 +65,36 @@ func (v *VCH) reconfigure(ctx context.Context, kind, id string, to target) error
 		return err
 	}
 	was := previous{Kind: kind, ID: id, CPUs: v.object.Config.Hardware.NumCPU, MemoryMB: int64(v.object.Config.Hardware.MemoryMB), ISO: iso}
-	var extra []types.BaseOptionValue
-	for _, o := range v.object.Config.ExtraConfig { // an earlier one's
+	values := map[string]string{}
+	v.earlier = map[string]string{previousKey: extraConfig(v.object.Config.ExtraConfig, previousKey)}
+	for _, o := range v.object.Config.ExtraConfig {
 		if key := o.GetOptionValue().Key; strings.HasPrefix(key, previousPrefix) {
-			extra = append(extra, option(key, ""))
+			v.earlier[key], values[key] = extraConfig(v.object.Config.ExtraConfig, key), ""
 		}
 	}
 	for _, key := range sortedKeys(to.values) {
 		if old := extraConfig(v.object.Config.ExtraConfig, key); old != "" {
 			was.Keys = append(was.Keys, key)
-			extra = append(slices.DeleteFunc(extra, func(o types.BaseOptionValue) bool { return o.GetOptionValue().Key == previousPrefix+key }), option(previousPrefix+key, old))
+			values[previousPrefix+key] = old
 		} else {
 			was.Added = append(was.Added, key)
 		}
-		extra = append(extra, option(key, to.values[key]))
+		values[key] = to.values[key]
 	}
 	text, err := json.Marshal(was)
 	if err != nil {
 		return err
 	}
-	return v.set(ctx, append(extra, option(previousKey, string(text))), to, cd)
+	values[previousKey] = string(text)
+	return v.set(ctx, values, to, cd)
 }
 
-// set reconfigures the VM.
-func (v *VCH) set(ctx context.Context, extra []types.BaseOptionValue, to target, cd *types.VirtualCdrom) error {
-	spec := types.VirtualMachineConfigSpec{ExtraConfig: extra, NumCPUs: to.cpus, MemoryMB: to.memoryMB}
+// set reconfigures the VM, with values of its extraConfig.
+func (v *VCH) set(ctx context.Context, values map[string]string, to target, cd *types.VirtualCdrom) error {
+	spec := types.VirtualMachineConfigSpec{NumCPUs: to.cpus, MemoryMB: to.memoryMB}
+	for _, key := range sortedKeys(values) {
+		spec.ExtraConfig = append(spec.ExtraConfig, option(key, values[key]))
+	}
 	changed := *cd
 	changed.Backing = cdrom(cd.Key, to.iso).Backing
 	changed.Connectable = connected()
@@ -109,7 +115,8 @@ func (v *VCH) before() (*previous, error) {
 	return p, nil
 }
 
-// restore makes the appliance, which is off, what it was before a change, if that is the last one.
+// restore makes the appliance, which is off, what it was before a change, if that is the last one. If it is this process that made the change, there is
+// the way back that there was before.
 func (v *VCH) restore(ctx context.Context, id string) error {
 	if err := v.look(ctx); err != nil {
 		return err
@@ -122,14 +129,15 @@ func (v *VCH) restore(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	extra := []types.BaseOptionValue{option(previousKey, "")}
+	values := map[string]string{previousKey: ""}
 	for _, key := range was.Keys {
-		extra = append(extra, option(key, extraConfig(v.object.Config.ExtraConfig, previousPrefix+key)), option(previousPrefix+key, ""))
+		values[key], values[previousPrefix+key] = extraConfig(v.object.Config.ExtraConfig, previousPrefix+key), ""
 	}
 	for _, key := range was.Added {
-		extra = append(extra, option(key, ""))
+		values[key] = ""
 	}
-	if err := v.set(ctx, extra, target{cpus: was.CPUs, memoryMB: was.MemoryMB, iso: was.ISO}, cd); err != nil {
+	maps.Copy(values, v.earlier)
+	if err := v.set(ctx, values, target{cpus: was.CPUs, memoryMB: was.MemoryMB, iso: was.ISO}, cd); err != nil {
 		return err
 	}
 	return v.look(ctx)

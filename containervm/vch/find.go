@@ -30,8 +30,9 @@ type VCH struct {
 	// Snapshot says that there is something to roll back to.
 	Snapshot bool
 
-	site   *Site
-	object mo.VirtualMachine
+	site    *Site
+	object  mo.VirtualMachine
+	earlier map[string]string // what extraConfig had of an earlier change, before this process made one
 }
 
 // vmProperties are what is read of VMs to find VCHs.
