@@ -234,7 +234,7 @@ func (i *installed) brokenUpgrade(t *testing.T, c *counter) {
 	if err == nil {
 		t.Fatal("the upgrade has succeeded")
 	}
-	for _, want := range []string{"wait for the API", "does not answer", "broken: it cannot start"} {
+	for _, want := range []string{"wait for the API", "does not answer, after " + brokenTime.String(), "broken: it cannot start"} {
 		if !strings.Contains(said.String(), want) {
 			t.Errorf("it does not say %q", want)
 		}
@@ -269,4 +269,32 @@ func (i *installed) lost(t *testing.T, c *counter) {
 	i.is(t, "v1")
 	i.unharmed(t, c)
 	i.works(t)
+}
+
+// stopped stops the container, and starts it again.
+func (i *installed) stopped(t *testing.T, _ *counter) {
+	i.docker(t, "stop", "-t", "20", "counter")
+	if out := i.docker(t, "inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "counter"); out != "exited 0\n" {
+		t.Errorf("the container that was stopped is %q", out)
+	}
+	i.docker(t, "start", "counter")
+}
+
+// lostState deletes the appliance with its disks, and has the same VCH made again. It knows its volumes and no containers; that one which still runs
+// goes with the VCH.
+func (i *installed) lostState(t *testing.T, _ *counter) {
+	vm := i.appliance(t)
+	task, err := vm.PowerOff(t.Context())
+	done(t, task, err)
+	task, err = vm.Destroy(t.Context())
+	done(t, task, err)
+	i.create(t)
+	for args, want := range map[string]string{"ps -aq": "", "volume ls -q": "data\n"} {
+		if got := i.docker(t, strings.Fields(args)...); got != want {
+			t.Errorf("docker %s: %q, want %q", args, got, want)
+		}
+	}
+	if out := i.docker(t, "run", "--rm", i.registry+"/busybox", "echo", "hello"); out != "hello\n" {
+		t.Errorf("docker run: %q", out)
+	}
 }

@@ -22,6 +22,6 @@ var onVSphere = []scenario{
 	{54, "inspect and ls", []string{"cmd/vic-machine TestLife", "cmd/vic-machine TestValidation/compute resource"}, ""},
 	{55, "TLS", []string{"cmd/vic-machine TestLife", "cmd/vic-machine TestChange", "cmd/vic-machine TestCertificates", "cmd/vic TestMutualTLS"}, ""},
 	{56, "configure and quotas", []string{"cmd/vic-machine TestChange", "cmd/vic-machine TestLimits", "containervm TestContainerLimit", "containervm TestStorageQuota", "containervm/vsphere TestContainerBytes"}, ""},
-	{57, "upgrade", []string{"cmd/vic-machine TestChange", "cmd/appliance TestPowerCut"}, "a time-out (it is a failed start that is rolled back), a second upgrade while the first is at work, containers that run meanwhile"},
+	{57, "upgrade", []string{"cmd/vic-machine TestChange", "containervm/vch TestChangesAtOnce", "cmd/appliance TestInstall/upgrade", "cmd/appliance TestInstall/rollback", "cmd/appliance TestInstall/broken upgrade", "cmd/appliance TestPowerCut"}, ""},
 	{60, "stress", []string{"containervm/vsphere TestCalls", "layerstore/vsphere TestPublishAtOnce"}, "1,000 runs and volumes on vSphere"},
 }
