@@ -320,7 +320,13 @@ func (c *Container) joinAll() (all []*connection, err error) {
 		}
 		all = append(all, k)
 	}
-	return all, c.publish(all, c.spec.Network.Ports)
+	ports := c.spec.Network.Ports
+	if at := slices.IndexFunc(all, func(k *connection) bool { return k.segment.conf.External != nil }); at >= 0 && gateway(all) == nil {
+		if err := c.publishOn(all[at], ports); err != nil { // it is closed, and says so
+			return all, err
+		}
+	}
+	return all, c.publish(all, ports)
 }
 
 // ordered are the container's endpoints in the order of their interfaces: that of its network mode first.
@@ -378,8 +384,8 @@ func (c *Container) publish(all []*connection, ports []PortBinding) error {
 		}
 	}
 	if best != nil {
-		if err := best.endpoint.Publish(ports); err != nil {
-			return fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", c.Info().Name, best.info.ID, err)
+		if err := c.publishOn(best, ports); err != nil {
+			return err
 		}
 	}
 	c.mu.Lock()
@@ -387,6 +393,13 @@ func (c *Container) publish(all []*connection, ports []PortBinding) error {
 	for _, k := range all {
 		k.info.Default = k == best
 		k.refresh()
+	}
+	return nil
+}
+
+func (c *Container) publishOn(k *connection, ports []PortBinding) error {
+	if err := k.endpoint.Publish(ports); err != nil {
+		return fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", c.Info().Name, k.info.ID, err)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,19 +23,20 @@ import (
 	"vic/bench/vcsim/bridge"
 )
 
-// A cluster is a simulated vSphere whose VMs run in QEMU, the interface that vic serve has on the port group of bridges, and the routers
-// of two port groups that are container networks: they are this machine.
+// A cluster is a simulated vSphere whose VMs run in QEMU, the interface that vic serve has on the port group of bridges, and the bridges of
+// this machine's that are the port groups.
 type cluster struct {
 	*vcsim.Server
-	iface         string
-	lan, switched string // routers' addresses
-	dc            string // inventory path of the datacenter
-	pool          string // and of the resource pool
-	size          string // of the hosts: CPUs, and bytes of memory
+	iface   string
+	bridges map[string]string // by port groups
+	routers map[string]string // addresses in container networks, which are this machine's
+	dc      string            // inventory path of the datacenter
+	pool    string            // and of the resource pool
+	size    string            // of the hosts: CPUs, and bytes of memory
 }
 
-// The port groups. The last is of a distributed switch.
-const bridgeGroup, lanGroup, switchedGroup = "vic-bridge", "vic lan", "vic-switched"
+// The port groups. All but the first are container networks, and called by their levels of trust; switchedGroup is of a distributed switch.
+const bridgeGroup, lanGroup, switchedGroup, peersGroup, openGroup, closedGroup, dhcpGroup = "vic-bridge", "vic lan", "vic-switched", "vic-peers", "vic-open", "vic-closed", "vic-dhcp"
 
 func ipCommand(t *testing.T, args ...string) {
 	t.Helper()
@@ -60,14 +62,14 @@ func newCluster(t *testing.T, dir string, esx bool) *cluster {
 	t.Cleanup(func() { ipCommand(t, "link", "del", c.iface) })
 	ipCommand(t, "link", "set", port, "master", wire, "up")
 	ipCommand(t, "link", "set", c.iface, "up")
-	bridges := map[string]string{bridgeGroup: wire}
-	for group, router := range map[string]*string{lanGroup: &c.lan, switchedGroup: &c.switched} {
+	c.bridges, c.routers = map[string]string{bridgeGroup: wire}, map[string]string{}
+	groups := []string{bridgeGroup, lanGroup, peersGroup, openGroup, closedGroup, dhcpGroup}
+	for i, group := range append(groups[1:], switchedGroup) {
 		name := fmt.Sprintf("vic%c%d", group[4], id)
-		*router = fmt.Sprintf("10.%d.%d.1", 94+len(bridges), id%250) // seldom those of another such test
-		bridges[group] = name
+		c.bridges[group], c.routers[group] = name, fmt.Sprintf("10.%d.%d.1", 95+i, id%250) // seldom those of another such test
 		ipCommand(t, "link", "add", "name", name, "type", "bridge", "mcast_snooping", "0")
 		t.Cleanup(func() { ipCommand(t, "link", "del", name) })
-		ipCommand(t, "addr", "add", *router+"/24", "dev", name)
+		ipCommand(t, "addr", "add", c.routers[group]+"/24", "dev", name)
 		ipCommand(t, "link", "set", name, "up")
 	}
 	folder := filepath.Join(dir, "datastore")
@@ -80,7 +82,7 @@ func newCluster(t *testing.T, dir string, esx bool) *cluster {
 		switched = nil
 	}
 	c.Server, err = vcsim.Start(t.Context(), vcsim.Options{ESX: esx,
-		Datastores: []vcsim.Datastore{{Name: "ds", Dir: folder, Type: vcsim.NFS}}, PortGroups: []string{bridgeGroup, lanGroup}, Switched: switched, Pools: []string{"vch"},
+		Datastores: []vcsim.Datastore{{Name: "ds", Dir: folder, Type: vcsim.NFS}}, PortGroups: groups, Switched: switched, Pools: []string{"vch"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +92,7 @@ func newCluster(t *testing.T, dir string, esx bool) *cluster {
 			t.Error(err)
 		}
 	})
-	b, err := bridge.Attach(c.Server, bridge.Options{Bridges: bridges, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	b, err := bridge.Attach(c.Server, bridge.Options{Bridges: c.bridges, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +102,13 @@ func newCluster(t *testing.T, dir string, esx bool) *cluster {
 		}
 	})
 	return c
+}
+
+// onNetwork are the flags for a container network, with the addresses from 10 to 19 for containers.
+func (c *cluster) onNetwork(group, name, trust string) []string {
+	router := c.routers[group]
+	return []string{"--container-network", group + ":" + name, "--container-network-gateway", group + ":" + router + "/24",
+		"--container-network-ip-range", group + ":" + router + "0-" + router + "9", "--container-network-firewall", group + ":" + trust}
 }
 
 // flags are vic serve's, which finds its password in a file.
@@ -116,11 +125,11 @@ func (c *cluster) flags(t *testing.T, dir string) []string {
 	}
 	serial := l.Addr().String()
 	l.Close()
-	return []string{"--driver", "vsphere", "--target", c.URL().Host, "--user", c.URL().User.Username(), "--password-file", file, "--thumbprint", c.Thumbprint(),
+	flags := []string{"--driver", "vsphere", "--target", c.URL().Host, "--user", c.URL().User.Username(), "--password-file", file, "--thumbprint", c.Thumbprint(),
 		"--name", "vch1", "--compute-resource", c.pool, "--image-store", "ds/vic", "--image-format", "hosted",
 		"--volume-store", "ds/volumes:default", "--bridge-network", bridgeGroup, "--bridge-interface", c.iface,
-		"--serial-address", "tcp://" + serial, "--serial-listen", serial,
-		"--container-network", lanGroup + ":lan", "--container-network-gateway", lanGroup + ":" + c.lan + "/24", "--container-network-ip-range", lanGroup + ":" + c.lan + "0-" + c.lan + "9"}
+		"--serial-address", "tcp://" + serial, "--serial-listen", serial}
+	return append(flags, c.onNetwork(lanGroup, "lan", "published")...)
 }
 
 // TestDockerVSphere drives one vic serve, whose VMs are on a simulated vSphere, with the docker client.
@@ -140,7 +149,9 @@ func testDockerVSphere(t *testing.T, esx bool) {
 		c = newCluster(t, s.dir, esx)
 		flags := append(c.flags(t, s.dir), "--storage-quota", "1TiB", "--containers", "50", "--container-name-convention", "{name}-vch1-{id}", "--bridge-network-width", "24")
 		if !esx {
-			flags = append(flags, "--container-network", switchedGroup, "--container-network-gateway", switchedGroup+":"+c.switched+"/24", "--container-network-firewall", switchedGroup+":outbound")
+			flags = append(flags, "--container-network", switchedGroup, "--container-network-gateway", switchedGroup+":"+c.routers[switchedGroup]+"/24", "--container-network-firewall", switchedGroup+":outbound")
+			flags = slices.Concat(flags, c.onNetwork(peersGroup, "peers", "peers"), c.onNetwork(openGroup, "open", "open"), c.onNetwork(closedGroup, "closed", "closed"))
+			flags = append(flags, "--container-network", dhcpGroup+":dhcp")
 		}
 		return flags
 	})

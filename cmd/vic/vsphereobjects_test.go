@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -123,52 +122,4 @@ func testObjects(t *testing.T, s *suite, c *cluster) {
 		s.docker(t, "", "rm", "user").ok()
 		s.docker(t, "", "volume", "rm", "v1").want(0, "v1\n")
 	})
-}
-
-// testContainerNetworks has one container on a network whose ports are published, and on another, of a distributed switch, that lets nothing in.
-// Its peer on both is this machine.
-func testContainerNetworks(t *testing.T, s *suite, c *cluster) {
-	s.docker(t, "", "network", "ls", "--filter", "driver=external", "--format", "{{.Name}}").has("lan\n", switchedGroup+"\n")
-	s.docker(t, "", "network", "rm", "lan").wantError(1, "lan is a pre-defined network and cannot be removed")
-	s.docker(t, "", "create", "--name", "there", "--network", "lan", "-p", "8080:80", "bb", "sh", "-c",
-		"mkdir /www; echo served >/www/index.html; httpd -p 80 -h /www; echo listening; exec sleep 1000").ok()
-	defer s.docker(t, "", "rm", "-f", "there")
-	s.docker(t, "", "network", "connect", switchedGroup, "there").ok()
-	s.docker(t, "", "start", "there").ok()
-	s.waitFor(t, "there", "listening\n")
-	on := func(network string) (address, gateway string) {
-		t.Helper()
-		f := strings.Fields(s.docker(t, "", "inspect", "there", "--format", `{{with index .NetworkSettings.Networks "`+network+`"}}{{.IPAddress}} {{.Gateway}}{{end}}`).ok())
-		if len(f) != 2 {
-			t.Fatalf("on %s: %q", network, f)
-		}
-		return f[0], f[1]
-	}
-	address, gateway := on("lan")
-	if len(address) != len(c.lan)+1 || !strings.HasPrefix(address, c.lan) || gateway != c.lan {
-		t.Errorf("address %s, gateway %s, want one of %s0 to 9, and %s", address, gateway, c.lan, c.lan)
-	}
-	get := func(address, port string) string {
-		out, _ := exec.Command("busybox", "timeout", "5", "busybox", "wget", "-q", "-O", "-", "http://"+address+":"+port).Output() // fails where nothing is let in
-		return string(out)
-	}
-	if got := get(address, "8080"); got != "served\n" {
-		t.Errorf("the published port says %q", got)
-	}
-	s.docker(t, "", "port", "there").want(0, "80/tcp -> "+address+":8080\n")
-	inward, gateway := on(switchedGroup)
-	if gateway != c.switched {
-		t.Errorf("gateway %s, want %s", gateway, c.switched)
-	}
-	for from, port := range map[string]string{address: "80", inward: "8080"} {
-		if got := get(from, port); got != "" {
-			t.Errorf("%s:%s, which is not published, says %q", from, port, got)
-		}
-	}
-	if out, err := exec.Command("ping", "-nc", "1", "-W", "1", inward).CombinedOutput(); err == nil {
-		t.Errorf("ping of what lets nothing in:\n%s", out)
-	}
-	for _, peer := range []string{c.lan, c.switched} {
-		s.docker(t, "", "exec", "there", "ping", "-c", "1", "-W", "20", peer).has("1 packets received")
-	}
 }

@@ -13,7 +13,7 @@ var onVSphere = []scenario{
 	{34, "rename", []string{"cmd/vic TestDockerVSphere/renamed", "containervm/vsphere TestVM"}, "the name in DNS, which is the same code on QEMU"},
 	{35, "inspect", []string{"cmd/vic TestDockerVSphere/restart of the server", "cmd/vic TestDockerVSphere/container networks", "cmd/vic TestDockerVSphere/network"}, "RepoDigests after a restart, which are the same code on QEMU"},
 	{37, "networks", []string{"cmd/vic TestDockerVSphere/networks", "containervm/network TestSegment"}, "removal of one in use, which is the same code on QEMU"},
-	{42, "container-network and firewall levels", []string{"cmd/vic TestDockerVSphere/container networks", "bench/vcsim/bridge TestPortGroups", "tether TestFilter", "containervm/network TestExternalDHCP"}, ""},
+	{42, "container-network and firewall levels", []string{"cmd/vic TestDockerVSphere/levels", "cmd/vic TestDockerVSphere/DHCP", "bench/vcsim/bridge TestPortGroups", "tether TestFilter", "containervm/network TestExternalDHCP"}, ""},
 	{43, "volume create options", []string{"cmd/vic TestDockerVSphere/volumes", "layerstore/vsphere TestVolumes"}, "a size that is too big, which is the same code on QEMU"},
 	{45, "volume ls/rm", []string{"cmd/vic TestDockerVSphere/volumes"}, ""},
 	{51, "create full params + defaults + duplicates", []string{"cmd/vic-machine TestLife", "containervm/vch TestCreateDelete", "containervm/vch TestCreateFails", "cmd/vic-machine TestValidation/folder of somebody else"}, ""},
