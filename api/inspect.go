@@ -5,16 +5,13 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
-	"golang.org/x/sys/unix"
 
 	"vic/containervm"
 )
@@ -81,7 +78,11 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		reply.Path, reply.Args = args[0], args[1:]
 	}
 	if boolParam(r, "size") {
-		rw, root := s.sizes(info)
+		disks, err := s.containers.DiskBytes(r.Context())
+		if err != nil {
+			return err
+		}
+		rw, root := s.sizes(info, disks)
 		reply.SizeRw, reply.SizeRootFs = &rw, &root
 	}
 	return writeJSON(w, http.StatusOK, reply)
@@ -207,13 +208,9 @@ func addrString(a netip.Addr) string {
 	return a.String()
 }
 
-// sizes are the bytes that a container's own disk takes on the datastore, and those with its image's.
-func (s *Server) sizes(info containervm.Info) (rw, root int64) {
-	extent := strings.TrimSuffix(info.DiskPath, filepath.Ext(info.DiskPath)) + "-delta.vmdk"
-	var st unix.Stat_t
-	if unix.Stat(extent, &st) == nil {
-		rw = st.Blocks * 512
-	}
+// sizes are the bytes that a container's own disk takes on the datastore, of those of all, and those with its image's.
+func (s *Server) sizes(info containervm.Info, disks map[string]int64) (rw, root int64) {
+	rw = disks[info.ID]
 	root = rw
 	if img, err := s.store.Image(info.Spec.ImageID.String()); err == nil {
 		root += img.Size()

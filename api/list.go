@@ -42,6 +42,13 @@ func (s *Server) listContainers(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	everything := boolParam(r, "all") || limit > 0 || f.has("status") // a limit and a state ask for those that do not run, too
+	sized := boolParam(r, "size")
+	var disks map[string]int64
+	if sized {
+		if disks, err = s.containers.DiskBytes(r.Context()); err != nil {
+			return err
+		}
+	}
 	now, names := time.Now(), s.linkNames()
 	out := []containerSummary{}
 	for _, c := range s.containers.List() {
@@ -54,8 +61,8 @@ func (s *Server) listContainers(w http.ResponseWriter, r *http.Request) error {
 		if versionOf(r).less(version{1, 46}) {
 			sum.HostConfig.Annotations = nil
 		}
-		if boolParam(r, "size") {
-			sum.SizeRw, sum.SizeRootFs = s.sizes(info)
+		if sized {
+			sum.SizeRw, sum.SizeRootFs = s.sizes(info, disks)
 		}
 		out = append(out, sum)
 		if limit > 0 && len(out) == limit {

@@ -54,6 +54,10 @@ func (s *Server) pruneContainers(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	disks, err := s.containers.DiskBytes(r.Context())
+	if err != nil {
+		return err
+	}
 	report := container.PruneReport{ContainersDeleted: []string{}}
 	for _, c := range s.containers.List() {
 		info := c.Info()
@@ -61,7 +65,7 @@ func (s *Server) pruneContainers(w http.ResponseWriter, r *http.Request) error {
 			!until.IsZero() && !info.Created.Before(until) || !f.labelsPass(info.Spec.Labels) {
 			continue
 		}
-		rw, _ := s.sizes(info)
+		rw, _ := s.sizes(info, disks)
 		if err := c.Remove(r.Context(), containervm.RemoveOptions{}); err != nil {
 			if r.Context().Err() != nil {
 				return nil
@@ -156,8 +160,12 @@ type usageReply struct {
 	BuildCache []struct{}
 }
 
-func (s *Server) diskUsage(w http.ResponseWriter, _ *http.Request) error {
+func (s *Server) diskUsage(w http.ResponseWriter, r *http.Request) error {
 	size, err := s.store.Stored()
+	if err != nil {
+		return err
+	}
+	disks, err := s.containers.DiskBytes(r.Context())
 	if err != nil {
 		return err
 	}
@@ -167,7 +175,7 @@ func (s *Server) diskUsage(w http.ResponseWriter, _ *http.Request) error {
 	for _, c := range s.containers.List() {
 		info := c.Info()
 		sum := s.summaryOf(info, now)
-		sum.SizeRw, sum.SizeRootFs = s.sizes(info)
+		sum.SizeRw, sum.SizeRootFs = s.sizes(info, disks)
 		reply.Containers = append(reply.Containers, sum)
 		users[sum.ImageID]++
 	}

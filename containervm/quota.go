@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/docker/go-units"
@@ -33,8 +34,14 @@ type Charge struct {
 // A Meter is Disks that keep what containers take up elsewhere than in the containers' folders, and where a VM that runs has a swap file
 // as large as its memory.
 type Meter interface {
-	// ContainerBytes is what the files of all containers take up, without swap files.
-	ContainerBytes(ctx context.Context) (int64, error)
+	// ContainerBytes is what the files of containers take up, without swap files, by the containers' IDs.
+	ContainerBytes(ctx context.Context) (map[string]Bytes, error)
+}
+
+// Bytes are what files of a container take up.
+type Bytes struct {
+	Disk int64 // what it has written to its root disk
+	Rest int64 // its logs, and what else there is
 }
 
 // Quota returns that of the Options.
@@ -46,7 +53,11 @@ func (m *Manager) Charge(ctx context.Context) (c Charge, err error) {
 		return c, fmt.Errorf("measure images: %w", err)
 	}
 	if meter, ok := m.o.Disks.(Meter); ok {
-		c.Containers, err = meter.ContainerBytes(ctx)
+		var all map[string]Bytes
+		all, err = meter.ContainerBytes(ctx)
+		for _, b := range all {
+			c.Containers += b.Disk + b.Rest
+		}
 		c.Containers += m.memory()
 	} else {
 		c.Containers, err = occupied(m.dir)
@@ -55,6 +66,29 @@ func (m *Manager) Charge(ctx context.Context) (c Charge, err error) {
 		return c, fmt.Errorf("measure containers: %w", err)
 	}
 	return c, nil
+}
+
+// DiskBytes is what containers' root disks take up without their images', by the containers' IDs. One whose disk is not there takes up nothing.
+func (m *Manager) DiskBytes(ctx context.Context) (map[string]int64, error) {
+	out := map[string]int64{}
+	if meter, ok := m.o.Disks.(Meter); ok {
+		all, err := meter.ContainerBytes(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("measure containers: %w", err)
+		}
+		for id, b := range all {
+			out[id] = b.Disk
+		}
+		return out, nil
+	}
+	for _, c := range m.List() {
+		disk := c.Info().DiskPath
+		var st syscall.Stat_t
+		if syscall.Stat(strings.TrimSuffix(disk, filepath.Ext(disk))+"-delta.vmdk", &st) == nil {
+			out[c.id] = st.Blocks * 512
+		}
+	}
+	return out, nil
 }
 
 // memory is that of all containers together, those that are being made among them.

@@ -102,13 +102,15 @@ type meter struct {
 	err   error
 }
 
-func (m *meter) ContainerBytes(context.Context) (int64, error) { return m.bytes, m.err }
+func (m *meter) ContainerBytes(context.Context) (map[string]Bytes, error) {
+	return map[string]Bytes{"a": {Disk: m.bytes, Rest: 1}, "b": {Rest: m.bytes - 1}}, m.err
+}
 
 // Where VMs have swap files, the memory of all containers counts; and nothing is made while nobody knows what there is.
 func TestStorageQuotaMemory(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	m := &meter{Disks: s.disks, bytes: 100 << 20}
+	m := &meter{Disks: s.disks, bytes: 50 << 20}
 	s.o.Disks, s.o.Quota.Storage = m, 1<<30
 	s.reopen()
 	s.create(Spec{Args: []string{"true"}, Memory: 512 << 20})

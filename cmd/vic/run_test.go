@@ -435,9 +435,11 @@ func testServerRestart(t *testing.T, s *suite) {
 	defer s.docker(t, "", "rm", "-f", "web")
 	s.waitFor(t, "web", "listening\n")
 	ports := s.docker(t, "", "port", "web").ok()
+	digests := s.docker(t, "", "image", "inspect", s.image, "--format", "{{.RepoDigests}}").has(strings.TrimSuffix(s.image, ":1") + "@sha256:").ok()
 	s.end(t)
 	s.serve(t)
 	s.docker(t, "", "port", "web").want(0, ports+"\n")
+	s.docker(t, "", "image", "inspect", s.image, "--format", "{{.RepoDigests}}").want(0, digests+"\n")
 	_, address, _ := strings.Cut(strings.Split(ports, "\n")[0], " -> ")
 	if out, err := exec.Command("busybox", "wget", "-q", "-O", "-", "http://"+address).CombinedOutput(); string(out) != "served\n" {
 		t.Errorf("from the host, after a restart: %q, %v", out, err)

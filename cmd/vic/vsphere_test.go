@@ -169,6 +169,7 @@ func testDockerVSphere(t *testing.T, esx bool) {
 	}
 	t.Run("create", func(t *testing.T) { testCreate(t, s) })
 	t.Run("objects", func(t *testing.T) { testObjects(t, s, c) })
+	t.Run("network of the user's", func(t *testing.T) { testUserNetwork(t, s, c) })
 	if !esx {
 		t.Run("container networks", func(t *testing.T) { testContainerNetworks(t, s, c) })
 	}
@@ -317,13 +318,7 @@ func testOutOfBand(t *testing.T, s *suite, c *cluster) {
 		t.Fatal(err)
 	}
 	testQuestion(t, s, c, vm)
-	task, err := vm.PowerOff(t.Context())
-	if err == nil {
-		err = task.Wait(t.Context())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	c.powerOff(t, "oob")
 	s.docker(t, "", "wait", "oob").want(0, "137\n")
 	s.docker(t, "", "events", "--since", fmt.Sprint(since.Unix()), "--until", fmt.Sprint(time.Now().Add(time.Second).Unix()), "--filter", "container=oob", "--format", "{{.Action}}").has("die\n")
 	s.docker(t, "", "rm", "oob").want(0, "oob\n")

@@ -195,3 +195,100 @@ func startDHCPServer(t *testing.T, dir, bridge, router string) {
 		}
 	})
 }
+
+// testUserNetwork has two containers on a network of the user's, until somebody takes the power from one.
+func testUserNetwork(t *testing.T, s *suite, c *cluster) {
+	ok := func(t *testing.T, args ...string) string { t.Helper(); return s.docker(t, "", args...).ok() }
+	subnet := []string{"network", "create", "--subnet", "10.91.7.0/24", "own"}
+	ok(t, subnet...)
+	ok(t, append([]string{"run", "-d", "--name", "first", "--network", "own", "--ip", "10.91.7.77", "-p", "127.0.0.1::80"}, webServer("first")...)...)
+	defer s.docker(t, "", "rm", "-f", "first")
+	ok(t, "run", "-d", "--name", "client", "--network", "own", "--ip", "10.91.7.78", "bb", "sleep", "1000")
+	defer s.docker(t, "", "rm", "-f", "client")
+	s.waitFor(t, "first", "listening\n")
+	get := func(t *testing.T, name string) result {
+		t.Helper()
+		return s.docker(t, "", "exec", "client", "timeout", "20", "wget", "-q", "-O", "-", "http://"+name)
+	}
+	t.Run("static addresses", func(t *testing.T) {
+		s.docker(t, "", "create", "--network", "own", "--ip", "10.92.0.7", "bb").wantError(1, "no configured subnet contains IP address 10.92.0.7")
+		s.docker(t, "", "run", "--rm", "--network", "own", "--ip", "10.91.7.77", "bb").wantError(125, "Address already in use")
+		if address, gateway := s.at(t, "first", "own"); address != "10.91.7.77" || gateway != "10.91.7.1" {
+			t.Errorf("address %s, gateway %s", address, gateway)
+		}
+		s.docker(t, "", "network", "inspect", "own", "--format", "{{range .Containers}}{{.Name}} {{.IPv4Address}} {{end}}").has("first 10.91.7.77/24", "client 10.91.7.78/24")
+		s.docker(t, "", "exec", "client", "ip", "-4", "-o", "addr", "show", "eth0").has("inet 10.91.7.78/24")
+		get(t, "10.91.7.77").want(0, "first\n")
+		s.docker(t, "", "ps", "--filter", "network=own", "--format", "{{.Names}}: {{.Ports}}").has("client: \n", "first: 127.0.0.1:", "->80/tcp\n")
+	})
+	t.Run("size", func(t *testing.T) { // of what was written, which is in no cache
+		ok(t, "exec", "client", "sh", "-c", "dd if=/dev/urandom of=/written bs=1M count=8 2>/dev/null; sync")
+		rows := ok(t, "ps", "-s", "--format", "{{.Names}} {{.Size}}")
+		var written float64
+		if _, err := fmt.Sscanf(rows, "client %fMB (virtual ", &written); err != nil || written < 8 || written > 30 {
+			t.Errorf("sizes %q, want the client's to be 8 MB and what its start has written: %v", rows, err)
+		}
+		var rw, root int64
+		text := ok(t, "inspect", "-s", "client", "--format", "{{json .SizeRw}} {{json .SizeRootFs}}")
+		if _, err := fmt.Sscan(text, &rw, &root); err != nil || rw < 8e6 || rw > 30e6 || root <= rw {
+			t.Errorf("sizes %s: %v", text, err)
+		}
+	})
+	t.Run("renamed while it runs", func(t *testing.T) {
+		get(t, "first").want(0, "first\n")
+		ok(t, "rename", "first", "renamed")
+		get(t, "renamed").want(0, "first\n")
+		s.docker(t, "", "exec", "client", "nslookup", "first").wantError(1, "")
+		if _, err := c.machine(t.Context(), "renamed-vch1"); err != nil {
+			t.Error(err)
+		}
+		s.end(t)
+		s.serve(t)
+		get(t, "renamed").want(0, "first\n")
+		s.docker(t, "", "exec", "client", "nslookup", "first").wantError(1, "")
+		ok(t, "rename", "renamed", "first")
+	})
+	t.Run("power off", func(t *testing.T) {
+		port := ok(t, "port", "first", "80")
+		ok(t, append([]string{"create", "--name", "second", "--network", "own", "--ip", "10.91.7.77", "-p", port + ":80"}, webServer("second")...)...)
+		defer s.docker(t, "", "rm", "-f", "second")
+		s.docker(t, "", "start", "second").wantError(1, "Address already in use")
+		c.powerOff(t, "first")
+		s.docker(t, "", "wait", "first").want(0, "137\n")
+		s.docker(t, "", "ps", "--format", "{{.Names}}").want(0, "client\n")
+		ok(t, "start", "second")
+		s.waitFor(t, "second", "listening\n")
+		host, number, _ := strings.Cut(port, ":")
+		if got := said(t.Context(), host, number); got != "second" {
+			t.Errorf("the port says %q", got)
+		}
+		get(t, "10.91.7.77").want(0, "second\n")
+		s.docker(t, "", "start", "first").wantError(1, "Address already in use")
+	})
+	t.Run("network in use", func(t *testing.T) {
+		s.docker(t, "", "network", "rm", "own").wantError(1, "network own has active endpoints (name:")
+		get(t, "client").wantError(1, "") // it is still there: its name leads to it
+		ok(t, "rm", "-f", "client")
+		s.docker(t, "", "network", "rm", "own").want(0, "own\n")     // of one that does not run, too
+		s.docker(t, "", "start", "first").wantError(1, " not found") // as docker does: networks are known by their IDs
+		ok(t, subnet...)
+		s.docker(t, "", "network", "inspect", "own", "--format", "{{(index .IPAM.Config 0).Subnet}}").want(0, "10.91.7.0/24\n")
+		ok(t, "network", "rm", "own")
+	})
+}
+
+// powerOff takes the power from a container's VM.
+func (c *cluster) powerOff(t *testing.T, name string) {
+	t.Helper()
+	vm, err := c.machine(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, err := vm.PowerOff(t.Context())
+	if err == nil {
+		err = task.Wait(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}

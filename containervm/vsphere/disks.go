@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -69,21 +70,31 @@ func (d *Driver) published(ctx context.Context, image digest.Digest) (string, er
 }
 
 // ContainerBytes implements containervm.Meter: it is of the files in the folders of VMs.
-func (d *Driver) ContainerBytes(ctx context.Context) (n int64, err error) {
+func (d *Driver) ContainerBytes(ctx context.Context) (map[string]containervm.Bytes, error) {
 	if err := d.Available(); err != nil {
-		return 0, err
+		return nil, err
 	}
-	all, err := d.o.Containers.Tree(ctx, ".")
+	files, err := d.o.Containers.Tree(ctx, ".")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	for _, e := range all {
+	all := map[string]containervm.Bytes{}
+	for _, e := range files {
 		folder, name, _ := strings.Cut(e.Name, "/")
-		if containervm.ValidID(folder) && !strings.HasSuffix(name, ".vswp") { // which is the memory, and charged as that
-			n += e.Size
+		if !containervm.ValidID(folder) {
+			continue
 		}
+		b := all[folder]
+		switch path.Ext(name) {
+		case ".vswp": // it is the memory, and charged as that
+		case ".vmdk": // volumes are elsewhere
+			b.Disk += e.Size
+		default:
+			b.Rest += e.Size
+		}
+		all[folder] = b
 	}
-	return n, nil
+	return all, nil
 }
 
 func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMachineConfigSpec) error {

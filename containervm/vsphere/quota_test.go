@@ -13,23 +13,23 @@ var _ containervm.Meter = (*Driver)(nil)
 // What containers take up is what the files of their VMs have, without swap files, and not what else is in the container store.
 func TestContainerBytes(t *testing.T) {
 	s := newSite(t, vcsim.Options{})
-	measure := func() int64 {
+	measure := func() map[string]containervm.Bytes {
 		t.Helper()
-		n, err := s.ContainerBytes(t.Context())
+		all, err := s.ContainerBytes(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return n
+		return all
 	}
-	if n := measure(); n != 0 {
-		t.Errorf("%d bytes of no containers", n)
+	if all := measure(); len(all) != 0 {
+		t.Errorf("%v of no containers", all)
 	}
 	id := s.create(1)
-	before := measure()
+	before := measure()[id]
 	for _, x := range []struct {
 		path string
 		n    int64
-	}{{s.file(id, "output-1.log"), 1000}, {s.file(id, "box.vswp"), 1 << 30}, {s.file("appliance", ""), 0}, {s.file("appliance", "console.log"), 500}} {
+	}{{s.file(id, "output-1.log"), 1000}, {s.file(id, "disk-000001-delta.vmdk"), 300}, {s.file(id, "box.vswp"), 1 << 30}, {s.file("appliance", ""), 0}, {s.file("appliance", "console.log"), 500}} {
 		if x.n == 0 {
 			if err := os.MkdirAll(x.path, 0o755); err != nil {
 				t.Fatal(err)
@@ -40,13 +40,13 @@ func TestContainerBytes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if after := measure(); before == 0 || after != before+1000 {
-		t.Errorf("%d bytes, before that %d", after, before)
+	if after := measure(); len(after) != 1 || before.Disk == 0 || after[id] != (containervm.Bytes{Disk: before.Disk + 300, Rest: before.Rest + 1000}) {
+		t.Errorf("%v, before that %v", after, before)
 	}
 	if err := s.RemoveContainer(id); err != nil {
 		t.Fatal(err)
 	}
-	if n := measure(); n != 0 {
-		t.Errorf("%d bytes after the removal", n)
+	if all := measure(); len(all) != 0 {
+		t.Errorf("%v after the removal", all)
 	}
 }
