@@ -8,6 +8,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -143,8 +144,14 @@ func parseCapacity(key, text string) (int64, error) {
 		text += "m"
 	}
 	n, err := units.RAMInBytes(text)
+	if errors.Is(err, strconv.ErrSyntax) {
+		err = fmt.Errorf("invalid size: '%s'", text) // as it says of others
+	}
 	if err != nil {
 		return 0, err
+	}
+	if n < 0 { // it takes no sizes below zero, and is silent about those beyond numbers
+		return 0, fmt.Errorf("%s: a volume has from %s to %s", text, units.BytesSize(minVolume), units.BytesSize(maxVolume))
 	}
 	return roundCapacity(n)
 }

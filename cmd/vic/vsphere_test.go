@@ -291,11 +291,8 @@ func testDatastoreVolumes(t *testing.T, s *suite, c *cluster) {
 	s.docker(t, "", "volume", "ls", "-q").want(0, "fresh\nvol\n")
 	s.docker(t, "", "volume", "inspect", "vol", "--format", "{{.CreatedAt}} {{.Labels}} {{.Options}} {{.Status}}").want(0, created+"\n")
 	s.docker(t, "", "volume", "rm", "vol", "fresh").ok()
-	for _, pattern := range []string{"*.vmdk", "volumes/*"} {
-		disks, err := filepath.Glob(filepath.Join(s.dir, "datastore", "volumes", pattern))
-		if err != nil || len(disks) != 0 {
-			t.Errorf("left on the datastore: %v, %v", disks, err)
-		}
+	if left := c.volumeFiles(t, s.dir); len(left) != 0 {
+		t.Errorf("left on the datastore: %v", left)
 	}
 }
 

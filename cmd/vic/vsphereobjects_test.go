@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -104,12 +106,22 @@ func testObjects(t *testing.T, s *suite, c *cluster) {
 	})
 	t.Run("volumes", func(t *testing.T) {
 		for text, args := range map[string]string{
-			`plugin "nope" not found`:                         "-d nope x1",
-			"option Capacity: 0B: a volume has from 16MiB to": "-o Capacity=0 x1",
-			"invalid size: '-1'":                              "-o Capacity=-1 x1",
-			"includes invalid characters for a local volume":  "a/b",
+			`plugin "nope" not found`:                                  "-d nope x1",
+			"option Capacity: 0B: a volume has from 16MiB to 1.999TiB": "-o Capacity=0 x1",
+			"invalid size: '-1'":                                       "-o Capacity=-1 x1",
+			"option Capacity: 15MiB: a volume has from":                "-o Capacity=15 x1",
+			"option Capacity: 2TiB: a volume has from":                 "-o Capacity=2097152 x1",
+			"option size: 4PiB: a volume has from":                     "-o size=4p x1",
+			"option size: 99999999999999999999g: a volume has from":    "-o size=99999999999999999999g x1",
+			"invalid size: 'much'":                                     "-o size=much x1",
+			"invalid size: '1.5.5g'":                                   "-o Capacity=1.5.5g x1",
+			"includes invalid characters for a local volume":           "a/b",
 		} {
 			s.docker(t, "", append([]string{"volume", "create"}, strings.Fields(args)...)...).wantError(1, text)
+		}
+		s.docker(t, "", "volume", "ls", "-q").want(0, "")
+		if left := c.volumeFiles(t, s.dir); len(left) != 0 {
+			t.Errorf("left on the datastore: %v", left)
 		}
 		s.docker(t, "", "volume", "create", "-d", "vsphere", "--label", "a=b", "-o", "Capacity=64", "v1").want(0, "v1\n")
 		s.docker(t, "", "volume", "inspect", "v1", "--format", "{{.Status.Capacity}}").want(0, "64MiB\n")
@@ -122,4 +134,77 @@ func testObjects(t *testing.T, s *suite, c *cluster) {
 		s.docker(t, "", "rm", "user").ok()
 		s.docker(t, "", "volume", "rm", "v1").want(0, "v1\n")
 	})
+	t.Run("shared volumes", func(t *testing.T) { testSharedVolumes(t, s, c) })
+}
+
+// volumeFiles are the disks of volumes on the datastore, and their records.
+func (c *cluster) volumeFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	var all []string
+	for _, pattern := range []string{"*.vmdk", "volumes/*"} {
+		files, err := filepath.Glob(filepath.Join(dir, "datastore", "volumes", pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, files...)
+	}
+	return all
+}
+
+// testSharedVolumes removes containers with their anonymous volumes, but none that another container has, of this host or of another with
+// the same store.
+func testSharedVolumes(t *testing.T, s *suite, c *cluster) {
+	ok := func(s *suite, args ...string) string { t.Helper(); return s.docker(t, "", args...).ok() }
+	have := func(s *suite, want ...string) {
+		t.Helper()
+		slices.Sort(want)
+		if got := strings.Fields(ok(s, "volume", "ls", "-q")); !slices.Equal(slices.Sorted(slices.Values(got)), want) {
+			t.Errorf("volumes %v, want %v", got, want)
+		}
+	}
+	other := c.another(t, s)
+	ok(s, "create", "--name", "one", "-v", "/data", "-v", "/more", "-v", "named:/named", "bb")
+	ok(s, "create", "--name", "two", "--volumes-from", "one", "bb")
+	at := func(path string) string {
+		t.Helper()
+		return ok(s, "inspect", "one", "--format", `{{range .Mounts}}{{if eq .Destination "`+path+`"}}{{.Name}}{{end}}{{end}}`)
+	}
+	data, more := at("/data"), at("/more")
+	ok(s, "rm", "-v", "one")
+	have(s, data, more, "named")
+	ok(other, "create", "--name", "third", "-v", data+":/data", "bb")
+	ok(s, "rm", "-v", "two")
+	have(s, data, "named")
+	s.docker(t, "", "volume", "rm", data).wantError(1, "virtual container host vch2")
+	// For the other it is one with a name.
+	ok(other, "rm", "-v", "third")
+	have(other, data, "named")
+	ok(other, "volume", "rm", data, "named")
+	have(s)
+	if left := c.volumeFiles(t, s.dir); len(left) != 0 {
+		t.Errorf("left on the datastore: %v", left)
+	}
+}
+
+// another is one more container host, with the same stores. It has the image bb.
+func (c *cluster) another(t *testing.T, s *suite) *suite {
+	t.Helper()
+	dir := filepath.Join(s.dir, "vch2")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Symlink(filepath.Join(s.dir, "certs"), filepath.Join(dir, "certs"))); err != nil {
+		t.Fatal(err)
+	}
+	iface, port := c.iface+"b", c.iface+"c"
+	ipCommand(t, "link", "add", "name", iface, "type", "veth", "peer", "name", port)
+	t.Cleanup(func() { ipCommand(t, "link", "del", iface) })
+	ipCommand(t, "link", "set", port, "master", c.bridges[bridgeGroup], "up")
+	ipCommand(t, "link", "set", iface, "up")
+	o := &suite{dir: dir, socket: filepath.Join(dir, "vic.sock"), tether: s.tether, registry: s.registry, image: s.image}
+	o.driver = c.flags(t, dir)
+	o.driver[slices.Index(o.driver, "--name")+1] = "vch2"
+	o.driver[slices.Index(o.driver, "--bridge-interface")+1] = iface
+	o.serve(t, "--bridge-network-range", "172.30.0.0/16")
+	t.Cleanup(func() { o.end(t) })
+	o.docker(t, "", "pull", "-q", o.image).ok()
+	o.docker(t, "", "tag", o.image, "bb").ok()
+	return o
 }
