@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-var leakRuns = flag.Int("leaks", 6, "how many containers the test of leaks runs")
+var leakRuns = flag.Int("leaks", 6, "how many containers the test of leaks runs, and that of stress on vSphere if it would run fewer")
 
 // held is what vic serve, which is part of this process, and its host hold.
 type held struct {

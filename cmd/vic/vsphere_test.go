@@ -177,6 +177,7 @@ func testDockerVSphere(t *testing.T, esx bool) {
 	t.Run("limits", func(t *testing.T) { testVSphereLimits(t, s, c) })
 	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s, c) })
 	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s, c) })
+	t.Run("stress", func(t *testing.T) { testStress(t, s, c) })
 	t.Run("others at work", func(t *testing.T) { testOutOfBand(t, s, c) })
 }
 

@@ -23,5 +23,5 @@ var onVSphere = []scenario{
 	{55, "TLS", []string{"cmd/vic-machine TestLife", "cmd/vic-machine TestChange", "cmd/vic-machine TestCertificates", "cmd/vic TestMutualTLS"}, ""},
 	{56, "configure and quotas", []string{"cmd/vic-machine TestChange", "cmd/vic-machine TestLimits", "containervm TestContainerLimit", "containervm TestStorageQuota", "containervm/vsphere TestContainerBytes"}, ""},
 	{57, "upgrade", []string{"cmd/vic-machine TestChange", "containervm/vch TestChangesAtOnce", "cmd/appliance TestInstall/upgrade", "cmd/appliance TestInstall/rollback", "cmd/appliance TestInstall/broken upgrade", "cmd/appliance TestPowerCut"}, ""},
-	{60, "stress", []string{"containervm/vsphere TestCalls", "layerstore/vsphere TestPublishAtOnce"}, "1,000 runs and volumes on vSphere"},
+	{60, "stress (200 runs and 1,000 volumes with NIGHTLY=1)", []string{"cmd/vic TestDockerVSphere/stress", "containervm/vsphere TestCalls", "layerstore/vsphere TestPublishAtOnce"}, ""},
 }
