@@ -89,6 +89,13 @@ type Observed interface {
 	Changed() <-chan struct{}
 }
 
+// A Shared Hypervisor is one whose VMs others can power on.
+type Shared interface {
+	// PoweredOn waits until a VM runs that nobody has a Machine of, and returns its container's ID. It may be one that was found since, and each is
+	// returned once. The error is ctx's.
+	PoweredOn(ctx context.Context) (id string, err error)
+}
+
 // VM says what a Hypervisor is to run.
 type VM struct {
 	ID string // of the container

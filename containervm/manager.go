@@ -111,6 +111,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err := m.scan(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
+	if h, ok := o.Hypervisor.(Shared); ok {
+		m.wg.Go(func() { m.followOthers(h) })
+	}
 	if err := m.prepare(ctx); err != nil {
 		o.Log.Warn("prepare fast starts", "error", err)
 	}

@@ -281,8 +281,7 @@ func (c *Container) reattach(ctx context.Context) {
 	close(r.up)
 	c.runs = 1
 	c.run = r
-	vm := VM{ID: c.id, Dir: c.dir, RuntimeDir: c.runtimeDir(), Boot: c.boot, Log: filepath.Join(c.dir, logFile), Console: filepath.Join(c.dir, consoleFile)}
-	machine, err := c.m.o.Hypervisor.Find(ctx, vm)
+	machine, err := c.m.o.Hypervisor.Find(ctx, c.lastVM())
 	if err != nil {
 		if !errors.Is(err, ErrNoMachine) {
 			c.m.o.Log.Warn("find VM", "container", c.id, "error", err)

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vmware/govmomi/object"
 )
 
 // webServer is a container's command that serves a text at port 80.
@@ -265,6 +267,15 @@ func testUserNetwork(t *testing.T, s *suite, c *cluster) {
 		get(t, "10.91.7.77").want(0, "second\n")
 		s.docker(t, "", "start", "first").wantError(1, "Address already in use")
 	})
+	t.Run("power on", func(t *testing.T) {
+		c.powerOn(t, "first")
+		await(t, "first\n", func() string { return s.docker(t, "", "ps", "--format", "{{.Names}}", "--filter", "name=first").out })
+		await(t, "first\n", func() string { return get(t, "first").out })
+		s.docker(t, "", "stop", "-t", "0", "first").ok()
+		if p := c.power(t, "first"); p != "poweredOff" {
+			t.Errorf("after its stop its VM is %s", p)
+		}
+	})
 	t.Run("network in use", func(t *testing.T) {
 		s.docker(t, "", "network", "rm", "own").wantError(1, "network own has active endpoints (name:")
 		get(t, "client").wantError(1, "") // it is still there: its name leads to it
@@ -280,15 +291,38 @@ func testUserNetwork(t *testing.T, s *suite, c *cluster) {
 // powerOff takes the power from a container's VM.
 func (c *cluster) powerOff(t *testing.T, name string) {
 	t.Helper()
+	c.administer(t, name, (*object.VirtualMachine).PowerOff)
+}
+
+func (c *cluster) powerOn(t *testing.T, name string) {
+	t.Helper()
+	c.administer(t, name, func(vm *object.VirtualMachine, ctx context.Context) (*object.Task, error) { return vm.PowerOn(ctx) })
+}
+
+func (c *cluster) administer(t *testing.T, name string, do func(*object.VirtualMachine, context.Context) (*object.Task, error)) {
+	t.Helper()
 	vm, err := c.machine(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	task, err := vm.PowerOff(t.Context())
+	task, err := do(vm, t.Context())
 	if err == nil {
 		err = task.Wait(t.Context())
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (c *cluster) power(t *testing.T, name string) string {
+	t.Helper()
+	vm, err := c.machine(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := vm.PowerState(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(state)
 }

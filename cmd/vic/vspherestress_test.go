@@ -54,7 +54,9 @@ func testStress(t *testing.T, s *suite, c *cluster) {
 		if err := errors.Join(c.Away(), c.Return()); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "0", func() string { return fmt.Sprint(s.docker(t, "", "create", "--name", "settled", "-v", "settled:/data", "bb").code) })
+		await(t, "0", func() string {
+			return fmt.Sprint(s.docker(t, "", "create", "--name", "settled", "-v", "settled:/data", "bb").code)
+		})
 		s.docker(t, "", "rm", "settled").ok()
 		s.docker(t, "", "volume", "rm", "settled").ok()
 	}

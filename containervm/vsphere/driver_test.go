@@ -252,6 +252,47 @@ func testOthers(t *testing.T, o vcsim.Options) {
 	})
 }
 
+// TestPoweredOn has VMs powered on by others, and by the driver.
+func TestPoweredOn(t *testing.T) { onBoth(t, testPoweredOn) }
+
+func testPoweredOn(t *testing.T, o vcsim.Options) {
+	s := newSite(t, o)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	ran, made := s.create(1), s.create(2)
+	m := s.start(s.spec(ran))
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(m)
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{ran, made} {
+		s.must(s.vm(id).PowerOn(ctx))
+		if got, err := s.PoweredOn(ctx); got != id || err != nil {
+			t.Fatalf("powered on is %q, %v, want %q", got, err, id)
+		}
+		m, err := s.Find(ctx, s.spec(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		s.wait(m)
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m = s.start(s.spec(made))
+	defer m.Close()
+	cancel()
+	if id, err := s.PoweredOn(ctx); err == nil {
+		t.Errorf("powered on by the driver: %q", id)
+	}
+}
+
 // TestAway asks for things while vCenter does not answer. VMs that run do not mind.
 func TestAway(t *testing.T) {
 	s := newSite(t, vcsim.Options{})

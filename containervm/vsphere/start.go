@@ -264,3 +264,22 @@ func (d *Driver) Find(ctx context.Context, vm containervm.VM) (containervm.Machi
 	}
 	return nil, containervm.ErrNoMachine
 }
+
+// PoweredOn implements containervm.Shared. VMs that are no container's of this host are passed over.
+func (d *Driver) PoweredOn(ctx context.Context) (string, error) {
+	for {
+		uuid, err := d.watch.awaitBegun(ctx)
+		if err != nil {
+			return "", err
+		}
+		all, err := os.ReadDir(d.folderOf(""))
+		if err != nil {
+			d.log.Warn("find the container of a VM that was powered on", "error", err)
+		}
+		for _, e := range all {
+			if UUID(e.Name()) == uuid && containervm.ValidID(e.Name()) {
+				return e.Name(), nil
+			}
+		}
+	}
+}

@@ -51,6 +51,7 @@ type watch struct {
 	vms      map[types.ManagedObjectReference]*seen
 	byUUID   map[string]*seen
 	machines map[string][]*machine // by UUID: who is told
+	begun    map[string]bool       // UUIDs of VMs that came to run while nobody was told
 	estate   *estate               // as it was seen whole, last
 	lost     error                 // nil while vCenter answers
 	changed  chan struct{}         // closed, and replaced, when something changes
@@ -59,7 +60,7 @@ type watch struct {
 
 func newWatch(s *datastore.Session, pool types.ManagedObjectReference, log *slog.Logger) *watch {
 	return &watch{session: s, pool: pool, log: log, vms: map[types.ManagedObjectReference]*seen{}, byUUID: map[string]*seen{},
-		machines: map[string][]*machine{}, estate: newEstate(), changed: make(chan struct{}), first: make(chan struct{})}
+		machines: map[string][]*machine{}, begun: map[string]bool{}, estate: newEstate(), changed: make(chan struct{}), first: make(chan struct{})}
 }
 
 // run watches until ctx ends.
@@ -337,6 +338,9 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 		}
 	}
 	if p := v.told.power(v.power); p != v.power || v.question() != asked {
+		if p == on && v.power != on && len(w.machines[v.uuid]) == 0 {
+			w.begun[v.uuid] = true
+		}
 		v.power = p
 		w.tell(v)
 	}
@@ -420,6 +424,25 @@ func (w *watch) giveUp(ref types.ManagedObjectReference) (id, choice string, ok 
 		}
 	}
 	return "", "", false
+}
+
+// awaitBegun waits until a VM has come to run while nobody was told, and returns its UUID.
+func (w *watch) awaitBegun(ctx context.Context) (uuid string, err error) {
+	for {
+		w.mu.Lock()
+		changed := w.changed
+		for uuid := range w.begun {
+			delete(w.begun, uuid)
+			w.mu.Unlock()
+			return uuid, nil
+		}
+		w.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
 }
 
 // lookUp returns what is known of a VM. Its power is gone if nothing is.

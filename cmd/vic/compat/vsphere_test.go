@@ -6,7 +6,7 @@ var onVSphere = []scenario{
 	{16, "CPU and memory", []string{"cmd/vic TestDockerVSphere/CPUs and memory", "containervm/vsphere TestVM"}, ""},
 	{18, "parallel create same name", []string{"cmd/vic TestDockerVSphere/one name"}, ""},
 	{19, "no command", []string{"cmd/vic TestDockerVSphere/no command"}, ""},
-	{24, "OOB power on/off/destroy", []string{"cmd/vic TestDockerVSphere/others at work", "cmd/vic TestDockerVSphere/power off", "containervm/vsphere TestOthers", "containervm/vsphere TestContainer/deleted by somebody"},
+	{24, "OOB power on/off/destroy", []string{"cmd/vic TestDockerVSphere/others at work", "cmd/vic TestDockerVSphere/power off", "cmd/vic TestDockerVSphere/power on", "containervm/vsphere TestOthers", "containervm/vsphere TestContainer/deleted by somebody"},
 		"the container of a VM that somebody has destroyed stays in the list, as ended, until it is removed"},
 	{32, "ps", []string{"cmd/vic TestDockerVSphere/listed", "cmd/vic TestDockerVSphere/create", "cmd/vic TestDockerVSphere/network", "cmd/vic TestDockerVSphere/size", "cmd/vic TestDockerVSphere/static addresses"}, ""},
 	{33, "rm", []string{"cmd/vic TestDockerVSphere/removed", "cmd/vic TestDockerVSphere/shared volumes", "containervm/vsphere TestVM"}, ""},
