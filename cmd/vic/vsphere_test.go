@@ -138,7 +138,7 @@ func TestDockerVSphere(t *testing.T) { testDockerVSphere(t, false) }
 // TestDockerESXi does so with an ESXi host that no vCenter manages.
 func TestDockerESXi(t *testing.T) {
 	if os.Getenv("NIGHTLY") != "1" {
-		t.Skip("takes a minute: NIGHTLY=1 runs it")
+		t.Skip("takes ten minutes: NIGHTLY=1 runs it")
 	}
 	testDockerVSphere(t, true)
 }
