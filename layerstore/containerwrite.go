@@ -41,5 +41,5 @@ func (d Dir) writableContainer(id string) (*guestDisk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &guestDisk{Disk: disk, store: d, folder: d.container(id)}, nil
+	return d.openGuest(disk, d.container(id), nil), nil
 }

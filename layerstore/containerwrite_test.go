@@ -87,7 +87,7 @@ func (w *written) decide(layer []byte) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer g.Close()
+	defer g.close()
 	stream, err := w.TempFile()
 	if err != nil {
 		w.t.Fatal(err)
@@ -203,7 +203,7 @@ func testCutShort(t *testing.T, w *written, told bool) {
 	if err != stop {
 		t.Fatalf("%d ranges, %v: too few to stop between", n, err)
 	}
-	if err := g.Close(); err != nil {
+	if err := g.close(); err != nil {
 		t.Fatal(err)
 	}
 	check(true)

@@ -34,6 +34,9 @@ func (d *Disk) Close() error {
 	return errors.Join(errs...)
 }
 
+// Sync syncs the file of the top disk, which is the one that is written to.
+func (d *Disk) Sync() error { return d.files[0].Sync() }
+
 // CopyCID returns the content ID for a copy of what the chain shows, in one disk.
 func (d *Disk) CopyCID() uint32 { return vmdk.CIDFor(fmt.Sprintf("copy %08x", d.descriptor().CID)) }
 

@@ -11,20 +11,30 @@ import (
 	"vic/diskfs"
 )
 
-// A guestDisk is a disk that guests write to, a container's or a volume's, and the folder that it is in.
-type guestDisk struct {
-	*Disk
-	store  Dir
-	folder string
-	lock   *fileLock // nil, or held as long as it is open
+// A GuestDevice is what a disk that guests write to is written through. *Disk is one.
+type GuestDevice interface {
+	io.ReaderAt
+	io.WriterAt
+	Sync() error
 }
 
-// Close closes the disk and gives the lock back.
-func (g *guestDisk) Close() error {
-	if g.lock != nil {
-		defer g.lock.unlock()
-	}
-	return g.Disk.Close()
+// A guestDisk is a disk that guests write to, a container's or a volume's, and the folder that is its own in the store.
+type guestDisk struct {
+	GuestDevice
+	capacity int64
+	store    Dir
+	folder   string
+	close    func() error
+}
+
+// openGuest returns a disk of the store as one that guests write to. The lock is nil, or held until it is closed.
+func (d Dir) openGuest(disk *Disk, folder string, lock *fileLock) *guestDisk {
+	return &guestDisk{disk, disk.Capacity(), d, folder, func() error {
+		if lock != nil {
+			defer lock.unlock()
+		}
+		return disk.Close()
+	}}
 }
 
 // openFS opens the file system of a disk that guests write to, as its journal has it. What reads it fails when ctx has ended. The
@@ -61,17 +71,17 @@ func (d Dir) applyLayer(ctx context.Context, layer io.Reader, limits diskfs.Limi
 	if err == nil {
 		err = g.redo()
 	}
-	return errors.Join(err, g.Close())
+	return errors.Join(err, g.close())
 }
 
 // decide writes all that a changeset needs, but changes nothing that counts: redo does. The changeset's data is in stream
 // already, or in out before it.
 func (g *guestDisk) decide(ctx context.Context, cs *diskfs.Changeset, stream *os.File, out *bufio.Writer) error {
-	r, err := diskfs.Replay(g, g.Capacity())
+	r, err := diskfs.Replay(g, g.capacity)
 	if err != nil {
 		return err
 	}
-	f, err := diskfs.Open(r, g.Capacity())
+	f, err := diskfs.Open(r, g.capacity)
 	if err != nil {
 		return err
 	}
@@ -88,7 +98,7 @@ func (g *guestDisk) decide(ctx context.Context, cs *diskfs.Changeset, stream *os
 	if err := g.placeStream(ctx, stream, delta); err != nil {
 		return err
 	}
-	if err := g.files[0].Sync(); err != nil {
+	if err := g.Sync(); err != nil {
 		return err
 	}
 	return g.writeRedo(r, delta)
@@ -135,5 +145,5 @@ func settle(folder string, open func() (*guestDisk, error)) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(g.redo(), g.Close())
+	return errors.Join(g.redo(), g.close())
 }

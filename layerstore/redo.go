@@ -110,7 +110,7 @@ func (g *guestDisk) redo() error {
 	if err != nil {
 		return err
 	}
-	if err := g.files[0].Sync(); err != nil {
+	if err := g.Sync(); err != nil {
 		return err
 	}
 	if err := os.Remove(path); err != nil {

@@ -99,6 +99,7 @@ type Store struct {
 
 	volumeDisks VolumeDisks // nil if they are in the store
 	names       nameLocks   // of volumes that are made, adopted or removed; come before the store's lock
+	writes      nameLocks   // of volumes elsewhere whose disks are written; come before names
 
 	slots *slots
 	queue committer

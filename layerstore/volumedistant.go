@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -224,6 +225,11 @@ func (s *Store) distantDisk(v *Volume) (string, error) {
 	if s.volumeDisks == nil {
 		return "", v.distant()
 	}
+	if v.Published {
+		if err := s.settleBefore(context.Background(), v); err != nil {
+			return "", err
+		}
+	}
 	defer s.names.lock(v.Name)()
 	there, err := v, error(nil)
 	if v.Published {
@@ -295,7 +301,12 @@ func (s *Store) distantFS(ctx context.Context, v *Volume) (*FS, error) {
 		return nil, v.distant()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	r, capacity, err := s.volumeDisks.Open(ctx, v.Disk)
+	err := s.settleBefore(ctx, v)
+	var r io.ReaderAt
+	var capacity int64
+	if err == nil {
+		r, capacity, err = s.volumeDisks.Open(ctx, v.Disk)
+	}
 	if err == nil {
 		var f *FS
 		if f, err = openFS(ctx, r, capacity, closer(cancel)); err == nil {

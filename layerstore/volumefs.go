@@ -90,7 +90,7 @@ func (d Dir) writableVolume(name string) (*guestDisk, error) {
 		alone.unlock()
 		return nil, err
 	}
-	return &guestDisk{disk, d, d.volume(name), alone}, nil
+	return d.openGuest(disk, d.volume(name), alone), nil
 }
 
 // VolumeFS opens a volume's file system, what its journal holds included. No VM must write to it as long as it is open. What
@@ -118,19 +118,18 @@ func (s *Store) VolumeFS(ctx context.Context, name string) (*FS, error) {
 // ErrNotFound, or a *VolumeBusyError.
 func (s *Store) ApplyToVolume(ctx context.Context, name string, layer io.Reader) error {
 	v, err := s.Volume(name)
-	if err == nil {
-		err = v.distant()
+	if err == nil && v.Disk != "" {
+		err = s.applyDistant(ctx, v, layer)
+	} else if err == nil {
+		if _, err = s.VolumeDisk(name); err == nil { // settles it
+			err = s.dir.applyLayer(ctx, layer, s.lim.Tar, func() (*guestDisk, error) { return s.dir.writableVolume(name) })
+		}
 	}
-	if err == nil {
-		_, err = s.VolumeDisk(name) // settles it
-	}
-	if err == nil {
-		err = s.dir.applyLayer(ctx, layer, s.lim.Tar, func() (*guestDisk, error) { return s.dir.writableVolume(name) })
-	}
+	busy := (*VolumeBusyError)(nil)
 	switch {
 	case errors.Is(err, errBusy):
 		return s.busyVolume(name)
-	case err != nil && !errors.Is(err, ErrNotFound):
+	case err != nil && !errors.Is(err, ErrNotFound) && !errors.As(err, &busy):
 		return fmt.Errorf("write to volume %s: %w", name, err)
 	}
 	return err

@@ -20,9 +20,13 @@ const (
 type VolumeBusyError struct {
 	Name       string
 	Containers []string // those that mount it; one of them runs
+	Why        string   // in place of that, where it is no such container
 }
 
 func (e *VolumeBusyError) Error() string {
+	if e.Why != "" {
+		return fmt.Sprintf("volume %s is in use: %s", e.Name, e.Why)
+	}
 	return fmt.Sprintf("volume %s is in use by a running container, one of %v: stop it first", e.Name, e.Containers)
 }
 
@@ -50,7 +54,7 @@ func (s *Store) GrowVolume(name string, size int64) (*Volume, error) {
 
 func (s *Store) busyVolume(name string) error {
 	if v, err := s.Volume(name); err == nil {
-		return &VolumeBusyError{name, v.Users}
+		return &VolumeBusyError{Name: name, Containers: v.Users}
 	}
 	return &VolumeBusyError{Name: name}
 }

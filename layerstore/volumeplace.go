@@ -39,7 +39,18 @@ type VolumeDisks interface {
 	// Open returns what a disk holds, until ctx ends, and its capacity. The error is a *VolumeBusyError if a VM writes it, a
 	// *DistantVolumeError if only VMs can read it.
 	Open(ctx context.Context, disk string) (io.ReaderAt, int64, error)
+	// Write calls fn with a disk that no VM has, and its capacity. Nobody else can use the disk meanwhile; nor can other hosts afterwards, if the error
+	// of fn wraps ErrUnsettled or this process ends, until a later Write of this host has gone well. The error is a *VolumeBusyError if a VM has the disk
+	// or containers of other hosts mount it, a *DistantVolumeError where only VMs can write it.
+	Write(ctx context.Context, disk string, fn func(d GuestDevice, capacity int64) error) error
+	// Unsettled tells whether a Write of this host has left a disk to a later one. The error is a *VolumeBusyError if one of another host has.
+	Unsettled(disk string) (bool, error)
+	// Left are the disks that are unsettled, as far as List and Write know.
+	Left() []string
 }
+
+// ErrUnsettled says that changes of a volume's disk are decided and not yet made.
+var ErrUnsettled = errors.New("layerstore: changes of the disk are yet to be written")
 
 // A DistantVolumeError refuses to do something to a volume whose disk is not in the store.
 type DistantVolumeError struct {
@@ -48,11 +59,11 @@ type DistantVolumeError struct {
 }
 
 func (e *DistantVolumeError) Error() string {
-	does := "writes"
 	if e.Unreadable {
-		does = "reads and writes"
+		return fmt.Sprintf("volume %s is a disk on a datastore, %s, which only a running container reads and writes: start one that mounts it", e.Name, e.Disk)
 	}
-	return fmt.Sprintf("volume %s is a disk on a datastore, %s, which only a running container %s: start one that mounts it", e.Name, e.Disk, does)
+	return fmt.Sprintf("volume %s is a disk on a datastore, %s, which this container host, running outside of an appliance, cannot attach: a running container "+
+		"that mounts it can write to it", e.Name, e.Disk)
 }
 
 // distant returns the error for a volume whose disk is not in the store.

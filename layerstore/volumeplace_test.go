@@ -24,10 +24,11 @@ type shelf struct {
 	volumes map[string]*Volume
 	disks   map[string][]byte
 	users   map[string]map[*distantDisks]bool // of each disk
+	writer  map[string]*distantDisks          // of each disk: who writes it
 }
 
 func newShelf() *shelf {
-	return &shelf{volumes: map[string]*Volume{}, disks: map[string][]byte{}, users: map[string]map[*distantDisks]bool{}}
+	return &shelf{volumes: map[string]*Volume{}, disks: map[string][]byte{}, users: map[string]map[*distantDisks]bool{}, writer: map[string]*distantDisks{}}
 }
 
 type distantDisks struct {
@@ -35,6 +36,7 @@ type distantDisks struct {
 	store *Store
 	fail  error // of Remove and List
 	busy  bool
+	wrote func(b []byte) (int, error) // is called before each write, and nil is nothing
 }
 
 func (d *distantDisks) Options() []string { return []string{"volumestore"} }
@@ -154,12 +156,67 @@ func (d *distantDisks) Grow(disk string, capacity int64) (int64, error) {
 func (d *distantDisks) Open(_ context.Context, disk string) (io.ReaderAt, int64, error) {
 	v, err := d.Read(disk)
 	if err == nil && d.busy {
-		err = &VolumeBusyError{v.Name, []string{"a VM"}}
+		err = &VolumeBusyError{Name: v.Name, Containers: []string{"a VM"}}
 	}
 	if err != nil {
 		return nil, 0, err
 	}
 	return bytes.NewReader(d.disks[disk]), v.Capacity, nil
+}
+
+func (d *distantDisks) Write(ctx context.Context, disk string, fn func(GuestDevice, int64) error) error {
+	if d.wrote == nil {
+		return &DistantVolumeError{Name: disk, Disk: disk}
+	}
+	if _, err := d.Unsettled(disk); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.writer[disk] = d
+	d.mu.Unlock()
+	err := fn(distantDevice{d, d.disks[disk]}, int64(len(d.disks[disk])))
+	if d.mu.Lock(); !errors.Is(err, ErrUnsettled) {
+		delete(d.writer, disk)
+	}
+	d.mu.Unlock()
+	return err
+}
+
+func (d *distantDisks) Unsettled(disk string) (bool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.writer[disk]
+	if w != nil && w.store.Dir() != d.store.Dir() {
+		return false, &VolumeBusyError{Name: disk, Why: "another host writes"}
+	}
+	return w != nil, nil
+}
+
+func (d *distantDisks) Left() (left []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for disk := range d.writer {
+		left = append(left, disk)
+	}
+	return left
+}
+
+type distantDevice struct {
+	d *distantDisks
+	b []byte
+}
+
+func (x distantDevice) Sync() error { return nil }
+
+func (x distantDevice) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(x.b).ReadAt(p, off)
+}
+
+func (x distantDevice) WriteAt(p []byte, off int64) (int, error) {
+	if n, err := x.d.wrote(p); err != nil {
+		return n, err
+	}
+	return copy(x.b[off:], p), nil
 }
 
 // openDistant opens a store whose volumes are on a shelf.
@@ -209,7 +266,7 @@ func TestDistantVolumes(t *testing.T) {
 		t.Errorf("made smaller: %v", err)
 	}
 	var distant *DistantVolumeError
-	if err := s.ApplyToVolume(t.Context(), "one", strings.NewReader("")); !errors.As(err, &distant) {
+	if err := s.ApplyToVolume(t.Context(), "one", bytes.NewReader(makeTar(t, file("a", "x")))); !errors.As(err, &distant) {
 		t.Errorf("write to it: %v", err)
 	}
 	disks.busy = true

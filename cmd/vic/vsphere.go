@@ -168,11 +168,15 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 		return err
 	}
 	h.closers = append(h.closers, logout)
-	volumes, err := h.openVolumes(ctx, v, session, log)
+	own, err := ownVM(ctx, session, log)
 	if err != nil {
 		return err
 	}
-	images, err := h.openImages(ctx, v, session, f.store, volumes, log)
+	volumes, err := h.openVolumes(ctx, v, session, own, log)
+	if err != nil {
+		return err
+	}
+	images, err := h.openImages(ctx, v, session, f.store, volumes, own, log)
 	if err != nil {
 		return err
 	}
@@ -224,12 +228,8 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 }
 
 // openImages opens the image store on its datastore, and the local one, whose images it has as well.
-func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastore.Session, local string, volumes *datastore.Volumes, log *slog.Logger) (*datastore.Store, error) {
+func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastore.Session, local string, volumes *datastore.Volumes, own *datastore.OwnVM, log *slog.Logger) (*datastore.Store, error) {
 	d, err := v.settings.images.open(ctx, session, v.datacenter, "image-store")
-	if err != nil {
-		return nil, err
-	}
-	own, err := ownVM(ctx, session, log)
 	if err != nil {
 		return nil, err
 	}
@@ -247,7 +247,7 @@ func (h *host) openImages(ctx context.Context, v vsphereFlags, session *datastor
 }
 
 // openVolumes opens the folders of volumes.
-func (h *host) openVolumes(ctx context.Context, v vsphereFlags, session *datastore.Session, log *slog.Logger) (*datastore.Volumes, error) {
+func (h *host) openVolumes(ctx context.Context, v vsphereFlags, session *datastore.Session, own *datastore.OwnVM, log *slog.Logger) (*datastore.Volumes, error) {
 	folders := map[string]*datastore.Datastore{}
 	for label, l := range v.settings.volumes {
 		d, err := l.open(ctx, session, v.datacenter, "volume-store")
@@ -257,7 +257,7 @@ func (h *host) openVolumes(ctx context.Context, v vsphereFlags, session *datasto
 		folders[label] = d
 	}
 	return datastore.NewVolumes(folders, datastore.VolumesOptions{
-		VCH: v.name, Place: datastore.Place{Pool: v.pool, Folder: v.folder}, Log: log,
+		VCH: v.name, Place: datastore.Place{Pool: v.pool, Folder: v.folder}, Own: own, Log: log,
 		Format: func(capacity int64) (*layerstore.Disk, error) { return h.store.EmptyVolume(capacity) },
 	}), nil
 }
@@ -268,7 +268,7 @@ func (h *host) adoptVolumes(ctx context.Context, volumes *datastore.Volumes, log
 		log.Warn("tidy volume stores", "error", err)
 	}
 	_, damaged, err := h.store.Volumes()
-	for _, err := range append(damaged, err) {
+	for _, err := range append(damaged, err, h.store.SettleVolumes(ctx)) {
 		if err != nil {
 			log.Warn("look for volumes", "error", err)
 		}

@@ -93,6 +93,31 @@ func (v *OwnVM) find(ctx context.Context) error {
 // write has the server make a disk over its parent, both datastore paths, and fill write to its device. The disk is attached
 // meanwhile, and whole afterwards, unless there is an error.
 func (v *OwnVM) write(ctx context.Context, file, parent string, capacity int64, fill func(Device) error) (err error) {
+	return v.writeDisk(ctx, &change{file: file, parent: parent}, capacity, fill)
+}
+
+// rewrite is write for a disk that is there, and may be attached already.
+func (v *OwnVM) rewrite(ctx context.Context, file string, capacity int64, fill func(Device) error) error {
+	if err := v.detachLeft(ctx, func(f string) bool { return f == file }); err != nil {
+		return &detachError{file, err}
+	}
+	return v.writeDisk(ctx, &change{file: file}, capacity, fill)
+}
+
+// A detachError says that a disk may still be attached.
+type detachError struct {
+	file string
+	err  error
+}
+
+func (e *detachError) Error() string {
+	return fmt.Sprintf("detach disk %s from the virtual machine in which this runs: %v", e.file, e.err)
+}
+
+func (e *detachError) Unwrap() error { return e.err }
+
+func (v *OwnVM) writeDisk(ctx context.Context, attached *change, capacity int64, fill func(Device) error) (err error) {
+	file := attached.file
 	select {
 	case v.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -101,13 +126,12 @@ func (v *OwnVM) write(ctx context.Context, file, parent string, capacity int64, 
 	defer func() { <-v.slots }()
 	v.note(file, true)
 	defer v.note(file, false)
-	attached := &change{file: file, parent: parent}
 	if err := v.apply(ctx, attached); err != nil {
 		return fmt.Errorf("attach disk %s to the virtual machine in which this runs: %w", file, err)
 	}
 	defer func() {
 		if gone := v.apply(ctx, &change{key: attached.key}); gone != nil {
-			err = errors.Join(err, fmt.Errorf("detach disk %s from the virtual machine in which this runs: %w", file, gone))
+			err = errors.Join(err, &detachError{file, gone})
 		}
 	}()
 	if attached.disk.Capacity != capacity {
@@ -123,6 +147,13 @@ func (v *OwnVM) write(ctx context.Context, file, parent string, capacity int64, 
 		err = dev.Sync()
 	}
 	return errors.Join(err, dev.Close())
+}
+
+// is tells whether a virtual machine is this one.
+func (v *OwnVM) is(ref types.ManagedObjectReference) bool {
+	v.turn <- struct{}{}
+	defer func() { <-v.turn }()
+	return v.vm.Reference() == ref
 }
 
 // note notes whether a disk is being written.
@@ -163,9 +194,9 @@ func (v *OwnVM) detachLeft(ctx context.Context, ours func(file string) bool) err
 	return err
 }
 
-// A change is a disk that is made and attached, or, without a file, one that is detached.
+// A change is a disk that is attached, and made before if it has a parent, or, without a file, one that is detached.
 type change struct {
-	file, parent string
+	file, parent string       // datastore paths
 	key          int32        // of the device
 	disk         AttachedDisk // that was attached
 	done         chan error
@@ -251,7 +282,7 @@ func (v *OwnVM) change(ctx context.Context, batch []*change) error {
 		if err != nil {
 			return err
 		}
-		spec.DeviceChange = append(spec.DeviceChange, attachChild(c.file, c.parent, int32(-1-i), at))
+		spec.DeviceChange = append(spec.DeviceChange, attach(c.file, c.parent, int32(-1-i), at))
 	}
 	if err := v.s.Do(ctx, func() (*object.Task, error) { return v.vm.Reconfigure(ctx, spec) }); err != nil {
 		return unavailable(err)
@@ -326,16 +357,21 @@ func (v *OwnVM) free(taken map[place]bool) (place, error) {
 	return place{}, errors.New("it has no SCSI controller with a free place")
 }
 
-// attachChild makes a disk over a parent and attaches it. Snapshots of the virtual machine leave it out.
-func attachChild(file, parent string, key int32, at place) types.BaseVirtualDeviceConfigSpec {
+// attach attaches a disk, which is made over its parent unless there is none. Snapshots of the virtual machine leave it out.
+func attach(file, parent string, key int32, at place) types.BaseVirtualDeviceConfigSpec {
 	disk := &types.VirtualDisk{}
 	disk.Key, disk.ControllerKey, disk.UnitNumber = key, at.controller, &at.unit
-	disk.Backing = &types.VirtualDiskFlatVer2BackingInfo{
-		VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: file},
-		DiskMode:                     string(types.VirtualDiskModeIndependent_persistent), ThinProvisioned: types.NewBool(true),
-		Parent: &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: parent}},
+	backing := &types.VirtualDiskFlatVer2BackingInfo{
+		VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: file}, DiskMode: string(types.VirtualDiskModeIndependent_persistent),
 	}
-	return &types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, FileOperation: types.VirtualDeviceConfigSpecFileOperationCreate, Device: disk}
+	disk.Backing = backing
+	spec := &types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: disk}
+	if parent != "" {
+		backing.ThinProvisioned = types.NewBool(true)
+		backing.Parent = &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: parent}}
+		spec.FileOperation = types.VirtualDeviceConfigSpecFileOperationCreate
+	}
+	return spec
 }
 
 // parseSerial is the BIOS UUID in the serial number of a virtual machine's system: "VMware-56 4d 8a 9c 3b 1e 6f 42-9a ...". The

@@ -40,7 +40,7 @@ func (p *prober) createVM(ctx context.Context, suffix, parent string) (string, e
 			Files: &types.VirtualMachineFileInfo{VmPathName: p.d.ds.Path("")},
 			DeviceChange: []types.BaseVirtualDeviceConfigSpec{
 				&types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: controller},
-				attachChild(p.d.Path(disk+".vmdk"), parent, -101, place{probeController, 0}),
+				attach(p.d.Path(disk+".vmdk"), parent, -101, place{probeController, 0}),
 			},
 		}, pool, host)
 	})

@@ -24,8 +24,10 @@ func RetireVolumes(ctx context.Context, d *Datastore, vch string) error {
 		return err
 	}
 	for name := range all {
-		if err := d.RemoveAll(ctx, path.Join(volumesFolder, name, vch+usesSuffix)); err != nil {
-			return err
+		for _, suffix := range []string{usesSuffix, writesSuffix} {
+			if err := d.RemoveAll(ctx, path.Join(volumesFolder, name, vch+suffix)); err != nil {
+				return err
+			}
 		}
 	}
 	if err := d.RemoveAll(ctx, path.Join(vchsFolder, vch)); err != nil || len(all) > 0 {

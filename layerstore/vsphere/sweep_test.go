@@ -130,7 +130,7 @@ func (s *site) attachTo(vm *object.VirtualMachine, parent string) {
 	s.t.Helper()
 	controller := s.controller(vm)
 	task, err := vm.Reconfigure(s.t.Context(), types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{
-		attachChild("[vmfs6] "+vm.Reference().Value+".vmdk", parent, -1, place{controller, 0}),
+		attach("[vmfs6] "+vm.Reference().Value+".vmdk", parent, -1, place{controller, 0}),
 	}})
 	if err == nil {
 		err = task.Wait(s.t.Context())

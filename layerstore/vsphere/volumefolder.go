@@ -15,10 +15,11 @@ import (
 // emptyFolder is the folder of disks with empty file systems.
 const emptyFolder = "empty"
 
-// Folders of Volumes, and what tells that a VCH uses a volume.
+// Folders of Volumes, and what tells that a VCH uses a volume, or writes to its disk.
 const (
 	volumesFolder = "volumes"
 	usesSuffix    = ".uses"
+	writesSuffix  = ".writes"
 )
 
 // A volumeRecord is what a volume is, but for its capacity, which is the disk's.
@@ -35,6 +36,8 @@ type volumeRecord struct {
 type volumeFolder struct {
 	ids  []string // of records: one
 	vchs []string // that use it
+
+	writers []string // VCHs that write to its disk, or did when they broke off
 }
 
 func readFolder(list []Entry) volumeFolder {
@@ -45,6 +48,9 @@ func readFolder(list []Entry) volumeFolder {
 		}
 		if vch, ok := strings.CutSuffix(e.Name, usesSuffix); ok {
 			f.vchs = append(f.vchs, vch)
+		}
+		if vch, ok := strings.CutSuffix(e.Name, writesSuffix); ok {
+			f.writers = append(f.writers, vch)
 		}
 	}
 	return f

@@ -128,7 +128,7 @@ func (v *Volumes) List() (disks map[string]string, damaged []error, err error) {
 	ctx, cancel := volumeContext()
 	defer cancel()
 	disks = map[string]string{}
-	var own []string // that we are said to use
+	var own, left []string // that we are said to use, and to have been writing
 	for _, label := range v.labels() {
 		d := v.folders[label]
 		all, err := v.at(d).all(ctx)
@@ -150,6 +150,9 @@ func (v *Volumes) List() (disks map[string]string, damaged []error, err error) {
 				if slices.Contains(f.vchs, v.vch) {
 					own = append(own, disks[name])
 				}
+				if slices.Contains(f.writers, v.vch) {
+					left = append(left, disks[name])
+				}
 			}
 		}
 	}
@@ -157,6 +160,9 @@ func (v *Volumes) List() (disks map[string]string, damaged []error, err error) {
 	defer v.usesMu.Unlock()
 	for _, disk := range own {
 		v.uses[disk] = true
+	}
+	for _, disk := range left {
+		v.left[disk] = true
 	}
 	return disks, damaged, nil
 }

@@ -37,6 +37,7 @@ const DefaultVolumes = "default"
 //	NAME-ID.vmdk, NAME-ID-flat.vmdk  a thin disk with a file system, which the server copied
 //	volumes/NAME/ID.json             volumeRecord of the volume, whose disk is complete
 //	volumes/NAME/VCH.uses            containers of that VCH mount it, whether they run or not
+//	volumes/NAME/VCH.writes          that VCH writes to its disk, or did when it broke off, and nobody else may use it: see Write
 //	vchs/VCH/ID/                     a volume's folder while the VCH makes or removes it
 //	empty/SIZE-ID.vmdk, .json        an empty file system of so many bytes, which volumes are copies of; one is enough
 //
@@ -46,18 +47,20 @@ const DefaultVolumes = "default"
 // A volume's folder is made in vchs, with the record, then the disk; at last it is renamed to where it has its name, which the server
 // does once. Whoever comes second has made a disk for nothing, and takes the first's volume. To remove one is the way back: the
 // folder first, by which nobody finds it any more; if another VCH uses it then, it returns; then the disk. What a crash has left in a VCH's folder
-// it removes when it starts. Nothing is ever written in place.
+// it removes when it starts. No file is ever written in place.
 type Volumes struct {
 	folders map[string]*Datastore
 	vch     string
 	place   Place
+	own     *OwnVM
 	format  func(capacity int64) (*layerstore.Disk, error)
 	log     *slog.Logger
 
 	mu sync.Mutex // held while a disk is made
 
-	usesMu sync.Mutex      // guards uses
+	usesMu sync.Mutex      // guards what follows
 	uses   map[string]bool // by disk: whether the file that says so is known to be there
+	left   map[string]bool // disks that are written, or were when that broke off
 }
 
 // An emptyRecord says that an empty file system is complete; disks of volumes had one like it before they had volumeRecords.
@@ -71,6 +74,8 @@ type VolumesOptions struct {
 	VCH string
 	// Place is where the virtual machines are made that bring disks.
 	Place Place
+	// Own is the virtual machine in which this runs, for Write; nil is none.
+	Own *OwnVM
 	// Format makes a disk with an empty file system.
 	Format func(capacity int64) (*layerstore.Disk, error)
 	Log    *slog.Logger // nil is silent
@@ -78,7 +83,7 @@ type VolumesOptions struct {
 
 // NewVolumes returns the volumes in folders, by their labels.
 func NewVolumes(folders map[string]*Datastore, o VolumesOptions) *Volumes {
-	v := &Volumes{folders: folders, vch: o.VCH, place: o.Place, format: o.Format, log: o.Log, uses: map[string]bool{}}
+	v := &Volumes{folders: folders, vch: o.VCH, place: o.Place, own: o.Own, format: o.Format, log: o.Log, uses: map[string]bool{}, left: map[string]bool{}}
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)
 	}
