@@ -79,8 +79,7 @@ func (l LinuxDevices) find(d AttachedDisk) (string, error) {
 	var found []string
 	for _, e := range list {
 		dev := filepath.Join(blocks, e.Name(), "device")
-		wwid, err := os.ReadFile(filepath.Join(dev, "wwid"))
-		if err != nil { // no SCSI disk, or one that goes
+		if !hasUUID(dev, d.UUID) {
 			continue
 		}
 		address, err := filepath.EvalSymlinks(dev) // .../HOST:CHANNEL:TARGET:LUN
@@ -88,7 +87,7 @@ func (l LinuxDevices) find(d AttachedDisk) (string, error) {
 			continue
 		}
 		at := strings.Split(filepath.Base(address), ":")
-		if len(at) == 4 && at[2] == strconv.Itoa(d.Target) && sameUUID(string(wwid), d.UUID) {
+		if len(at) == 4 && at[2] == strconv.Itoa(d.Target) {
 			found = append(found, e.Name())
 		}
 	}
@@ -101,11 +100,20 @@ func (l LinuxDevices) find(d AttachedDisk) (string, error) {
 	return "", fmt.Errorf("%s all have the UUID %s and are SCSI target %d", strings.Join(found, ", "), d.UUID, d.Target)
 }
 
-// sameUUID compares what the kernel says, naa.6000c29..., with what the server says, 6000C29x-xxxx-....
-func sameUUID(wwid, uuid string) bool {
-	digits, ok := strings.CutPrefix(strings.TrimSpace(wwid), "naa.")
+// hasUUID compares what the kernel says of a device, its name naa.6000c29... or its serial number, with what the server says,
+// 6000C29x-xxxx-.... A UUID that was not chosen by VMware, as those of volumes, is no name of the kind that begins with naa.
+func hasUUID(dev, uuid string) bool {
 	uuid = strings.NewReplacer("-", "", " ", "").Replace(uuid)
-	return ok && uuid != "" && strings.EqualFold(digits, uuid)
+	if uuid == "" {
+		return false
+	}
+	wwid, err := os.ReadFile(filepath.Join(dev, "wwid"))
+	if err == nil && strings.EqualFold(strings.TrimSpace(string(wwid)), "naa."+uuid) {
+		return true
+	}
+	const header = 4 // of SPC's page of the unit's serial number
+	page, err := os.ReadFile(filepath.Join(dev, "vpd_pg80"))
+	return err == nil && len(page) > header && strings.EqualFold(strings.Trim(string(page[header:]), " \x00"), uuid)
 }
 
 // open opens a device that nobody else uses, not even by a mount.

@@ -40,12 +40,17 @@ func TestLinuxDevices(t *testing.T) {
 	m.plug(t, "sdd", "naa.6000c293cccccccccccccccccccccccc", "2:0:3:0", "2048")
 	m.plug(t, "sde", "naa.6000c293cccccccccccccccccccccccc", "3:0:3:0", "2048")
 	m.plug(t, "sdf", "t10.ATA", "4:0:9:0", "2048")
+	m.plug(t, "sdh", "t10.VMware", "2:0:5:0", "2048")
+	if err := os.WriteFile(filepath.Join(string(m), "sys/block/sdh/device/vpd_pg80"), []byte("\x00\x80\x00\x2012345678aaaabbbbccccddddeeeeffff"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name string
 		d    AttachedDisk
 		want string // what the device holds; or what the error has
 	}{
 		{"by UUID and target", AttachedDisk{UUID: "6000C292-bbbb-bbbb-bbbb-bbbbbbbbbbbb", Target: 2, Capacity: 1 << 20}, "disk sdc"},
+		{"by serial number", AttachedDisk{UUID: "12345678-AAAA-bbbb-cccc-ddddeeeeffff", Target: 5, Capacity: 1 << 20}, "disk sdh"},
 		{"another size", AttachedDisk{UUID: "6000C291-aaaa-aaaa-aaaa-aaaaaaaaaaaa", Target: 0, Capacity: 1 << 20}, "has 8192 sectors, want 2048"},
 		{"two of the same", AttachedDisk{UUID: "6000C293-cccc-cccc-cccc-cccccccccccc", Target: 3, Capacity: 1 << 20}, "sdd, sde all have"},
 		{"another target", AttachedDisk{UUID: "6000C292-bbbb-bbbb-bbbb-bbbbbbbbbbbb", Target: 5, Capacity: 1 << 20}, "disk.EnableUUID"},
