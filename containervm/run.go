@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"vic/tether/wire"
@@ -127,11 +128,14 @@ func (c *Container) end(r *run) {
 	r.wg.Wait()
 }
 
-// finish records the end of a VM.
+// finish records the end of a VM, unless the Manager is closed before it knows what that was: the next one finds out.
 func (c *Container) finish(r *run) {
 	c.end(r)
 	_ = c.m.watcher.Remove(filepath.Join(c.dir, logFile)) // it may not be watched
 	exit, at, noExit := c.exit(r)
+	if errors.Is(noExit, ErrClosed) {
+		return
+	}
 	all := c.connected(r)
 	if err := c.leaveAll(all); err != nil {
 		c.m.o.Log.Warn("leave networks", "container", c.id, "error", err)
@@ -189,9 +193,19 @@ func (c *Container) finish(r *run) {
 }
 
 // exit reads from the log how and when the run ended: the last record after its start. The
-// guest's clock counts as far as it can be right. If the guest has left no exit, the error says so.
+// guest's clock counts as far as it can be right. If the guest has left no exit, the error says so. A log that cannot be
+// opened for now is waited for.
 func (c *Container) exit(r *run) (wire.Exit, time.Time, error) {
 	e, at, err := c.lastExit()
+	for told := false; scarce(err); told = true {
+		if !told {
+			c.m.o.Log.Warn("wait to read how a container has ended", "container", c.id, "error", err)
+		}
+		if !c.m.rest() {
+			return e, at, ErrClosed
+		}
+		e, at, err = c.lastExit()
+	}
 	if err == nil {
 		return e, at, nil
 	}
@@ -203,6 +217,23 @@ func (c *Container) exit(r *run) (wire.Exit, time.Time, error) {
 		killed.Error = fmt.Sprintf("%v: %s", err, c.lastWords(r))
 	}
 	return killed, time.Now(), err
+}
+
+// scarce says whether an error is that there are no file descriptors, or no memory, left for now: what failed is to be tried again.
+func scarce(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
+}
+
+// rest is a pause before what was scarce is asked for again. It reports false when the Manager is closed.
+func (m *Manager) rest() bool {
+	t := time.NewTimer(redial)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-m.closed:
+		return false
+	}
 }
 
 var errNoExit = errors.New("the VM ended without an exit code")

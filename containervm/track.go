@@ -16,6 +16,9 @@ import (
 func (c *Container) track(r *run, off int64) {
 	defer close(r.tracked)
 	f, err := c.openLog(off)
+	for scarce(err) && c.m.rest() {
+		f, err = c.openLog(off)
+	}
 	if err != nil {
 		c.m.o.Log.Warn("follow log", "container", c.id, "error", err)
 		return
@@ -41,6 +44,9 @@ func (c *Container) track(r *run, off int64) {
 		rec, err := f.next(context.Background(), down)
 		if err == io.EOF {
 			return
+		}
+		if scarce(err) && c.m.rest() {
+			continue
 		}
 		if err != nil { // the Manager is closed, or the log cannot be read
 			if err != ErrClosed {

@@ -123,7 +123,7 @@ func (m *machine) end(ctx context.Context) error {
 		}
 	}
 	m.rec.Mirrored = true
-	return m.rec.write(m.vm.Dir)
+	return m.insist(ctx, func() error { return m.rec.write(m.vm.Dir) })
 }
 
 // insist does what vSphere is needed for, again until vSphere is there, and this process can open files.
