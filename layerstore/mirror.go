@@ -36,6 +36,11 @@ func (p *pull) tellMirror(events []ProgressEvent, landed int) {
 	for ; p.told < landed; p.told++ { // a layer lands after the one below it
 		p.mirroring.Layer(p.riders[p.told].layer.chain)
 	}
+	for i, e := range events[landed:] {
+		if e.Stage == StageDone { // a moment before it lands: the mirror does not have it, and it is to be told once that a layer is done
+			events[landed+i].Stage = StageBound
+		}
+	}
 	for i := range events[:landed] {
 		if sent, total, done := p.mirroring.Sent(p.riders[i].layer.chain); !done {
 			events[i].Stage, events[i].Sent, events[i].ToSend = StageSending, sent, total
