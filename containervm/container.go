@@ -217,6 +217,9 @@ func (c *Container) Stop(ctx context.Context, o StopOptions) error {
 	if errors.Is(err, ErrNotRunning) {
 		return refuse(ErrNotModified, "container %s is stopped already", c.id)
 	}
+	if err == nil {
+		err = c.m.available() // else nobody could tell that the VM has ended
+	}
 	if err != nil {
 		return err
 	}
@@ -341,6 +344,9 @@ func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
 		return nil
 	}
 	r, err := c.current()
+	if err == nil && sig == syscall.SIGKILL {
+		err = c.m.available()
+	}
 	if err != nil {
 		return err
 	}

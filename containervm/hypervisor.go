@@ -27,6 +27,20 @@ type Hypervisor interface {
 	Resources() Resources
 }
 
+// A Remote is a Hypervisor whose VMs are managed by something that may be away. As long as it is VMs run on, and nothing is begun that needs it.
+type Remote interface {
+	// Available is nil, or says what is away.
+	Available() error
+}
+
+// available is nil unless the Hypervisor is a Remote that says it is away.
+func (m *Manager) available() error {
+	if r, ok := m.o.Hypervisor.(Remote); ok {
+		return r.Available()
+	}
+	return nil
+}
+
 // ErrNoMachine says that no VM runs for a container.
 var ErrNoMachine = errors.New("containervm: no virtual machine")
 

@@ -267,6 +267,9 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 	if err := m.checkBinds(s.Binds); err != nil {
 		return nil, err
 	}
+	if err := m.available(); err != nil {
+		return nil, err
+	}
 	id := newID()
 	c := newContainer(m, id)
 	c.spec, c.created, c.token, c.state = s, time.Now(), rand.Text(), State{Status: Created}

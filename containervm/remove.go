@@ -32,6 +32,9 @@ func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
 		err = refuse(ErrConflict, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+name)
 	}
 	if err == nil {
+		err = c.m.available()
+	}
+	if err == nil {
 		c.removing = true
 		if c.retry != nil {
 			c.retry.cancel()
@@ -83,6 +86,11 @@ func (c *Container) autoRemove() {
 	c.mu.Unlock()
 	if taken {
 		return
+	}
+	for c.m.available() != nil {
+		if !c.m.rest() {
+			return // the next Manager removes it
+		}
 	}
 	if err := c.delete(true); err != nil {
 		c.m.o.Log.Warn("remove container", "container", c.id, "error", err)

@@ -36,6 +36,9 @@ func (c *Container) Start(ctx context.Context) error {
 		c.restarts, c.backOff, c.halted = 0, 0, false
 	}
 	c.mu.Unlock()
+	if err == nil {
+		err = c.m.available()
+	}
 	if err != nil {
 		return err
 	}

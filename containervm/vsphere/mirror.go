@@ -48,6 +48,9 @@ func (m *machine) listen() {
 		}
 		m.d.log.Debug("bell", "container", m.vm.ID, "error", err)
 		rest = min(2*rest, longRest)
+		if errors.Is(err, datastore.ErrUnavailable) && m.d.watch.reach(m.ctx) == nil { // what came meanwhile is awaited
+			rest = shortRest
+		}
 	}
 }
 
@@ -84,7 +87,11 @@ func (m *machine) mirror(ctx context.Context) (err error) {
 	name := path.Join(m.vm.ID, logName(m.part.run))
 	buf := make([]byte, piece)
 	for {
-		n, err := m.d.o.Containers.ReadAvailable(ctx, name, buf, off)
+		var n int
+		err := m.d.watch.asked(ctx, func(ctx context.Context) (err error) {
+			n, err = m.d.o.Containers.ReadAvailable(ctx, name, buf, off)
+			return err
+		})
 		if err == io.EOF || errors.Is(err, fs.ErrNotExist) { // it makes the file when it begins
 			return nil
 		}
@@ -134,6 +141,9 @@ func (m *machine) insist(ctx context.Context, fn func() error) error {
 			return err
 		}
 		m.d.log.Debug("try again", "container", m.vm.ID, "error", err)
+		if err := m.d.watch.reach(ctx); err != nil {
+			return err
+		}
 		select {
 		case <-time.After(shortRest):
 		case <-ctx.Done():

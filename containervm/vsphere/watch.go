@@ -1,6 +1,7 @@
 package vsphere
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,12 +55,15 @@ type watch struct {
 	begun    map[string]bool       // UUIDs of VMs that came to run while nobody was told
 	estate   *estate               // as it was seen whole, last
 	lost     error                 // nil while vCenter answers
-	changed  chan struct{}         // closed, and replaced, when something changes
-	first    chan struct{}         // closed when all VMs were seen for the first time
+	here     context.Context       // ends when vCenter is lost
+	leave    context.CancelFunc
+	changed  chan struct{} // closed, and replaced, when something changes
+	first    chan struct{} // closed when all VMs were seen for the first time
 }
 
 func newWatch(s *datastore.Session, pool types.ManagedObjectReference, log *slog.Logger) *watch {
-	return &watch{session: s, pool: pool, log: log, vms: map[types.ManagedObjectReference]*seen{}, byUUID: map[string]*seen{},
+	here, leave := context.WithCancel(context.Background())
+	return &watch{here: here, leave: leave, session: s, pool: pool, log: log, vms: map[types.ManagedObjectReference]*seen{}, byUUID: map[string]*seen{},
 		machines: map[string][]*machine{}, begun: map[string]bool{}, estate: newEstate(), changed: make(chan struct{}), first: make(chan struct{})}
 }
 
@@ -132,11 +136,31 @@ func (w *watch) lose(err error) {
 		err = fmt.Errorf("%w: %w", datastore.ErrUnavailable, err)
 	}
 	w.lost = err
+	w.session.Lose(err)
+	w.leave()
 	w.notify()
 	w.mu.Unlock()
 	if news {
 		w.log.Warn("lost vSphere", "error", err)
 	}
+}
+
+// asked calls fn, with a context that ends when vCenter is lost: what would be tried again and again waits for its return instead.
+func (w *watch) asked(ctx context.Context, fn func(context.Context) error) error {
+	w.mu.Lock()
+	lost, here := w.lost, w.here
+	w.mu.Unlock()
+	if lost != nil {
+		return lost
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(here, cancel)()
+	err := fn(ctx)
+	if err != nil && here.Err() != nil {
+		err = cmp.Or(w.available(), fmt.Errorf("%w: %w", datastore.ErrUnavailable, err))
+	}
+	return err
 }
 
 func (w *watch) available() error {
@@ -153,12 +177,14 @@ func (w *watch) notify() {
 
 // follow takes in all VMs, and when that is the whole of them each change, until there is an error.
 func (w *watch) follow(ctx context.Context) (whole bool, err error) {
-	pc, err := property.DefaultCollector(w.session.Client()).Create(ctx)
+	begin, cancel := context.WithTimeout(ctx, answerTime) // vCenter may be away without breaking connections
+	defer cancel()
+	pc, err := property.DefaultCollector(w.session.Client()).Create(begin)
 	if err != nil {
 		return whole, fmt.Errorf("create property collector: %w", err)
 	}
 	defer w.dispose(pc.Destroy)
-	if _, err := pc.CreateFilter(ctx, types.CreateFilter{Spec: inPool(w.pool)}); err != nil {
+	if _, err := pc.CreateFilter(begin, types.CreateFilter{Spec: inPool(w.pool)}); err != nil {
 		return whole, fmt.Errorf("create property filter: %w", err)
 	}
 	missing := w.begin(pc)
@@ -253,7 +279,11 @@ func (w *watch) found(e *estate) {
 	if w.lost != nil {
 		w.log.Info("found vSphere again")
 	}
+	if w.here.Err() != nil {
+		w.here, w.leave = context.WithCancel(context.Background())
+	}
 	w.lost = nil
+	w.session.Lose(nil)
 	select {
 	case <-w.first:
 	default:

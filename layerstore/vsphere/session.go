@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmware/govmomi/fault"
@@ -40,6 +41,9 @@ const keepAlive = 5 * time.Minute
 // most of what another costs is its handshake.
 const idleConnections = 16
 
+// answerTime is how long the server may take to answer what was sent. It answers calls for updates after waitSeconds at the latest.
+const answerTime = 2 * time.Minute
+
 // A Session is a login to a vCenter or an ESXi host.
 type Session struct {
 	client *vim25.Client
@@ -50,6 +54,8 @@ type Session struct {
 
 	ctx    context.Context // of what works for the session by itself; ends with Close
 	cancel context.CancelFunc
+
+	lost atomic.Pointer[error] // see Lose
 
 	login sync.Mutex // held while logging in; guards epoch
 	epoch int        // how many logins there were
@@ -86,6 +92,7 @@ func Connect(ctx context.Context, e Endpoint) (*Session, error) {
 	}
 	sc.UserAgent = "vic"
 	sc.DefaultTransport().MaxIdleConnsPerHost = idleConnections
+	sc.DefaultTransport().ResponseHeaderTimeout = answerTime
 	sc.Transport = reusing{sc.Transport}
 	client, err := vim25.NewClient(ctx, sc)
 	if err != nil {
@@ -129,6 +136,23 @@ func thumbprint(ctx context.Context, u *url.URL) string {
 
 // Client is the session's client: its calls log in again where they have to.
 func (s *Session) Client() *vim25.Client { return s.client }
+
+// Lose notes that whoever watches vSphere has lost it, nil that it is found again. As long as it is lost nothing long is begun.
+func (s *Session) Lose(err error) {
+	if err == nil {
+		s.lost.Store(nil)
+		return
+	}
+	s.lost.Store(&err)
+}
+
+// available is the error that vSphere was lost by, nil if it was not.
+func (s *Session) available() error {
+	if err := s.lost.Load(); err != nil {
+		return unavailable(*err)
+	}
+	return nil
+}
 
 // authenticate logs in, unless somebody else has since epoch was seen.
 func (s *Session) authenticate(ctx context.Context, epoch int) error {
