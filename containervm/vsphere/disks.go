@@ -118,7 +118,7 @@ func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMach
 		return nil
 	}
 	if err != nil {
-		return err
+		return d.o.Containers.Blame(err)
 	}
 	ref, ok := result.(types.ManagedObjectReference)
 	if !ok {

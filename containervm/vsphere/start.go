@@ -135,7 +135,7 @@ func (m *machine) boot(ctx context.Context, vm containervm.VM, conf *wire.Config
 	}
 	if err := m.d.powerOn(ctx, m.ref); err != nil {
 		if asked := m.ask(ctx); asked != nil || m.state() != on {
-			return fmt.Errorf("power on: %w", err)
+			return fmt.Errorf("power on: %w", m.d.o.Containers.Blame(err))
 		}
 		m.d.log.Warn("a VM is on, and the task has failed", "container", m.vm.ID, "error", err)
 	}

@@ -237,7 +237,7 @@ func TestFlattenedFaults(t *testing.T) {
 		room  int64
 		want  string // in the error
 	}{
-		{"the datastore is full", vcsim.TaskFault{}, total / 2, "507"},
+		{"the datastore is full", vcsim.TaskFault{}, total / 2, "is full"},
 		{"the machine is not made", vcsim.TaskFault{Task: "Folder.createVm"}, 0, "SystemError"},
 		{"detaching fails", vcsim.TaskFault{Task: "VirtualMachine.reconfigVm"}, 0, "SystemError"},
 	} {

@@ -141,8 +141,12 @@ func (d *Datastore) do(ctx context.Context, op, name string, fn func() error) er
 	return d.wrap(op, name, d.s.retry.do(ctx, transient, fn))
 }
 
-// wrap names the operation and the file of an error, nil if that is nil. It is fs.ErrNotExist where the server knows no such file.
+// wrap names the operation and the file of an error, nil if that is nil. It is fs.ErrNotExist where the server knows no such file. That the
+// datastore is full is a *FullError: the file has nothing to do with it.
 func (d *Datastore) wrap(op, name string, err error) error {
+	if err := d.Blame(err); errors.As(err, new(*FullError)) {
+		return err
+	}
 	if fault.Is(err, &types.FileNotFound{}) {
 		err = fs.ErrNotExist
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/vmware/govmomi/nfc"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/task"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -202,7 +203,7 @@ func leaseError(ctx context.Context, lease *nfc.Lease, err error) error {
 	case fault.Is(err, &types.ManagedObjectNotFound{}), fault.Is(leaseErr, &types.ManagedObjectNotFound{}): // it went with its session; another may not
 		return fmt.Errorf("%w: the lease is gone: %w", ErrUnavailable, err)
 	case leaseErr == nil && m.State == types.HttpNfcLeaseStateError && m.Error != nil:
-		return fmt.Errorf("%w: %s", err, m.Error.LocalizedMessage)
+		return fmt.Errorf("%w: %w", err, task.Error{LocalizedMethodFault: m.Error})
 	}
 	return err
 }

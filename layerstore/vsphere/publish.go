@@ -65,6 +65,9 @@ func (s *Store) published(from *layerstore.Store, img *layerstore.Image) []strin
 
 // Begin implements layerstore.Mirror: the disks of the image's layers are sent while others still come.
 func (s *Store) Begin(ctx context.Context, from *layerstore.Store) (layerstore.Mirroring, error) {
+	if err := s.d.s.available(); err != nil {
+		return nil, err
+	}
 	return s.begin(ctx, from), nil
 }
 
@@ -86,6 +89,8 @@ type publication struct {
 	disks map[digest.Digest][]*disk // that it uses; of one layer several if the chain below has changed
 	holds map[digest.Digest]*disk   // which of several layers' disks has the content of one
 	image digest.Digest             // that is being committed; Store.committing has it
+
+	full bool // the datastore was; set by commit
 }
 
 func (s *Store) begin(ctx context.Context, from *layerstore.Store) *publication {
@@ -155,6 +160,7 @@ func (p *publication) Commit(image, top digest.Digest) error {
 func (p *publication) commit(image, top digest.Digest) (*Published, error) {
 	out, err := p.finish(image, top)
 	if err != nil {
+		p.full = errors.As(err, new(*FullError))
 		return nil, fmt.Errorf("bring image %s to %s: %w", image.Encoded()[:12], p.s.d.Path("."), err)
 	}
 	return out, nil
@@ -220,6 +226,10 @@ func (p *publication) Close() error {
 			delete(p.s.committing, p.image)
 		}
 		p.s.mu.Unlock()
+	}
+	if p.full { // what of it is whole would be for the next pull, but takes the room that others need
+		_, err := p.s.Sweep(ctx)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

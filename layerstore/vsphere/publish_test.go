@@ -220,7 +220,7 @@ func TestMirror(t *testing.T) {
 		return false
 	}
 	f.set(full)
-	if _, _, err := pull(); err == nil || !strings.Contains(err.Error(), "507") {
+	if _, _, err := pull(); err == nil || !strings.Contains(err.Error(), "is full") {
 		t.Fatalf("pull to a full datastore: %v", err)
 	}
 	if ids, err := ls.ImageIDs(); err != nil || len(ids) != 0 {
@@ -383,7 +383,7 @@ func TestPublishFails(t *testing.T) {
 			}
 			return
 		}
-		if !strings.Contains(err.Error(), "507") {
+		if !strings.Contains(err.Error(), "is full") {
 			t.Fatal(err)
 		}
 		if got := s.files(d, "vchs/a/images"); len(got) != 0 {

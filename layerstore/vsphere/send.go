@@ -4,6 +4,7 @@ package vsphere
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash"
 	"hash/crc32"
@@ -28,7 +29,7 @@ func (s *Store) start(ctx context.Context, from *layerstore.Store, d *disk, c *c
 	c.holders++
 	ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
-		if d.err = s.send(ctx, from, d); d.err != nil {
+		if d.err = s.send(ctx, from, d); d.err != nil && !errors.As(d.err, new(*FullError)) {
 			d.err = fmt.Errorf("disk %s: %w", d.name, d.err)
 		}
 		s.mu.Lock()
@@ -58,14 +59,29 @@ func (s *Store) send(ctx context.Context, from *layerstore.Store, d *disk) error
 // sendFiles sends a disk's files: extent, descriptor, and when its parent is there, the record.
 func (s *Store) sendFiles(ctx context.Context, from *layerstore.Store, d *disk) error {
 	size, sum, err := s.sendExtent(ctx, from, d)
-	if err != nil {
-		return err
+	if err == nil {
+		err = d.parent.wait(ctx)
 	}
-	if err := d.parent.wait(ctx); err != nil {
+	if err != nil {
+		if !errors.Is(err, ErrUnavailable) { // else a Sweep finds them
+			s.removePart(ctx, d)
+		}
 		return err
 	}
 	rec := diskRecord{Chain: d.chain, Parent: d.below(), CID: fmt.Sprintf("%08x", d.desc.CID), Size: size, Sum: &sum}
 	return s.putJSON(ctx, path.Join(disksFolder, d.name+".json"), rec)
+}
+
+// removePart removes the files of a disk that will not get its record.
+func (s *Store) removePart(ctx context.Context, d *disk) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), partingTime)
+	defer cancel()
+	for _, suffix := range []string{"-delta.vmdk", ".vmdk"} {
+		if err := s.d.RemoveAll(ctx, path.Join(disksFolder, d.name+suffix)); err != nil {
+			s.log.Warn("remove what was sent of a disk", "disk", d.name, "error", err)
+			return
+		}
+	}
 }
 
 // sendExtent sends the extent and the descriptor, when it is its turn. It returns the extent's size and CRC-32C.

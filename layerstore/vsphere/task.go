@@ -8,7 +8,7 @@ import (
 )
 
 // Do begins a task and waits for its end. A task that found its object busy is begun again. One that was begun when the
-// connection broke is begun again, too: the error may be that all is done already.
+// connection broke is begun again, too: the error may be that all is done already. That a datastore is full is a *FullError.
 func (s *Session) Do(ctx context.Context, begin func() (*object.Task, error)) error {
 	_, err := s.Run(ctx, begin)
 	return err
@@ -28,7 +28,7 @@ func (s *Session) Run(ctx context.Context, begin func() (*object.Task, error)) (
 		result, err = s.Wait(ctx, task)
 		return err
 	})
-	return result, err
+	return result, full(err, "")
 }
 
 // Call calls fn, again as long as the server cannot be reached.

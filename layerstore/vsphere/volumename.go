@@ -56,10 +56,21 @@ func (v *Volumes) look(ctx context.Context, d *Datastore, name string) (volumeFo
 	return f, fmt.Errorf("%s has %d records", d.Path(path.Join(volumesFolder, name)), len(f.ids))
 }
 
+// available is nil unless vSphere is known to be away.
+func (v *Volumes) available() error {
+	for _, d := range v.folders {
+		return d.s.available() // all are of one session
+	}
+	return nil
+}
+
 // Find implements layerstore.VolumeDisks.
 func (v *Volumes) Find(name string) (*layerstore.Volume, error) {
 	ctx, cancel := volumeContext()
 	defer cancel()
+	if err := v.available(); err != nil {
+		return nil, err
+	}
 	for _, label := range v.labels() {
 		d := v.folders[label]
 		f, err := v.look(ctx, d, name)
@@ -127,6 +138,9 @@ func (v *Volumes) read(ctx context.Context, label, name, id string) (*layerstore
 func (v *Volumes) List() (disks map[string]string, damaged []error, err error) {
 	ctx, cancel := volumeContext()
 	defer cancel()
+	if err := v.available(); err != nil {
+		return nil, nil, err
+	}
 	disks = map[string]string{}
 	var own, left []string // that we are said to use, and to have been writing
 	for _, label := range v.labels() {
@@ -199,21 +213,11 @@ func (v *Volumes) publish(ctx context.Context, d *Datastore, name string, vol *l
 	if err != nil {
 		return err
 	}
-	for _, folder := range []string{volumesFolder, v.at(d).staged(id)} {
-		if err := d.MakeFolder(ctx, folder); err != nil {
-			return err
-		}
+	there := true // a disk, as far as anybody knows, which is older than records of volumes
+	if err = v.stage(ctx, d, id, vol, used); err == nil {
+		there, err = complete(ctx, d, name)
+		there = there || err != nil
 	}
-	rec := volumeRecord{Version: 1, Name: vol.Name, Driver: vol.Driver, Created: vol.Created, Labels: vol.Labels, Options: vol.Options}
-	if err := d.putRecord(ctx, path.Join(v.at(d).staged(id), id+".json"), rec); err != nil {
-		return err
-	}
-	if used {
-		if err := d.putRecord(ctx, path.Join(v.at(d).staged(id), v.vch+usesSuffix), struct{}{}); err != nil {
-			return err
-		}
-	}
-	there, err := complete(ctx, d, name) // which is older than records of volumes
 	if err == nil && !there {
 		err = v.makeDisk(ctx, d, name, vol.Capacity)
 	}
@@ -223,16 +227,34 @@ func (v *Volumes) publish(ctx context.Context, d *Datastore, name string, vol *l
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), volumeTime)
 		defer cancel()
+		var undo error
 		if there {
-			return errors.Join(err, d.Remove(ctx, v.at(d).staged(id)))
+			undo = d.RemoveAll(ctx, v.at(d).staged(id))
+		} else {
+			undo = v.at(d).finish(ctx, id, name)
 		}
-		if undo := v.at(d).finish(ctx, id, name); undo != nil { // at the next start
+		if undo != nil { // at the next start
 			v.log.Warn("remove what is left of a volume that was not made", "volume", volume, "error", undo)
 		}
 		return err
 	}
 	v.setUses(vol.Disk, used)
 	return nil
+}
+
+// stage makes a volume's folder aside, with its record.
+func (v *Volumes) stage(ctx context.Context, d *Datastore, id string, vol *layerstore.Volume, used bool) error {
+	folder := v.at(d).staged(id)
+	for _, f := range []string{volumesFolder, folder} {
+		if err := d.MakeFolder(ctx, f); err != nil {
+			return err
+		}
+	}
+	rec := volumeRecord{Version: 1, Name: vol.Name, Driver: vol.Driver, Created: vol.Created, Labels: vol.Labels, Options: vol.Options}
+	if err := d.putRecord(ctx, path.Join(folder, id+".json"), rec); err != nil || !used {
+		return err
+	}
+	return d.putRecord(ctx, path.Join(folder, v.vch+usesSuffix), struct{}{})
 }
 
 // give gives the folder of a volume its name. The error is fs.ErrExist if another has that.
@@ -281,6 +303,9 @@ func (v *Volumes) clear(ctx context.Context, d *Datastore, volume string) error 
 func (v *Volumes) Remove(disk string) error {
 	ctx, cancel := volumeContext()
 	defer cancel()
+	if err := v.available(); err != nil {
+		return err
+	}
 	d, name, err := v.find(disk)
 	if err != nil {
 		return err

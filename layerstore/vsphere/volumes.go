@@ -181,7 +181,7 @@ func (v *Volumes) makeDisk(ctx context.Context, d *Datastore, name string, capac
 	if err := d.s.Do(ctx, func() (*object.Task, error) {
 		return disks.CopyVirtualDisk(ctx, d.Path(empty+".vmdk"), d.dc, d.Path(name+".vmdk"), d.dc, nil, false)
 	}); err != nil {
-		return err
+		return d.Blame(err)
 	}
 	id := uuid.New()
 	return d.s.Call(ctx, func() error {
