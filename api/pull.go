@@ -39,6 +39,11 @@ func (s *Server) pullImage(w http.ResponseWriter, r *http.Request) error {
 	// A download that several pulls share goes on, and tells of itself, when this request is over.
 	defer out.end()
 	if _, err := s.pull(r.Context(), ref, creds, want, out); err != nil {
+		if r.Context().Err() != nil {
+			s.log.Info("pull broken off by its client", "image", reference.FamiliarString(ref))
+		} else {
+			s.log.Warn("pull", "image", reference.FamiliarString(ref), "error", err)
+		}
 		return out.fail(err)
 	}
 	return nil

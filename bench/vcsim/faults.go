@@ -19,6 +19,13 @@ type failures struct {
 	tasks  []TaskFault
 	room   map[string]int64 // bytes that may yet be uploaded to a datastore; the others have room
 	breaks []float64        // of the next uploads, in order: after what share
+	holds  []*hold          // of uploads to come
+}
+
+// A hold is an upload that stands still.
+type hold struct {
+	least         int64
+	held, release chan struct{}
 }
 
 // A TaskFault is a task that fails.
@@ -100,6 +107,17 @@ func (s *Server) BreakUpload(share float64) {
 	f.breaks = append(f.breaks, share)
 }
 
+// HoldUpload has the next upload that says it has at least so many bytes stand still half way until release is called, or its client has
+// gone. held is closed when it does. Several calls are for as many uploads.
+func (s *Server) HoldUpload(least int64) (held <-chan struct{}, release func()) {
+	h := &hold{least, make(chan struct{}), make(chan struct{})}
+	f := &s.front.failures
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.holds = append(f.holds, h)
+	return h.held, sync.OnceFunc(func() { close(h.release) })
+}
+
 var (
 	errFull   = errors.New("vcsim: no space left on the datastore")
 	errBroken = errors.New("vcsim: broken as asked")
@@ -111,13 +129,20 @@ type upload struct {
 	f         *failures
 	datastore string
 	breaks    int64 // bytes until it breaks; negative means never
+	hold      *hold // nil if it does not stand still
+	until     int64 // bytes until it does
+	gone      <-chan struct{}
 	err       error // that ended it, other than its end
 }
 
 func (f *failures) upload(r *http.Request, datastore string) *upload {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	u := &upload{ReadCloser: r.Body, f: f, datastore: datastore, breaks: -1}
+	u := &upload{ReadCloser: r.Body, f: f, datastore: datastore, breaks: -1, gone: r.Context().Done()}
+	if i := slices.IndexFunc(f.holds, func(h *hold) bool { return r.ContentLength >= h.least }); i >= 0 {
+		u.hold, u.until = f.holds[i], r.ContentLength/2
+		f.holds = slices.Delete(f.holds, i, i+1)
+	}
 	if len(f.breaks) > 0 && r.ContentLength >= 0 {
 		u.breaks = int64(float64(r.ContentLength) * f.breaks[0])
 		f.breaks = f.breaks[1:]
@@ -134,10 +159,24 @@ func (u *upload) Read(p []byte) (int, error) {
 		u.err = errBroken
 		return 0, u.err
 	}
+	if u.hold != nil && u.until == 0 {
+		close(u.hold.held)
+		select {
+		case <-u.hold.release:
+		case <-u.gone:
+		}
+		u.hold = nil
+	}
 	if u.breaks > 0 {
 		p = p[:min(int64(len(p)), u.breaks)]
 	}
+	if u.hold != nil {
+		p = p[:min(int64(len(p)), u.until)]
+	}
 	n, err := u.ReadCloser.Read(p)
+	if u.hold != nil {
+		u.until -= int64(n)
+	}
 	if u.breaks > 0 {
 		u.breaks -= int64(n)
 	}

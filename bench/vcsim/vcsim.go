@@ -29,6 +29,7 @@
 //	FailTask        a task ends in an error, before or after it did what it is for
 //	FillDatastore   uploads, those of NFC leases included, fail when so many bytes have come
 //	BreakUpload     the connection of the next upload breaks on its way
+//	HoldUpload      an upload stands still on its way
 //	Away, Return    nothing answers
 //	Ask             a virtual machine stands still until somebody has answered
 //	Service         the simulator itself: its AddFaultRule makes calls fail
