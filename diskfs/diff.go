@@ -34,6 +34,9 @@ type DiffOptions struct {
 	// the same file blocks are there: up to where the lowest common layer's data ends.
 	// What lies there is not read. 0 means that nothing is known.
 	Shared int64
+	// Same, if it is not nil, tells whether n bytes at byte off are the same on both disks, as far as that is known without reading them:
+	// what is not read either.
+	Same func(off, n int64) (bool, error)
 	// Descends says that the new file system is the old one, written to by a kernel: a file
 	// that it changed, or was made to believe that it did, has another change time, whatever
 	// else is the same, and one that it did not is not read.
@@ -301,6 +304,22 @@ func (n *diffNode) content() (*fileReader, error) {
 	return n.fs.newFileReader(n.ino, n.raw)
 }
 
+// sharedData tells whether both disks are known to hold the same in all of some runs.
+func (d *differ) sharedData(runs []run) (bool, error) {
+	for _, r := range runs {
+		if (r.where+r.n)*BlockSize <= d.o.Shared {
+			continue
+		}
+		if d.o.Same == nil {
+			return false, nil
+		}
+		if same, err := d.o.Same(r.where*BlockSize, r.n*BlockSize); !same || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // sameContent compares two files of equal size, and reads them only if their data is not in
 // one place of what the disks share.
 func (d *differ) sameContent(a, b *diffNode) (bool, error) {
@@ -312,9 +331,10 @@ func (d *differ) sameContent(a, b *diffNode) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	elsewhere := func(r run) bool { return (r.where+r.n)*BlockSize > d.o.Shared }
-	if slices.Equal(x.runs, y.runs) && !slices.ContainsFunc(x.runs, elsewhere) {
-		return true, nil
+	if slices.Equal(x.runs, y.runs) {
+		if same, err := d.sharedData(x.runs); same || err != nil {
+			return same, err
+		}
 	}
 	p, q := d.buf[:diffStep], d.buf[diffStep:]
 	for off := int64(0); off < x.size; off += diffStep {

@@ -38,7 +38,14 @@ func (d *Disk) Close() error {
 func (d *Disk) Sync() error { return d.files[0].Sync() }
 
 // CopyCID returns the content ID for a copy of what the chain shows, in one disk.
-func (d *Disk) CopyCID() uint32 { return vmdk.CIDFor(fmt.Sprintf("copy %08x", d.descriptor().CID)) }
+func (d *Disk) CopyCID() uint32 { return copyCID(d.descriptor().CID) }
+
+// CopyCID is Disk.CopyCID of the disk of a layer, "" for none, in whichever store of disks of that capacity it is.
+func CopyCID(chain digest.Digest, capacity int64) uint32 {
+	return copyCID((&versionRecord{Capacity: capacity}).cidOf(chain))
+}
+
+func copyCID(cid uint32) uint32 { return vmdk.CIDFor(fmt.Sprintf("copy %08x", cid)) }
 
 // descriptor returns the descriptor of the top disk.
 func (d *Disk) descriptor() *vmdk.Descriptor { return d.links[0].Descriptor }

@@ -55,15 +55,11 @@ func withRootFS(cmd *cobra.Command, store *storeFlags, ref string, do func(diges
 		if err != nil {
 			return err
 		}
-		d, err := s.OpenDisk(cmd.Context(), name)
+		d, f, err := openRemoteFS(cmd.Context(), s, name)
 		if err != nil {
 			return err
 		}
 		defer d.Close() // read only
-		f, err := diskfs.Open(d, d.Capacity())
-		if err != nil {
-			return fmt.Errorf("open file system of disk %s: %w", s.DiskPath(name), err)
-		}
 		return do(d.Chain(), f)
 	})
 }

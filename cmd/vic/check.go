@@ -38,7 +38,9 @@ names and what nothing else needs. What a container needs is never removed.
 On a datastore it is the disks' files, descriptors and records, and the records of all VCHs' images, that
 are checked; --deep reads every extent that was uploaded and compares its checksum. With --store as well,
 each disk whose layers are there is read and compared with them byte by byte, which says something of
-disks that the server made, too. Nothing is mended: it says what to do.
+disks that the server made, too. With --repair, disks that were uploaded get the files again that they had,
+made of the layers in --store or in their images' registries, if these give the same bytes; what nobody needs
+goes as with vic gc. A disk that a virtual machine runs on is left until that is stopped.
 
 The exit status is 1 if anything is damaged, after a repair if anything still is.`,
 		Example: `  vic check --store /var/lib/vic --deep
@@ -52,7 +54,7 @@ The exit status is 1 if anything is damaged, after a repair if anything still is
 			if len(f.insecure) > 0 && !f.repair {
 				return usageErrorf("--insecure-registry is about --repair, which is not given")
 			}
-			if err := store.check(cmd.Flags(), only{local: []string{"repair", "drop", "insecure-registry"}}, true); err != nil {
+			if err := store.check(cmd.Flags(), only{local: []string{"drop"}}, true); err != nil {
 				return err
 			}
 			if store.imageStore != "" {

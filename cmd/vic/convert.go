@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
 )
 
 // Formats of vic convert.
@@ -28,10 +29,11 @@ const (
 const rawUnit = 4096
 
 func convertCommand() *cobra.Command {
-	var dir, output, format string
+	var store storeFlags
+	var output, format string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "convert --store DIR [--format FORMAT] -o FILE REF",
+		Use:   "convert {--store DIR | --image-store DATASTORE} [--format FORMAT] -o FILE REF",
 		Short: "Write an image's disk, all layers in one, in another format",
 		Long: `Write the disk of an image, all layers in one, to one file that needs no store:
 
@@ -58,19 +60,15 @@ appears whole or not at all. streamOptimized and raw can go to standard output, 
 			if err := checkJSON(asJSON, output); err != nil {
 				return err
 			}
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
-				chain, err := findChain(s, dir, args[0])
-				if err != nil {
+			return withDisk(cmd, &store, args[0], func(disk shownDisk) error {
+				if err := convert(cmd, disk, format, output); err != nil || !asJSON {
 					return err
 				}
-				if err := convert(cmd, s, chain, format, output); err != nil || !asJSON {
-					return err
-				}
-				return written{Format: format, Chain: chain}.print(cmd, output)
+				return written{Format: format, Chain: disk.chain}.print(cmd, output)
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.add(cmd)
 	outputFlag(cmd, &output)
 	jsonFlag(cmd, &asJSON)
 	if err := cmd.MarkFlagRequired("output"); err != nil {
@@ -80,16 +78,51 @@ appears whole or not at all. streamOptimized and raw can go to standard output, 
 	return cmd
 }
 
-func convert(cmd *cobra.Command, s *layerstore.Store, chain digest.Digest, format, output string) error {
+// A shownDisk is the disk of an image or a layer in either kind of store.
+type shownDisk struct {
+	*layerstore.Disk
+	chain digest.Digest // of the topmost layer in it
+	cid   uint32        // of copies
+	path  string        // of the descriptor on this machine; "" if it is elsewhere
+}
+
+// withDisk opens the disk of an image or a layer for the time of a function.
+func withDisk(cmd *cobra.Command, store *storeFlags, ref string, do func(shownDisk) error) error {
+	return store.with(cmd, only{}, func(s *layerstore.Store) error {
+		chain, err := findChain(s, store.dir, ref)
+		if err != nil {
+			return err
+		}
+		disk, err := s.OpenDisk(chain)
+		if err != nil {
+			return err
+		}
+		defer disk.Close() // read only
+		path, err := s.LayerDisk(chain)
+		if err != nil {
+			return err
+		}
+		return do(shownDisk{disk, chain, disk.CopyCID(), path})
+	}, func(s *datastore.Store) error {
+		name, err := findDisk(cmd.Context(), s, ref)
+		if err != nil {
+			return err
+		}
+		disk, err := s.OpenDisk(cmd.Context(), name)
+		if err != nil {
+			return err
+		}
+		defer disk.Close() // read only
+		chain := disk.Chain()
+		return do(shownDisk{&layerstore.Disk{Disk: disk.Disk}, chain, layerstore.CopyCID(chain, disk.Capacity()), ""})
+	})
+}
+
+func convert(cmd *cobra.Command, disk shownDisk, format, output string) error {
 	ctx := cmd.Context()
-	disk, err := s.OpenDisk(chain)
-	if err != nil {
-		return err
-	}
-	defer disk.Close() // read only
 	m := newMeter(cmd.ErrOrStderr(), "convert")
 	defer m.clear()
-	name, cid := filepath.Base(output), disk.CopyCID()
+	name, cid := filepath.Base(output), disk.cid
 	if output == "-" {
 		name = "disk.vmdk"
 	}
@@ -104,16 +137,48 @@ func convert(cmd *cobra.Command, s *layerstore.Store, chain digest.Digest, forma
 			return err
 		})
 	case format == formatRaw:
-		return writeFile(output, 0o644, func(f *os.File) error {
-			if err := f.Truncate(disk.Capacity()); err != nil {
-				return err
-			}
-			return disk.CopyTo(meteredFile{f, ctx, m}, rawUnit)
-		})
+		return writeFile(output, 0o644, func(f *os.File) error { return disk.writeRaw(ctx, f, m) })
 	case format == formatVMDK:
 		return writeFile(output, 0o644, func(f *os.File) error { return disk.WriteMonolithic(meteredFile{f, ctx, m}, name, cid) })
 	}
-	return writeFile(output, 0o644, func(f *os.File) error { return convertByQEMU(ctx, s, chain, f.Name()) })
+	return writeFile(output, 0o644, func(f *os.File) error {
+		if disk.path != "" {
+			return convertByQEMU(ctx, "vmdk", disk.path, f.Name())
+		}
+		return disk.viaRaw(ctx, f, m)
+	})
+}
+
+// writeRaw writes the disk's bytes to an empty file.
+func (d shownDisk) writeRaw(ctx context.Context, f *os.File, m *meter) error {
+	if err := f.Truncate(d.Capacity()); err != nil {
+		return err
+	}
+	return d.CopyTo(meteredFile{f, ctx, m}, rawUnit)
+}
+
+// viaRaw makes a file that is there a qcow2 disk, by a raw one that is beside it meanwhile.
+func (d shownDisk) viaRaw(ctx context.Context, to *os.File, m *meter) (err error) {
+	if _, err := findQEMU(); err != nil {
+		return err
+	}
+	raw, err := os.CreateTemp(filepath.Dir(to.Name()), filepath.Base(to.Name())+"-raw-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, raw.Close(), os.Remove(raw.Name())) }()
+	if err := d.writeRaw(ctx, raw, m); err != nil {
+		return err
+	}
+	return convertByQEMU(ctx, "raw", raw.Name(), to.Name())
+}
+
+func findQEMU() (string, error) {
+	qemu, err := exec.LookPath("qemu-img")
+	if err != nil {
+		return "", errors.New("qcow2 is written by qemu-img, which is not installed: it is in the package qemu-utils")
+	}
+	return qemu, nil
 }
 
 // A meteredFile counts what is written to it, until its context ends.
@@ -132,13 +197,9 @@ func (f meteredFile) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// convertByQEMU makes a file that is there a qcow2 disk.
-func convertByQEMU(ctx context.Context, s *layerstore.Store, chain digest.Digest, to string) error {
-	qemu, err := exec.LookPath("qemu-img")
-	if err != nil {
-		return errors.New("qcow2 is written by qemu-img, which is not installed: it is in the package qemu-utils")
-	}
-	from, err := s.LayerDisk(chain)
+// convertByQEMU makes a file that is there a qcow2 disk of one in another of QEMU's formats.
+func convertByQEMU(ctx context.Context, format, from, to string) error {
+	qemu, err := findQEMU()
 	if err != nil {
 		return err
 	}
@@ -149,7 +210,7 @@ func convertByQEMU(ctx context.Context, s *layerstore.Store, chain digest.Digest
 	if to, err = filepath.Abs(to); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, qemu, "convert", "-f", "vmdk", "-O", "qcow2", from, to).CombinedOutput()
+	out, err := exec.CommandContext(ctx, qemu, "convert", "-f", format, "-O", "qcow2", from, to).CombinedOutput()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

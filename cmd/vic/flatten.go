@@ -11,7 +11,7 @@ import (
 )
 
 func flattenCommand() *cobra.Command {
-	var dir string
+	var store storeFlags
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "flatten --store DIR [--json] REF",
@@ -27,7 +27,7 @@ works the store needs room for the image a second time.
 REF is a name as docker has it, or the beginning of an image's ID.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
+			return store.withLocal(cmd, "disks there never change, as virtual machines stand on them; a store that is made with --image-format flattened has one disk for each image", func(s *layerstore.Store) error {
 				m := newMeter(cmd.ErrOrStderr(), args[0])
 				f, err := s.Flatten(cmd.Context(), args[0], m.set)
 				m.clear()
@@ -38,7 +38,7 @@ REF is a name as docker has it, or the beginning of an image's ID.`,
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.addRefused(cmd)
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }

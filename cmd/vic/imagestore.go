@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -150,6 +152,10 @@ func gcRemote(cmd *cobra.Command, s *datastore.Store, asJSON bool) error {
 
 // checkRemote checks a store on a datastore, and compares it with one of this machine if one is named.
 func checkRemote(cmd *cobra.Command, s *datastore.Store, dir string, f checkFlags) error {
+	if f.repair {
+		o := layerstore.Options{Capacity: s.Capacity(), Log: logger(cmd, slog.LevelWarn)}
+		return withStoreOrNew(dir, "vic-repair-", o, func(local *layerstore.Store) error { return repairDisks(cmd, s, local, dir != "", f) })
+	}
 	if dir != "" {
 		return withStore(cmd, dir, func(local *layerstore.Store) error { return checkDisks(cmd, s, local, f) })
 	}
@@ -175,6 +181,64 @@ func checkDisks(cmd *cobra.Command, s *datastore.Store, local *layerstore.Store,
 	result.Left = result.Findings
 	if !f.asJSON {
 		fmt.Fprintln(cmd.OutOrStdout(), checkedText(done, f.deep, local != nil))
+	}
+	return result.end(cmd, f.asJSON)
+}
+
+// repairDisks mends a store on a datastore from one of this machine, which gets the images that it lacks. It is compared with that if it was named.
+func repairDisks(cmd *cobra.Command, s *datastore.Store, local *layerstore.Store, compare bool, f checkFlags) error {
+	m := newMeter(cmd.ErrOrStderr(), "check")
+	bar := newProgress(cmd.ErrOrStderr(), "repair", "fetched")
+	out := cmd.OutOrStdout()
+	clear := func() { m.clear(); bar.clear() }
+	defer clear()
+	result := checked{Findings: []layerstore.Finding{}, Repaired: []layerstore.Repaired{}, Left: []layerstore.Finding{}}
+	o := datastore.RepairOptions{CheckOptions: datastore.CheckOptions{Deep: f.deep, Progress: m.set}, From: local}
+	if compare {
+		o.Local = local
+	}
+	find := fetcher(newRegistry(f.insecure))
+	o.Fetch = func(ctx context.Context, name string) error {
+		ref, err := reference.ParseDockerRef(name)
+		if err != nil {
+			return err
+		}
+		src, err := find(ctx, ref)
+		if err != nil {
+			return advise(err, reference.Domain(ref))
+		}
+		_, err = local.Pull(ctx, src, ref, layerstore.PullOptions{Progress: func(e layerstore.ProgressEvent) {
+			if e.Layer != "" {
+				bar.layer(e)
+			}
+		}})
+		return err
+	}
+	tell := func(x layerstore.Finding, still string) {
+		if !f.asJSON {
+			clear()
+			fmt.Fprint(out, still, findingText(x))
+		}
+	}
+	left, done, err := s.Repair(cmd.Context(), o, func(x layerstore.Finding) {
+		result.Findings = append(result.Findings, x)
+		tell(x, "")
+	}, func(r layerstore.Repaired) {
+		result.Repaired = append(result.Repaired, r)
+		if !f.asJSON {
+			clear()
+			fmt.Fprintln(out, "repair:", r.Done)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, x := range left {
+		tell(x, "still ")
+	}
+	result.Left = append(result.Left, left...)
+	if clear(); !f.asJSON {
+		fmt.Fprintln(out, checkedText(done, f.deep, compare))
 	}
 	return result.end(cmd, f.asJSON)
 }

@@ -199,6 +199,8 @@ func TestImageStore(t *testing.T) {
 			t.Errorf("a file of a layer: %q", got)
 		}
 	})
+	t.Run("diff", func(t *testing.T) { testImageStoreDiff(t, s) })
+	t.Run("convert", func(t *testing.T) { testImageStoreConvert(t, s) })
 	t.Run("mount", func(t *testing.T) { testImageStoreMount(t, s) })
 	t.Run("check", func(t *testing.T) { testImageStoreCheck(t, s) })
 	t.Run("gc", func(t *testing.T) {
@@ -264,6 +266,72 @@ func TestImageStore(t *testing.T) {
 			t.Errorf("check: %s", out)
 		}
 	})
+}
+
+// testImageStoreDiff has the same told of the datastore as of the local store.
+func testImageStoreDiff(t *testing.T, s *imageShop) {
+	var layers []differences
+	if err := json.Unmarshal([]byte(s.ok("diff", "--json", "--layers", s.ref)), &layers); err != nil || len(layers) != 3 {
+		t.Fatalf("%d layers, %v", len(layers), err)
+	}
+	lowest, middle := layers[0].To.Encoded()[:20], layers[1].To.String()
+	for _, args := range [][]string{{s.ref}, {"--json", s.ref}, {"--layers", s.ref}, {"--layers", "--json", s.ref}, {middle}, {lowest}, {middle, s.ref}, {s.ref, lowest}, {"--json", lowest, s.ref}} {
+		args = append([]string{"diff"}, args...)
+		if got, want := s.remoteOK(args...), s.ok(args...); got != want || got == "" {
+			t.Errorf("vic %q:\n%s\nof the local store:\n%s", args, got, want)
+		}
+	}
+	if got := s.remoteOK("diff", s.ref, s.ref); got != "" {
+		t.Errorf("diff with itself: %s", got)
+	}
+	if _, err := s.remote("diff", s.ref, "none"); err == nil || !strings.Contains(err.Error(), "lists what is there") {
+		t.Errorf("diff with what is not there: %v", err)
+	}
+	// What both have is not read.
+	before := s.vsphere.Calls()["GET /folder"]
+	s.remoteOK("diff", s.ref)
+	if n := s.vsphere.Calls()["GET /folder"] - before; n > 60 {
+		t.Errorf("%d requests for files", n)
+	}
+}
+
+// testImageStoreConvert has the disk of an image written in each format, the same as from the local store.
+func testImageStoreConvert(t *testing.T, s *imageShop) {
+	needTool(t, "qemu-img", "e2fsck")
+	local := func(args ...string) string {
+		t.Helper()
+		out, _, err := vic(t, append(args, "--store", s.path("vch1"))...) // with disks of the same capacity
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for format, driver := range map[string]string{"streamOptimized": "vmdk", "vmdk": "vmdk", "raw": "raw", "qcow2": "qcow2"} {
+		got, want := s.path(format+"/disk"), s.path("local-"+format+"/disk")
+		for _, name := range []string{got, want} {
+			if err := os.Mkdir(filepath.Dir(name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out := s.remoteOK("convert", "--json", "--format", format, "-o", got, s.ref)
+		if told := local("convert", "--json", "--format", format, "-o", want, s.ref); format != "qcow2" && strings.Replace(told, want, got, 1) != out {
+			t.Errorf("%s: told %s, of the local store %s", format, out, told)
+		}
+		tool(t, "qemu-img", "compare", "-q", "-f", driver, "-F", driver, got, want)
+		if format != "raw" {
+			tool(t, "qemu-img", "check", "-q", "-f", driver, got)
+		}
+		if driver == "vmdk" {
+			tool(t, "cmp", got, want)
+		}
+		if left, err := os.ReadDir(filepath.Dir(got)); err != nil || len(left) != 1 {
+			t.Errorf("%s: left %v, %v", format, left, err)
+		}
+	}
+	tool(t, "e2fsck", "-fn", s.path("raw/disk"))
+	if got, want := s.remoteOK("convert", "-o", "-", s.ref), local("convert", "-o", "-", s.ref); got != want || got == "" {
+		t.Errorf("to standard output: %d bytes, of the local store %d", len(got), len(want))
+	}
 }
 
 // testImageStoreMount compares what the kernel shows of the datastore with what GNU tar unpacks of the local store's export.
@@ -332,7 +400,7 @@ func testImageStoreCheck(t *testing.T, s *imageShop) {
 	set := func(from, to string) func([]byte) []byte {
 		return func(p []byte) []byte { return bytes.Replace(p, []byte(from), []byte(to), 1) }
 	}
-	for _, tt := range []struct {
+	for i, tt := range []struct {
 		name, file string
 		edit       func([]byte) []byte // nil removes the file
 		disk       string              // that is named
@@ -374,8 +442,25 @@ func testImageStoreCheck(t *testing.T, s *imageShop) {
 					t.Errorf("%q is not in\n%s", want, out)
 				}
 			}
-			if err := os.WriteFile(file, was, 0o600); err != nil {
-				t.Fatal(err)
+			if strings.HasSuffix(tt.file, ".json") { // which says what the rest was
+				out, err := s.remote("check", "--deep", "--repair")
+				if err == nil || !strings.Contains(out, "not repaired: the record of its parent ") {
+					t.Errorf("repair: %v\n%s", err, out)
+				}
+				if err := os.WriteFile(file, was, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				args := []string{"check", "--deep", "--repair"} // from the registry
+				if i%2 == 0 {
+					args = append(args, "--store", s.path("vch1"))
+				}
+				if out := s.remoteOK(args...); !strings.Contains(out, "repair: sent the files of disk [ds] images/disks/"+tt.disk+".vmdk again") || !strings.HasSuffix(out, "the store is sound\n") {
+					t.Errorf("repair:\n%s", out)
+				}
+				if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, was) {
+					t.Errorf("repaired it has other bytes: %v", err)
+				}
 			}
 			s.remoteOK("check", "--deep")
 		})
@@ -423,10 +508,13 @@ func TestStoreFlags(t *testing.T) {
 		{append([]string{"ls", "--image-store", "ds/"}, site...), "is no folder of a datastore", 2},
 		{append([]string{"ls", "--image-store", "ds/../x"}, site...), "is no folder of a datastore", 2},
 		{append([]string{"ls", "--image-store", "ds"}, site...), "there is no password for u", 2},
-		{append([]string{"check", "--image-store", "ds", "--repair"}, site...), "--repair does not work on a datastore", 2},
+		{append([]string{"check", "--image-store", "ds", "--repair", "--drop"}, site...), "--drop does not work on a datastore", 2},
 		{append([]string{"rm", "--image-store", "ds", "-f", "x"}, site...), "--force does not work on a datastore", 2},
 		{[]string{"seed", "--store", store, "--image-format", "hosted", "x"}, "--image-format is of no use without --image-store", 2},
-		{[]string{"flatten", "--image-store", "ds"}, "unknown flag: --image-store", 2},
+		{append([]string{"flatten", "--image-store", "ds", "x"}, site...), "disks there never change", 2},
+		{append([]string{"save", "--image-store", "ds", "x"}, site...), "docker save there; or vic pull --store DIR, and vic save --store DIR", 2},
+		{append([]string{"push", "--image-store", "ds", "x"}, site...), "docker push there; or vic pull --store DIR, and vic push --store DIR", 2},
+		{[]string{"push", "x"}, "name a store: --store DIR", 2},
 	} {
 		_, _, err := vic(t, tt.args...)
 		if err == nil || !strings.Contains(err.Error(), tt.want) || exitCode(err) != tt.exit {

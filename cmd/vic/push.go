@@ -14,7 +14,7 @@ import (
 )
 
 func pushCommand() *cobra.Command {
-	var dir string
+	var store storeFlags
 	var insecure []string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -37,8 +37,8 @@ Credentials are those that docker login has put into ~/.docker/config.json (or $
 			if err != nil {
 				return usageErrorf("image name %q: %w", target, err)
 			}
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
-				img, err := findImage(s, dir, args[0])
+			return store.withLocal(cmd, fmt.Sprintf(lacksTars, "push"), func(s *layerstore.Store) error {
+				img, err := findImage(s, store.dir, args[0])
 				if err != nil {
 					return err
 				}
@@ -46,7 +46,7 @@ Credentials are those that docker login has put into ~/.docker/config.json (or $
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.addRefused(cmd)
 	insecureFlag(cmd, &insecure)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what was pushed as JSON")
 	return cmd

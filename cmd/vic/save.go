@@ -10,7 +10,8 @@ import (
 )
 
 func saveCommand() *cobra.Command {
-	var dir, output string
+	var store storeFlags
+	var output string
 	var asJSON bool
 	var o layerstore.SaveOptions
 	cmd := &cobra.Command{
@@ -33,7 +34,7 @@ output. A file appears whole or not at all.`,
 			if err := checkJSON(asJSON, output); err != nil {
 				return err
 			}
-			return withStore(cmd, dir, func(s *layerstore.Store) error {
+			return store.withLocal(cmd, fmt.Sprintf(lacksTars, "save"), func(s *layerstore.Store) error {
 				sv, err := s.Save(args, o)
 				if err != nil {
 					return err
@@ -60,7 +61,7 @@ output. A file appears whole or not at all.`,
 			})
 		},
 	}
-	storeFlag(cmd, &dir)
+	store.addRefused(cmd)
 	outputFlag(cmd, &output)
 	jsonFlag(cmd, &asJSON)
 	cmd.Flags().BoolVar(&o.Compress, "compress", false, "compress layers as they were in the registry")

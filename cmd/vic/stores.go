@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"vic/diskfs"
 	"vic/layerstore"
 	datastore "vic/layerstore/vsphere"
 )
@@ -29,6 +30,34 @@ func (f *storeFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.imageStore, "image-store", "", "in place of --store: `DATASTORE[/FOLDER]` of an image store on vSphere, as vic serve has it; the default folder is "+imageFolder)
 	f.siteNames = named(fl, func() { f.site.add(fl) })
 }
+
+// addRefused adds the flags to a command that works on stores of this machine alone, so that it says why.
+func (f *storeFlags) addRefused(cmd *cobra.Command) {
+	f.add(cmd)
+	for _, name := range append(f.siteNames, "image-store") {
+		if err := cmd.Flags().MarkHidden(name); err != nil {
+			panic(err) // the flag was added above
+		}
+	}
+}
+
+// withLocal opens the store of this machine for the time of a function. Where one on a datastore is named, the error says what that lacks.
+func (f *storeFlags) withLocal(cmd *cobra.Command, lacks string, do func(*layerstore.Store) error) error {
+	if f.imageStore != "" {
+		return usageErrorf("vic %s does not work on an image store on a datastore: %s", cmd.Name(), lacks)
+	}
+	if f.dir == "" {
+		return usageErrorf("name a store: --store DIR")
+	}
+	if err := f.check(cmd.Flags(), only{}, false); err != nil {
+		return err
+	}
+	return withStore(cmd, f.dir, do)
+}
+
+// lacksTars is why layers' tars cannot be had from a datastore.
+const lacksTars = "that has the disks which virtual machines need, but no image's manifest and config, and not what its layers' tars are made again from, " +
+	"bit for bit. The VCH that has the image has all of it: docker %s there; or vic pull --store DIR, and vic %[1]s --store DIR"
 
 // only names flags that are of no use with --image-store, or without it.
 type only struct {
@@ -124,6 +153,20 @@ func withStoreOrNew(dir, prefix string, o layerstore.Options, do func(*layerstor
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
 	return withStoreOf(dir, o, do)
+}
+
+// openRemoteFS opens a disk of a store on a datastore, and its file system. The caller closes the disk.
+func openRemoteFS(ctx context.Context, s *datastore.Store, name string) (*datastore.Disk, *diskfs.FS, error) {
+	d, err := s.OpenDisk(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := diskfs.Open(d, d.Capacity())
+	if err != nil {
+		d.Close() // read only
+		return nil, nil, fmt.Errorf("open file system of disk %s: %w", s.DiskPath(name), err)
+	}
+	return d, f, nil
 }
 
 // findDisk returns the name of the disk that shows an image, or a layer by the beginning of its chain ID.

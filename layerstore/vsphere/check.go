@@ -44,6 +44,8 @@ type CheckOptions struct {
 	Local *layerstore.Store
 	// Progress, which may be nil, is told how many bytes of extents have been read of how many, for Deep.
 	Progress func(read, total int64)
+	// only are the disks that are read in full; nil is all.
+	only map[string]bool
 }
 
 // Check verifies the store and tells report, from the calling goroutine, what is wrong: of each disk that its files are there, with
@@ -131,7 +133,7 @@ func (c *checker) run(ctx context.Context) error {
 		return nil
 	}
 	for _, name := range names {
-		if rec := c.records[name]; rec != nil && !c.bad[name] {
+		if rec := c.records[name]; rec != nil && !c.bad[name] && c.reads(name) {
 			if err := c.compare(ctx, name, rec); err != nil {
 				return err
 			}
@@ -139,6 +141,9 @@ func (c *checker) run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// reads tells whether a disk may be read in full.
+func (c *checker) reads(name string) bool { return c.o.only == nil || c.o.only[name] }
 
 // problem tells what is wrong with a disk.
 func (c *checker) problem(name, advice, format string, args ...any) {
@@ -281,7 +286,7 @@ func (c *checker) image(img vchImage) {
 func (c *checker) sums(ctx context.Context, names []string) error {
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
 		rec := c.records[name]
-		return rec == nil || rec.Sum == nil || c.bad[name]
+		return rec == nil || rec.Sum == nil || c.bad[name] || !c.reads(name)
 	})
 	var read, total int64
 	for _, name := range names {

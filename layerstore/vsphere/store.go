@@ -380,6 +380,15 @@ func chainOf(name string) (digest.Digest, error) {
 	return d, d.Validate()
 }
 
+// ChainOf is the chain ID of the topmost layer in the disk of a name, "" if there is none.
+func ChainOf(name string) digest.Digest {
+	chain, err := chainOf(name)
+	if err != nil {
+		return ""
+	}
+	return chain
+}
+
 // newName names a disk of a layer, as nobody else does.
 func newName(chain digest.Digest) string {
 	if chain == "" {
