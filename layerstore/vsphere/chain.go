@@ -22,7 +22,16 @@ type Disk struct {
 	Names []string
 	// deltas tells of each disk whether it holds only what it changes.
 	deltas []bool
+	ctx    context.Context // ends with Close, for io.ReaderAt passes none
 	stop   context.CancelFunc
+}
+
+// ReadAt is that of the chain, until the disk is closed.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	if err := d.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return d.Disk.ReadAt(p, off)
 }
 
 // Chain is the chain ID of the topmost layer in it, "" if it has none.
@@ -83,7 +92,7 @@ func (s *Store) openDisk(ctx context.Context, name string, c *cache) (_ *Disk, e
 			cancel()
 		}
 	}()
-	d := &Disk{stop: cancel}
+	d := &Disk{ctx: ctx, stop: cancel}
 	var links []vmdk.Link
 	for name != "" {
 		if slices.Contains(d.Names, name) {
