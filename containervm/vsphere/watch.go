@@ -348,7 +348,9 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 		w.vms[ref] = v
 	}
 	doubted, asked := v.told.doubt(), v.question()
+	moved := false // its power state, which may be what it was before: VMs that were on in between were off before, too
 	for _, c := range changes {
+		moved = moved || c.Name == "runtime.powerState"
 		switch val := c.Val.(type) {
 		case string:
 			if c.Name == "name" {
@@ -367,7 +369,7 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 			}
 		}
 	}
-	if p := v.told.power(v.power); p != v.power || v.question() != asked {
+	if p := v.told.power(v.power); p != v.power || v.question() != asked || moved && w.differs(v) {
 		if p == on && v.power != on && len(w.machines[v.uuid]) == 0 {
 			w.begun[v.uuid] = true
 		}
@@ -380,11 +382,16 @@ func (w *watch) apply(ref types.ManagedObjectReference, changes []types.Property
 	w.notify()
 }
 
+// differs says whether one of a VM's machines takes it to be in another power state, as after asking for it. Call it with mu held.
+func (w *watch) differs(v *seen) bool {
+	return slices.ContainsFunc(w.machines[v.uuid], func(m *machine) bool { return m.state() != v.power })
+}
+
 // settle takes in that a VM which is off was powered off: from then on there is no doubt of it.
 func (w *watch) settle(ref types.ManagedObjectReference) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if v := w.vms[ref]; v != nil && v.power != off && v.told.state == off {
+	if v := w.vms[ref]; v != nil && v.told.state == off && (v.power != off || w.differs(v)) {
 		v.power = off
 		w.tell(v)
 		w.notify()
