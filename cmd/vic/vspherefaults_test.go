@@ -219,7 +219,7 @@ func (r *lossyReply) Write(p []byte) (int, error) {
 // testPullBroken breaks pulls off, in the three ways that there are: an upload, the client, the registry.
 func testPullBroken(t *testing.T, s *suite, c *cluster) {
 	images := func() string {
-		return s.docker(t, "", "images", "-a", "--no-trunc", "--format", "{{.Repository}} {{.ID}}").ok()
+		return s.docker(t, "", "images", "-aq", "--no-trunc").ok()
 	}
 	before, files, had := images(), s.onDatastore(t), len(s.disks(t))
 	t.Run("upload", func(t *testing.T) {

@@ -311,7 +311,7 @@ func TestBrokenUploads(t *testing.T) {
 		return true
 	})
 	tries.Store(0)
-	if err := d.Put(ctx, "x", int64(len(data)), file(data), nil); err == nil || !strings.Contains(err.Error(), "507") || errors.Is(err, ErrUnavailable) || tries.Load() != 1 {
+	if err := d.Put(ctx, "x", int64(len(data)), file(data), nil); err == nil || !strings.Contains(err.Error(), "is full") || errors.Is(err, ErrUnavailable) || tries.Load() != 1 {
 		t.Errorf("a full datastore: %v after %d tries", err, tries.Load())
 	}
 	f.set(func(http.ResponseWriter, *http.Request) bool { return false })
