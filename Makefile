@@ -113,7 +113,7 @@ bench:
 	@test -x bin/peers/tar2ext4 || { $(call go_install_in_module,github.com/Microsoft/hcsshim,$(bench_hcsshim),cmd/tar2ext4); }
 	go run ./bench/figures
 	go run ./bench/vsphere
-	go run ./bench/vsphere -containers 1,10,100,400
+	go run ./bench/vsphere -containers 1,10,100,400,1200
 
 clean:
 	rm -rf bin demo-store
