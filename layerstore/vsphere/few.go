@@ -4,6 +4,7 @@ package vsphere
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 
@@ -138,7 +139,12 @@ func (p *publication) found(chain digest.Digest) (*disk, error) {
 	s.mu.Unlock()
 	for _, top := range candidates {
 		var first, above *disk
+		looked := map[string]bool{}
 		for name := top; name != ""; {
+			if looked[name] {
+				return nil, fmt.Errorf("the parents of disk %s come back to it", s.DiskPath(name))
+			}
+			looked[name] = true
 			rec, err := s.record(p.ctx, name)
 			if errors.Is(err, fs.ErrNotExist) { // it goes, and so does what is on it
 				s.forget(name)

@@ -7,12 +7,15 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"vic/bench/corpus"
 	"vic/bench/vcsim"
@@ -398,5 +401,26 @@ func (s *site) whole(d *Datastore, name string) {
 	remote := filepath.Join(s.folder(d), d.root, disksFolder, name+".vmdk")
 	if out, err := exec.Command(oracle(s.t, "qemu-img"), "map", "-f", "vmdk", remote).CombinedOutput(); err != nil {
 		s.t.Errorf("qemu-img map %s: %v: %s", name, err, out)
+	}
+}
+
+// Records are in a store that others write to, too: parents that come back to a disk are an error.
+func TestParentsInCircle(t *testing.T) {
+	s, ctx := newSite(t, vcsim.Options{}), t.Context()
+	st := s.store(s.datastore(s.connect(s.endpoint()), "store"), "one")
+	chain := digest.FromString("layer")
+	a, b := newName(chain), newName(chain)
+	for name, parent := range map[string]string{a: b, b: a} {
+		if err := st.putJSON(ctx, path.Join(disksFolder, name+".json"), diskRecord{Chain: chain, Parent: parent, CID: "0000000a"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := st.look(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p := st.begin(ctx, nil)
+	defer p.Close()
+	if d, err := p.found(chain); err == nil || !strings.Contains(err.Error(), "come back to it") {
+		t.Errorf("found %v, %v", d, err)
 	}
 }

@@ -110,7 +110,9 @@ type repairing struct {
 func (r *repairing) order(ctx context.Context, names []string) []string {
 	depth := map[string]int{}
 	for _, name := range names {
-		for next := name; next != "" && next != baseName && depth[name] < 1000; depth[name]++ {
+		looked := map[string]bool{} // records may be anybody's
+		for next := name; next != "" && next != baseName && !looked[next]; depth[name]++ {
+			looked[next] = true
 			rec, err := r.s.record(ctx, next)
 			if err != nil {
 				break
@@ -183,8 +185,10 @@ func (r *repairing) idle(ctx context.Context, name string) error {
 		if vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOff {
 			continue
 		}
+		looked := map[string]bool{}
 		for _, disk := range r.s.disksIn(vm) {
-			for next := disk; next != "" && next != baseName; {
+			for next := disk; next != "" && next != baseName && !looked[next]; {
+				looked[next] = true
 				if next == name {
 					return kept("virtual machine %s runs on it: stop that first", vm.Name)
 				}
