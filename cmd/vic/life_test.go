@@ -86,12 +86,12 @@ func testRestartPolicies(t *testing.T, s *suite) {
 
 	s.docker(t, "", "run", "-d", "--name", "re", "--restart", "unless-stopped", "bb", "sh", "-c", "echo up; until [ -e /go ]; do sleep 0.1; done; rm /go; exit 4").ok()
 	s.waitFor(t, "re", "up\n")
-	s.docker(t, "", "exec", "re", "touch", "/go").ok()
+	s.letGo(t, "re")
 	until("{{.State.Status}} {{.RestartCount}}", "running 1")
 	s.end(t)
 	// Nobody is there but the guest.
 	s.serve(t)
-	s.docker(t, "", "exec", "re", "touch", "/go").ok()
+	s.letGo(t, "re")
 	until("{{.State.Status}} {{.RestartCount}}", "running 2")
 	pid := inspect("{{.State.Pid}}")
 	s.end(t)

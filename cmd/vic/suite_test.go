@@ -270,3 +270,12 @@ func (r result) each(f func(string)) {
 		f(w)
 	}
 }
+
+// letGo makes the file that a container's process waits for to end. The exec may be killed by that end, and then says 137; what the container does
+// tells whether there was the file.
+func (s *suite) letGo(t *testing.T, name string) {
+	t.Helper()
+	if r := s.docker(t, "", "exec", name, "touch", "/go"); r.code != 0 && r.code != 137 {
+		t.Errorf("docker exec %s touch /go: exit code %d, %s", name, r.code, r.errOut)
+	}
+}

@@ -82,7 +82,7 @@ func testTemplates(t *testing.T, s *suite) {
 	}
 	s.end(t)
 	s.serve(t)
-	s.docker(t, "", "exec", "one", "touch", "/go").ok()
+	s.letGo(t, "one")
 	s.docker(t, "", "wait", "one").want(0, "6\n")
 	fi, err := os.Stat(filepath.Join(s.dir, "store", "boot", "templates"))
 	if err != nil || fi.Mode().Perm() != 0o700 {

@@ -23,10 +23,10 @@ func testUpdate(t *testing.T, s *suite) {
 	s.end(t)
 	s.serve(t)
 	s.docker(t, "", "exec", "up", "cat", "/sys/fs/cgroup/pids.max").want(0, "max\n")
-	s.docker(t, "", "exec", "up", "touch", "/go").ok()
+	s.letGo(t, "up")
 	await(t, "running 1", func() string { return inspect("{{.State.Status}} {{.RestartCount}}") })
 	s.docker(t, "", "update", "--restart", "no", "up").ok()
-	s.docker(t, "", "exec", "up", "touch", "/go").ok()
+	s.letGo(t, "up")
 	s.docker(t, "", "wait", "up").want(0, "4\n")
 	s.docker(t, "", "update", "--memory", "300m", "up").ok()
 	if got, want := inspect("{{.State.Status}} {{.RestartCount}} {{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}"), "exited 1 314572800 no"; got != want {
