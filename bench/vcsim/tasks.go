@@ -1,6 +1,8 @@
 package vcsim
 
 import (
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/vmware/govmomi/simulator"
@@ -27,9 +29,10 @@ func (s *Server) OnTask(h TaskHook) {
 
 // hooks is told of each object that the simulator makes, and so of each task before it runs.
 type hooks struct {
-	failures *failures
-	mu       sync.Mutex
-	list     []TaskHook
+	failures  *failures
+	mu        sync.Mutex
+	list      []TaskHook
+	deletions map[*simulator.Task]chan struct{} // of files: closed when over
 }
 
 // Reference implements simulator.RegisterObject.
@@ -43,10 +46,43 @@ func (h *hooks) PutObject(_ *simulator.Context, o mo.Reference) {
 	if !ok || t.Execute == nil {
 		return
 	}
+	deleted := func() {}
+	if t.Info.DescriptionId == "FileManager.deleteDatastoreFile" {
+		deleted = h.deletion(t)
+	}
 	execute := t.Execute
 	t.Execute = func(t *simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		defer deleted()
 		o := h.run(t, execute)
 		return o.Result, o.Fault
+	}
+}
+
+// deletion notes a task that deletes files until done is called.
+func (h *hooks) deletion(t *simulator.Task) (done func()) {
+	ended := make(chan struct{})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.deletions == nil {
+		h.deletions = make(map[*simulator.Task]chan struct{})
+	}
+	h.deletions[t] = ended
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.deletions, t)
+		close(ended)
+	}
+}
+
+// awaitDeletions returns when the deletions that have begun are over. The simulator destroys a virtual machine before its folder is
+// gone, by a task of its own that nobody waits for.
+func (h *hooks) awaitDeletions() {
+	h.mu.Lock()
+	begun := slices.Collect(maps.Values(h.deletions))
+	h.mu.Unlock()
+	for _, ended := range begun {
+		<-ended
 	}
 }
 
@@ -57,6 +93,9 @@ func (h *hooks) run(t *simulator.Task, execute func(*simulator.Task) (types.AnyT
 	}
 	run := func() Outcome {
 		result, fault := execute(t)
+		if t.Info.DescriptionId == "VirtualMachine.destroy" {
+			h.awaitDeletions()
+		}
 		return Outcome{result, fault}
 	}
 	h.mu.Lock()

@@ -16,6 +16,7 @@
 //   - An upload that did not come whole is no success.
 //   - Datastores have the types, versions and capabilities of VMFS and NFS.
 //   - A disk that is created is there, as a flat one or as a delta over its parent, and is deleted with all of its files.
+//   - A virtual machine is destroyed when its folder is gone, not before.
 //   - What is sent to an NFC lease becomes the disk's content.
 //   - A permission that is set leaves those of others.
 //   - Updates of properties are what has changed; the simulator's take time that grows with the square of the objects, and hang now and then.
