@@ -78,11 +78,11 @@ func (s *Server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		reply.Path, reply.Args = args[0], args[1:]
 	}
 	if boolParam(r, "size") {
-		disks, err := s.containers.DiskBytes(r.Context())
+		rw, err := c.DiskBytes(r.Context())
 		if err != nil {
 			return err
 		}
-		rw, root := s.sizes(info, disks)
+		root := s.rootSize(info, rw)
 		reply.SizeRw, reply.SizeRootFs = &rw, &root
 	}
 	return writeJSON(w, http.StatusOK, reply)
@@ -208,12 +208,11 @@ func addrString(a netip.Addr) string {
 	return a.String()
 }
 
-// sizes are the bytes that a container's own disk takes on the datastore, of those of all, and those with its image's.
-func (s *Server) sizes(info containervm.Info, disks map[string]int64) (rw, root int64) {
-	rw = disks[info.ID]
-	root = rw
+// rootSize is the bytes that a container's own disk and its image's take on the datastore together.
+func (s *Server) rootSize(info containervm.Info, rw int64) int64 {
+	root := rw
 	if img, err := s.store.Image(info.Spec.ImageID.String()); err == nil {
 		root += img.Size()
 	}
-	return rw, root
+	return root
 }

@@ -62,7 +62,8 @@ func (s *Server) listContainers(w http.ResponseWriter, r *http.Request) error {
 			sum.HostConfig.Annotations = nil
 		}
 		if sized {
-			sum.SizeRw, sum.SizeRootFs = s.sizes(info, disks)
+			sum.SizeRw = disks[info.ID]
+			sum.SizeRootFs = s.rootSize(info, sum.SizeRw)
 		}
 		out = append(out, sum)
 		if limit > 0 && len(out) == limit {

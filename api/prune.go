@@ -54,10 +54,7 @@ func (s *Server) pruneContainers(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	disks, err := s.containers.DiskBytes(r.Context())
-	if err != nil {
-		return err
-	}
+	var disks map[string]int64 // measured when the first is to go
 	report := container.PruneReport{ContainersDeleted: []string{}}
 	for _, c := range s.containers.List() {
 		info := c.Info()
@@ -65,7 +62,11 @@ func (s *Server) pruneContainers(w http.ResponseWriter, r *http.Request) error {
 			!until.IsZero() && !info.Created.Before(until) || !f.labelsPass(info.Spec.Labels) {
 			continue
 		}
-		rw, _ := s.sizes(info, disks)
+		if disks == nil {
+			if disks, err = s.containers.DiskBytes(r.Context()); err != nil {
+				return err
+			}
+		}
 		if err := c.Remove(r.Context(), containervm.RemoveOptions{}); err != nil {
 			if r.Context().Err() != nil {
 				return nil
@@ -74,7 +75,7 @@ func (s *Server) pruneContainers(w http.ResponseWriter, r *http.Request) error {
 			continue
 		}
 		report.ContainersDeleted = append(report.ContainersDeleted, info.ID)
-		report.SpaceReclaimed += uint64(rw)
+		report.SpaceReclaimed += uint64(disks[info.ID])
 	}
 	s.pruned(events.ContainerEventType, report.SpaceReclaimed)
 	return writeJSON(w, http.StatusOK, report)
@@ -175,7 +176,8 @@ func (s *Server) diskUsage(w http.ResponseWriter, r *http.Request) error {
 	for _, c := range s.containers.List() {
 		info := c.Info()
 		sum := s.summaryOf(info, now)
-		sum.SizeRw, sum.SizeRootFs = s.sizes(info, disks)
+		sum.SizeRw = disks[info.ID]
+		sum.SizeRootFs = s.rootSize(info, sum.SizeRw)
 		reply.Containers = append(reply.Containers, sum)
 		users[sum.ImageID]++
 	}

@@ -34,8 +34,9 @@ type Charge struct {
 // A Meter is Disks that keep what containers take up elsewhere than in the containers' folders, and where a VM that runs has a swap file
 // as large as its memory.
 type Meter interface {
-	// ContainerBytes is what the files of containers take up, without swap files, by the containers' IDs.
-	ContainerBytes(ctx context.Context) (map[string]Bytes, error)
+	// ContainerBytes is what the files of containers take up, without swap files, by the containers' IDs. It is of one container, or if
+	// the ID is "" of all. One that has no files is not among them.
+	ContainerBytes(ctx context.Context, id string) (map[string]Bytes, error)
 }
 
 // Bytes are what files of a container take up.
@@ -54,7 +55,7 @@ func (m *Manager) Charge(ctx context.Context) (c Charge, err error) {
 	}
 	if meter, ok := m.o.Disks.(Meter); ok {
 		var all map[string]Bytes
-		all, err = meter.ContainerBytes(ctx)
+		all, err = meter.ContainerBytes(ctx, "")
 		for _, b := range all {
 			c.Containers += b.Disk + b.Rest
 		}
@@ -70,9 +71,20 @@ func (m *Manager) Charge(ctx context.Context) (c Charge, err error) {
 
 // DiskBytes is what containers' root disks take up without their images', by the containers' IDs. One whose disk is not there takes up nothing.
 func (m *Manager) DiskBytes(ctx context.Context) (map[string]int64, error) {
+	return m.diskBytes(ctx, "", m.List())
+}
+
+// DiskBytes is what the container's root disk takes up without its image's.
+func (c *Container) DiskBytes(ctx context.Context) (int64, error) {
+	all, err := c.m.diskBytes(ctx, c.id, []*Container{c})
+	return all[c.id], err
+}
+
+// diskBytes is of containers, which are all if the ID is "".
+func (m *Manager) diskBytes(ctx context.Context, id string, of []*Container) (map[string]int64, error) {
 	out := map[string]int64{}
 	if meter, ok := m.o.Disks.(Meter); ok {
-		all, err := meter.ContainerBytes(ctx)
+		all, err := meter.ContainerBytes(ctx, id)
 		if err != nil {
 			return nil, fmt.Errorf("measure containers: %w", err)
 		}
@@ -81,7 +93,7 @@ func (m *Manager) DiskBytes(ctx context.Context) (map[string]int64, error) {
 		}
 		return out, nil
 	}
-	for _, c := range m.List() {
+	for _, c := range of {
 		disk := c.Info().DiskPath
 		var st syscall.Stat_t
 		if syscall.Stat(strings.TrimSuffix(disk, filepath.Ext(disk))+"-delta.vmdk", &st) == nil {

@@ -102,7 +102,7 @@ type meter struct {
 	err   error
 }
 
-func (m *meter) ContainerBytes(context.Context) (map[string]Bytes, error) {
+func (m *meter) ContainerBytes(context.Context, string) (map[string]Bytes, error) {
 	return map[string]Bytes{"a": {Disk: m.bytes, Rest: 1}, "b": {Rest: m.bytes - 1}}, m.err
 }
 

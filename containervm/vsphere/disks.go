@@ -1,6 +1,7 @@
 package vsphere
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,17 +71,17 @@ func (d *Driver) published(ctx context.Context, image digest.Digest) (string, er
 }
 
 // ContainerBytes implements containervm.Meter: it is of the files in the folders of VMs.
-func (d *Driver) ContainerBytes(ctx context.Context) (map[string]containervm.Bytes, error) {
+func (d *Driver) ContainerBytes(ctx context.Context, id string) (map[string]containervm.Bytes, error) {
 	if err := d.Available(); err != nil {
 		return nil, err
 	}
-	files, err := d.o.Containers.Tree(ctx, ".")
-	if err != nil {
+	files, err := d.o.Containers.Tree(ctx, cmp.Or(id, "."))
+	if err != nil && !(id != "" && errors.Is(err, fs.ErrNotExist)) {
 		return nil, err
 	}
 	all := map[string]containervm.Bytes{}
 	for _, e := range files {
-		folder, name, _ := strings.Cut(e.Name, "/")
+		folder, name, _ := strings.Cut(path.Join(id, e.Name), "/")
 		if !containervm.ValidID(folder) {
 			continue
 		}

@@ -13,19 +13,19 @@ var _ containervm.Meter = (*Driver)(nil)
 // What containers take up is what the files of their VMs have, without swap files, and not what else is in the container store.
 func TestContainerBytes(t *testing.T) {
 	s := newSite(t, vcsim.Options{})
-	measure := func() map[string]containervm.Bytes {
+	measure := func(id string) map[string]containervm.Bytes {
 		t.Helper()
-		all, err := s.ContainerBytes(t.Context())
+		all, err := s.ContainerBytes(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return all
 	}
-	if all := measure(); len(all) != 0 {
+	if all := measure(""); len(all) != 0 {
 		t.Errorf("%v of no containers", all)
 	}
 	id := s.create(1)
-	before := measure()[id]
+	before := measure("")[id]
 	for _, x := range []struct {
 		path string
 		n    int64
@@ -40,13 +40,20 @@ func TestContainerBytes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if after := measure(); len(after) != 1 || before.Disk == 0 || after[id] != (containervm.Bytes{Disk: before.Disk + 300, Rest: before.Rest + 1000}) {
+	other := s.create(2)
+	if all := measure(""); len(all) != 2 || all[other].Disk == 0 {
+		t.Errorf("%v of two containers", all)
+	}
+	if after := measure(id); len(after) != 1 || before.Disk == 0 || after[id] != (containervm.Bytes{Disk: before.Disk + 300, Rest: before.Rest + 1000}) {
 		t.Errorf("%v, before that %v", after, before)
 	}
 	if err := s.RemoveContainer(id); err != nil {
 		t.Fatal(err)
 	}
-	if all := measure(); len(all) != 0 {
+	if all := measure(id); len(all) != 0 {
+		t.Errorf("%v after the removal", all)
+	}
+	if all := measure(""); len(all) != 1 {
 		t.Errorf("%v after the removal", all)
 	}
 }
