@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -94,32 +93,24 @@ func (s *Store) openDisk(ctx context.Context, name string, c *cache) (_ *Disk, e
 	}()
 	d := &Disk{ctx: ctx, stop: cancel}
 	var links []vmdk.Link
-	for name != "" {
-		if slices.Contains(d.Names, name) {
-			return nil, fmt.Errorf("the parents of disk %s come back to it", s.DiskPath(name))
-		}
-		parent := ""
-		if name != baseName {
-			rec, err := s.record(ctx, name)
-			if err != nil {
-				return nil, err
-			}
-			parent = rec.Parent
-			d.Names = append(d.Names, name)
-		}
-		link, err := s.emptyLink(), error(nil)
-		if name != baseName {
-			link, err = s.openLink(ctx, name, c)
-		}
+	below := ""
+	for rec, err := range s.stack(ctx, name) {
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", s.DiskPath(name), err)
+			return nil, err
 		}
+		link, err := s.openLink(ctx, rec.name, c)
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", s.DiskPath(rec.name), err)
+		}
+		below = rec.Parent
 		links = append(links, link)
-		d.deltas = append(d.deltas, parent != "")
-		name = parent
+		d.Names, d.deltas = append(d.Names, rec.name), append(d.deltas, below != "")
+	}
+	if below == baseName {
+		links, d.deltas = append(links, s.emptyLink()), append(d.deltas, false)
 	}
 	if d.Disk, err = vmdk.OpenDisk(links); err != nil {
-		return nil, fmt.Errorf("disk %s: %w", s.DiskPath(d.Names[0]), err)
+		return nil, fmt.Errorf("disk %s: %w", s.DiskPath(name), err)
 	}
 	return d, nil
 }

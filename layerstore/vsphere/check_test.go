@@ -242,6 +242,11 @@ func TestCheckDamage(t *testing.T) {
 	if _, err := st.OpenDisk(ctx, newName("")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a disk that is not there: %v", err)
 	}
+	for _, name := range []string{"", baseName} { // an image's record may name anything
+		if _, err := st.OpenDisk(ctx, name); err == nil {
+			t.Errorf("disk %q was opened", name)
+		}
+	}
 	undo := edit(top+".vmdk", set("VMFSSPARSE", "SESPARSE"))
 	if _, err := st.OpenDisk(ctx, p.Disks[0]); !errors.Is(err, ErrForeign) {
 		t.Errorf("a disk of ESXi's own: %v", err)

@@ -4,7 +4,6 @@ package vsphere
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 
@@ -139,30 +138,22 @@ func (p *publication) found(chain digest.Digest) (*disk, error) {
 	s.mu.Unlock()
 	for _, top := range candidates {
 		var first, above *disk
-		looked := map[string]bool{}
-		for name := top; name != ""; {
-			if looked[name] {
-				return nil, fmt.Errorf("the parents of disk %s come back to it", s.DiskPath(name))
-			}
-			looked[name] = true
-			rec, err := s.record(p.ctx, name)
+		for rec, err := range s.stack(p.ctx, top) {
 			if errors.Is(err, fs.ErrNotExist) { // it goes, and so does what is on it
-				s.forget(name)
+				s.forget(rec.name)
 				first = nil
 				break
 			}
 			if err != nil {
 				return nil, err
 			}
-			d := &disk{chain: rec.Chain, name: name, alone: rec.Parent == "", done: closed, users: 1}
+			d := &disk{chain: rec.Chain, name: rec.name, alone: rec.Parent == "", done: closed, users: 1}
 			if above == nil {
 				first = d
 			} else {
 				above.parent = d
 			}
-			if above, name = d, rec.Parent; name == baseName {
-				break
-			}
+			above = d
 		}
 		if first != nil && first.chain == chain {
 			return first, nil

@@ -110,14 +110,11 @@ type repairing struct {
 func (r *repairing) order(ctx context.Context, names []string) []string {
 	depth := map[string]int{}
 	for _, name := range names {
-		looked := map[string]bool{} // records may be anybody's
-		for next := name; next != "" && next != baseName && !looked[next]; depth[name]++ {
-			looked[next] = true
-			rec, err := r.s.record(ctx, next)
+		for _, err := range r.s.stack(ctx, name) {
 			if err != nil {
 				break
 			}
-			next = rec.Parent
+			depth[name]++
 		}
 	}
 	names = slices.Clone(names)
@@ -185,21 +182,19 @@ func (r *repairing) idle(ctx context.Context, name string) error {
 		if vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOff {
 			continue
 		}
-		looked := map[string]bool{}
+		looked := map[string]bool{} // the server shows the parents of its own disks as well
 		for _, disk := range r.s.disksIn(vm) {
-			for next := disk; next != "" && next != baseName && !looked[next]; {
-				looked[next] = true
-				if next == name {
+			for d, err := range r.s.stack(ctx, disk) {
+				if d.name == name {
 					return kept("virtual machine %s runs on it: stop that first", vm.Name)
 				}
-				rec, err := r.s.record(ctx, next)
-				if errors.Is(err, fs.ErrNotExist) {
+				if looked[d.name] || errors.Is(err, fs.ErrNotExist) {
 					break
 				}
 				if err != nil {
 					return err
 				}
-				next = rec.Parent
+				looked[d.name] = true
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"path"
 	"regexp"
@@ -341,6 +342,35 @@ func (s *Store) record(ctx context.Context, name string) (*diskRecord, error) {
 		return nil, fmt.Errorf("%s is cut off: %w", s.d.Path(file), fs.ErrNotExist)
 	}
 	return &rec, nil
+}
+
+// A stacked disk is one of those on top of each other.
+type stacked struct {
+	name string
+	*diskRecord
+}
+
+// errCircle is the error of records, which may be anybody's, that name each other as parents.
+var errCircle = errors.New("come back to it")
+
+// stack yields a disk and those that it stands on, top first, down to one without a parent or with the base as its parent. The last
+// may be one whose record cannot be read, with the error.
+func (s *Store) stack(ctx context.Context, top string) iter.Seq2[stacked, error] {
+	return func(yield func(stacked, error) bool) {
+		looked := map[string]bool{}
+		for name := top; name != "" && name != baseName; {
+			if looked[name] {
+				yield(stacked{name: name}, fmt.Errorf("the parents of disk %s %w", s.DiskPath(name), errCircle))
+				return
+			}
+			looked[name] = true
+			rec, err := s.record(ctx, name)
+			if !yield(stacked{name, rec}, err) || err != nil {
+				return
+			}
+			name = rec.Parent
+		}
+	}
 }
 
 // describe says what a disk is that the server made: its content ID, and its extent's file and size, if it has one.

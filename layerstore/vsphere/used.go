@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"strings"
 
@@ -42,19 +43,18 @@ func (s *Store) used(ctx context.Context) (map[string]bool, error) {
 			used[name] = true
 		}
 	}
-	for name := range used { // those above bring theirs along
-		for next := name; next != "" && next != baseName; {
-			rec, err := s.record(ctx, next)
-			if errors.Is(err, fs.ErrNotExist) {
+	for name := range maps.Clone(used) { // those above bring theirs along
+		for d, err := range s.stack(ctx, name) {
+			if d.name != name && used[d.name] {
+				break
+			}
+			used[d.name] = true
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errCircle) {
 				break
 			}
 			if err != nil {
 				return nil, err
 			}
-			if next = rec.Parent; used[next] {
-				break
-			}
-			used[next] = true
 		}
 	}
 	return used, nil
