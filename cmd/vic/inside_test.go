@@ -77,8 +77,8 @@ const wantedChanges = "A /bar\nA /bar/dirsymlink\nA /bar/filesymlink\nA /bar/not
 	"A /new\nA /new/deep\nA /new/deep/file\nA /new/fifo\nA /new/hard\nA /new/link\nA /new/null\nA /new/sparse\nC /tmp\n"
 
 // list makes a list of a folder's files, with what a layer keeps of them but the times.
-const listFiles = `cd "$1"; find . ! -name . ! -path './dev/*' ! -path './proc/*' ! -path './sys/*' ! -path './etc/h*' ! -path './etc/resolv.conf' ! -path ./etc/mtab ! -path ./dev ! -path ./proc ! -path ./sys |
-	sort | while read f; do stat -c '%n %F %a %u:%g %t:%T' "$f"; if [ -L "$f" ]; then readlink "$f"; elif [ -f "$f" ]; then stat -c '%h %s' "$f"; md5sum <"$f"; fi; done`
+const listFiles = `cd "$1"; list() { find . ! -name . ! -path './dev/*' ! -path './proc/*' ! -path './sys/*' ! -path './etc/h*' ! -path './etc/resolv.conf' ! -path ./etc/mtab ! -path ./dev ! -path ./proc ! -path ./sys "$@" | sort -z; }
+	list -print0 | xargs -0 stat -c '%n %F %a %u:%g %t:%T'; list -type l -printf '%p %l\0' | tr '\0' '\n'; list -type f -print0 | xargs -0 stat -c '%n %h %s'; list -type f -print0 | xargs -0 md5sum`
 
 // testChanges is docker diff, export and commit. What is exported first is in dir, for later ones.
 func testChanges(t *testing.T, s *suite, dir string) {
