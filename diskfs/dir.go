@@ -230,6 +230,9 @@ func (f *FS) readDirBlock(d *dir, p []byte, n int64, indexed bool, seed uint32) 
 		return &FormatError{Off: -1, Field: fmt.Sprintf("directory %d", d.ino), Msg: fmt.Sprintf("checksum mismatch in block %d", n)}
 	}
 	for off, k := 0, 0; off < BlockSize; k++ {
+		if off > BlockSize-12 {
+			return badInode(d.ino, "directory entry cut off at byte %d of block %d", off, n)
+		}
 		ino, recLen, nameLen, typ := le.Uint32(p[off:]), int(le.Uint16(p[off+4:])), int(p[off+6]), p[off+7]
 		if recLen%4 != 0 || recLen < 8+nameLen || recLen < 12 || off+recLen > BlockSize {
 			return badInode(d.ino, "directory entry of %d bytes at byte %d of block %d", recLen, off, n)
