@@ -156,11 +156,12 @@ define npm_judges
 	test -d bin/peers/node_modules/testcontainers || { mkdir -p bin/peers && npm install --silent --no-audit --no-fund --prefix bin/peers dockerode@5 testcontainers@10 >/dev/null; }
 endef
 
-# Runs each fuzz target with these flags: one program a package, for each is linked in seconds.
+# Runs each fuzz target with these flags: one program a package, for each is linked in seconds. Coverage of our own packages guides: -fuzz
+# would have all others compiled once more for it, Go's and govmomi's as well.
 define fuzz_all
 	@dir=$$(mktemp -d) && trap 'rm -rf $$dir' EXIT && \
 	for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
-		go test -c -fuzz . -o $$dir/fuzz $$pkg || exit 1; \
+		go test -c -ldflags '-s -w' -gcflags 'vic/...=-d=libfuzzer' -o $$dir/fuzz $$pkg || exit 1; \
 		for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$pkg/*_test.go | cut -d' ' -f2); do \
 			echo "$$pkg $$f"; \
 			( cd $$pkg && $$dir/fuzz -test.run '^$$' -test.fuzz "^$$f\$$" $(1) >$$dir/out 2>&1 ) || { cat $$dir/out; exit 1; }; \
