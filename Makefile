@@ -89,6 +89,7 @@ nightly:
 	@$(MAKE) --no-print-directory all
 	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'PowerCut|Refused|Install' ./cmd/appliance
 	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'ESXi' ./cmd/vic
+	NIGHTLY=1 ORACLES=1 go test -run 'HugeDirectory|HugeTree' ./diskfs
 
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'make check: run gofmt -w on these'; exit 1; }

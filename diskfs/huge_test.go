@@ -3,6 +3,7 @@ package diskfs
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,12 +20,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMillionNames: one directory with a million names has an index of two levels, and
-// names that share a hash across leaves.
-func TestMillionNames(t *testing.T) {
+// huge is how many files are many: a million with NIGHTLY=1, else as many as have a directory's index two levels high.
+func huge() int {
+	if os.Getenv("NIGHTLY") == "1" {
+		return 1_000_000
+	}
+	return 200_000
+}
+
+// TestHugeDirectory: one directory with many names has an index of two levels, and a million of them names that share a
+// hash across leaves.
+func TestHugeDirectory(t *testing.T) {
 	needTime(t)
 	needRoot(t)
-	const n = 1_000_000
+	n := huge()
 	c := newChain(t, FormatOptions{Capacity: 64 << 30})
 	c.apply(generate(t, func(add func(item)) error {
 		add(folder("d"))
@@ -68,6 +78,51 @@ func TestMillionNames(t *testing.T) {
 	}
 }
 
+// TestSharedHash: of two names with one hash the first ends a leaf and the other begins the next.
+func TestSharedHash(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	c := newChain(t, FormatOptions{})
+	hash := func(name string) uint32 { h, _ := dirHash(c.fs.sb.hashSeed, name); return h }
+	const leaves = 2 * linearBlocks
+	names := make([]string, 200_000) // among which there are some twenty pairs
+	for i := range names {
+		names[i] = fmt.Sprintf("name-%06d", i)
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Or(cmp.Compare(hash(a), hash(b)), strings.Compare(a, b)) })
+	below := leaves*(leafFill/entryLen(names[0])) - 1
+	at := below
+	for at+1 < len(names) && hash(names[at]) != hash(names[at+1]) {
+		at++
+	}
+	names = names[at-below:]
+	names = names[:2*below]
+	var files layer
+	for _, name := range names {
+		files = append(files, file("d/"+name, name))
+	}
+	c.apply(bytes.NewReader(files.tar(t)))
+	ino, err := c.fs.lookup("d", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := c.fs.dir(ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.lay(c.fs.sb.hashSeed); err != nil || d.layout.starts[leaves] != below+1 || hash(names[below]) != hash(names[below+1]) {
+		t.Fatalf("%v: leaf %d begins with name %d, want %d", err, leaves, d.layout.starts[leaves], below+1)
+	}
+	c.check()
+	dir, unmount := mountDisk(t, c.path, "ro,noload")
+	defer unmount()
+	for _, name := range names {
+		if p, err := os.ReadFile(filepath.Join(dir, "d", name)); err != nil || string(p) != name {
+			t.Fatalf("%s: %q, %v", name, p, err)
+		}
+	}
+}
+
 // TestManyFiles: a tree of 100,000 files, then a layer that changes each of them.
 func TestManyFiles(t *testing.T) {
 	needTime(t)
@@ -100,12 +155,12 @@ func TestManyFiles(t *testing.T) {
 	}
 }
 
-// TestMillionFiles: a tree of a million files, each of which the kernel finds by its name.
-func TestMillionFiles(t *testing.T) {
+// TestHugeTree: a tree of many files, each of which the kernel finds by its name.
+func TestHugeTree(t *testing.T) {
 	needTime(t)
 	needRoot(t)
 	t.Parallel()
-	const n = 1_000_000
+	n := huge()
 	name := func(i int) string { return fmt.Sprintf("%d/%d/f%d", i%10, i%1000, i) }
 	size := func(i int) int { return max(0, i%100-98) * (i % 5000) } // one in a hundred has data
 	c := newChain(t, FormatOptions{Capacity: 64 << 30})
