@@ -208,6 +208,9 @@ func (a *authenticated) RoundTrip(ctx context.Context, req, res soap.HasFault) e
 	}
 	epoch := a.s.seen()
 	err := a.next.RoundTrip(ctx, req, res)
+	if err == nil {
+		err = withheld(res)
+	}
 	if !fault.Is(err, &types.NotAuthenticated{}) {
 		return err
 	}
@@ -216,4 +219,28 @@ func (a *authenticated) RoundTrip(ctx context.Context, req, res soap.HasFault) e
 	}
 	reflect.ValueOf(res).Elem().SetZero() // it has the fault
 	return a.next.RoundTrip(ctx, req, res)
+}
+
+// withheld is the error of an answer that has objects without their properties since the session is gone: who asks for properties is let in
+// without one.
+func withheld(res soap.HasFault) error {
+	var objects []types.ObjectContent
+	switch body := res.(type) {
+	case *methods.RetrievePropertiesBody:
+		if body.Res != nil {
+			objects = body.Res.Returnval
+		}
+	case *methods.RetrievePropertiesExBody:
+		if body.Res != nil && body.Res.Returnval != nil {
+			objects = body.Res.Returnval.Objects
+		}
+	}
+	for _, o := range objects {
+		for _, p := range o.MissingSet {
+			if f, ok := p.Fault.Fault.(*types.NotAuthenticated); ok {
+				return soap.WrapVimFault(f)
+			}
+		}
+	}
+	return nil
 }

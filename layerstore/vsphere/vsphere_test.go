@@ -23,6 +23,7 @@ import (
 	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/bench/vcsim"
 )
@@ -135,6 +136,35 @@ func TestConnect(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			case err != nil && (strings.Contains(err.Error(), password) || strings.Contains(err.Error(), "guess")):
 				t.Errorf("the password is in %v", err)
+			}
+		})
+	}
+}
+
+// TestSessionGone reads properties, by one call or another, when the session is gone: it logs in again.
+func TestSessionGone(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	c := s.connect(s.endpoint())
+	dc := s.datastore(c, "").Datacenter().Reference()
+	spec := types.PropertyFilterSpec{PropSet: []types.PropertySpec{{Type: dc.Type, PathSet: []string{"name", "configuration"}}}, ObjectSet: []types.ObjectSpec{{Obj: dc}}}
+	pc := c.Client().ServiceContent.PropertyCollector
+	for name, read := range map[string]func() ([]types.ObjectContent, error){
+		"RetrieveProperties": func() ([]types.ObjectContent, error) {
+			res, err := methods.RetrieveProperties(t.Context(), c.Client(), &types.RetrieveProperties{This: pc, SpecSet: []types.PropertyFilterSpec{spec}})
+			return res.Returnval, err
+		},
+		"RetrievePropertiesEx": func() ([]types.ObjectContent, error) {
+			res, err := methods.RetrievePropertiesEx(t.Context(), c.Client(), &types.RetrievePropertiesEx{This: pc, SpecSet: []types.PropertyFilterSpec{spec}})
+			return res.Returnval.Objects, err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := s.DropSessions(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			got, err := read()
+			if err != nil || len(got) != 1 || len(got[0].PropSet) != 2 || len(got[0].MissingSet) > 0 {
+				t.Errorf("got %+v, %v", got, err)
 			}
 		})
 	}
