@@ -33,6 +33,7 @@ type vsphereFlags struct {
 	bridgeRange                string
 	bridgeWidth                int
 	convention                 string
+	group                      string
 	baseSize                   string
 	serial, serialListen       string
 	containerNetworks          containerNetworkFlags
@@ -57,6 +58,7 @@ func (v *vsphereFlags) add(cmd *cobra.Command) {
 		fl.StringVar(&v.bridgeRange, "bridge-network-range", "172.16.0.0/12", "`CIDR` range of which bridge networks get subnets")
 		fl.IntVar(&v.bridgeWidth, "bridge-network-width", 0, "`bits` of the prefixes that the range is divided into; default what makes sixteen of it")
 		fl.StringVar(&v.convention, "container-name-convention", "", "what the VMs of containers are called, a `text` with {name} or {id} in it; default {name}-{id}")
+		fl.StringVar(&v.group, "affinity-vm-group", "", "`name` of a DRS group of the cluster that the VMs of containers are made members of; default none")
 		fl.StringVar(&v.baseSize, "base-image-size", "", "`size` of the root disks of containers, of an image store that is made; default 64GiB, or what the store there is has")
 		v.containerNetworks.add(fl)
 		fl.StringVar(&v.serial, "serial-address", "", "`tcp://HOST:PORT` where ESXi hosts reach this host, for the serial ports of VMs; HOST may be the name of a network interface")
@@ -199,7 +201,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 	}
 	o := vsphere.Options{
 		Session: session, Pool: v.pool, Folder: v.folder, Local: h.store, Images: images, Volumes: volumes, Containers: containers,
-		Ports: ports, Proxy: proxy, Bridge: v.bridge, Name: v.name, Convention: vmname.Convention(v.convention), Log: log,
+		Ports: ports, Proxy: proxy, Bridge: v.bridge, Name: v.name, Convention: vmname.Convention(v.convention), Group: v.group, Log: log,
 	}
 	if v.bridge != "" {
 		segment, err := network.OpenSegment(v.bridgeInterface, log)

@@ -11,12 +11,24 @@ import (
 	"vic/bench/vcsim"
 )
 
-// mostCalls is how many calls of the API a container may take from its creation to its removal.
-const mostCalls = 30
+// mostCalls is how many calls of the API a container may take from its creation to its removal, groupCalls how many more with a VM group.
+const mostCalls, groupCalls = 30, 10
 
 // TestCalls counts the calls that containers take, one after another and many at once.
 func TestCalls(t *testing.T) {
 	s := newSite(t, vcsim.Options{})
+	s.countCalls(mostCalls)
+	for name, n := range s.sim.Calls() {
+		if strings.HasPrefix(name, "ReconfigureComputeResource") {
+			t.Errorf("%d times %s without a VM group", n, name)
+		}
+	}
+}
+
+// countCalls fails if a container takes more calls.
+func (s *site) countCalls(most int) {
+	t := s.t
+	t.Helper()
 	live := func(n int) {
 		id := s.create(n)
 		m := s.start(s.spec(id))
@@ -46,8 +58,8 @@ func TestCalls(t *testing.T) {
 			text = append(text, fmt.Sprintf("%s %.1f", name, float64(calls[name])/float64(n)))
 		}
 		t.Logf("%s: %.1f calls a container: %s", what, float64(all)/float64(n), strings.Join(text, ", "))
-		if all > mostCalls*n {
-			t.Errorf("%s: %d calls, want at most %d", what, all, mostCalls*n)
+		if all > most*n {
+			t.Errorf("%s: %d calls, want at most %d", what, all, most*n)
 		}
 	}
 	count("one", 1, func() { live(1) })

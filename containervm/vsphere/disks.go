@@ -47,7 +47,13 @@ func (d *Driver) CreateContainer(ctx context.Context, id, name string, image dig
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := d.createVM(context.WithoutCancel(ctx), id, d.newVM(id, name, parent)); err != nil { // a task goes on whoever waits
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), taskTime) // a task goes on whoever waits
+	defer cancel()
+	ref, err := d.createVM(ctx, id, d.newVM(id, name, parent))
+	if err == nil {
+		err = d.enrol(ctx, ref)
+	}
+	if err != nil {
 		return fmt.Errorf("make virtual machine: %w", err)
 	}
 	return nil
@@ -98,35 +104,38 @@ func (d *Driver) ContainerBytes(ctx context.Context, id string) (map[string]cont
 	return all, nil
 }
 
-func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMachineConfigSpec) error {
-	ctx, cancel := context.WithTimeout(ctx, taskTime)
-	defer cancel()
+func (d *Driver) createVM(ctx context.Context, id string, spec types.VirtualMachineConfigSpec) (ref types.ManagedObjectReference, err error) {
 	host, err := d.chooseHost(ctx)
 	if err != nil {
-		return err
+		return ref, err
 	}
 	again := false
 	result, err := d.o.Session.Run(ctx, func() (*object.Task, error) {
 		if again { // the answer was lost: it may be there
-			if v, err := d.lookUp(ctx, id); err != nil || v.power != gone {
-				return nil, errors.Join(err, errThere)
+			v, err := d.lookUp(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			if v.power != gone {
+				ref = v.ref
+				return nil, errThere
 			}
 		}
 		again = true
 		return d.folder.CreateVM(ctx, spec, d.pool, host)
 	})
 	if errors.Is(err, errThere) {
-		return nil
+		return ref, nil
 	}
 	if err != nil {
-		return d.o.Containers.Blame(err)
+		return ref, d.o.Containers.Blame(err)
 	}
 	ref, ok := result.(types.ManagedObjectReference)
 	if !ok {
-		return fmt.Errorf("the task's result is a %T", result)
+		return ref, fmt.Errorf("the task's result is a %T", result)
 	}
 	d.watch.learn(ref, UUID(id))
-	return nil
+	return ref, nil
 }
 
 // errThere says that a VM is there that was about to be made.
@@ -201,6 +210,7 @@ func (d *Driver) destroy(ctx context.Context, id string) error {
 			return err
 		}
 		d.watch.forget(v.ref)
+		d.dismiss(ctx, v.ref)
 	}
 	// What serial ports have written is not the VM's for vSphere.
 	return d.o.Containers.RemoveAll(ctx, id)

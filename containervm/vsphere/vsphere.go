@@ -41,6 +41,11 @@
 // As long as the watcher has lost vCenter, what needs it is refused with an error that wraps ErrUnavailable of layerstore/vsphere. VMs run
 // on, and so do their control streams.
 //
+// # The VM group
+//
+// With a group of the cluster's DRS each VM is a member before its creation is over, and VMs that are none when a VCH begins become members
+// then. A container that cannot be put into it is not made: a rule of the administrator's may say where it must not run.
+//
 // # What only a real vSphere can show
 //
 // That a delta which the server made is of a kind that can be read here (ContainerFS and what comes with it): vmfsSparse can, which hosts
@@ -64,6 +69,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/containervm"
+	"vic/containervm/vmgroup"
 	"vic/containervm/vmname"
 	"vic/layerstore"
 	datastore "vic/layerstore/vsphere"
@@ -110,6 +116,8 @@ type Options struct {
 	Name string
 	// Convention is how VMs are called.
 	Convention vmname.Convention
+	// Group is the name of the DRS group that VMs are members of, which is there already; "" is none.
+	Group string
 	// Log is told what no caller is; nil is silent.
 	Log *slog.Logger
 }
@@ -122,6 +130,7 @@ type Driver struct {
 	dc     *object.Datacenter
 	pool   *object.ResourcePool
 	folder *object.Folder
+	group  *vmgroup.Group // nil is none
 	watch  *watch
 
 	ctx    context.Context // ends with Close
@@ -148,6 +157,11 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Group != "" {
+		if err := d.findGroup(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := o.Containers.MakeFolder(ctx, "."); err != nil {
 		return nil, fmt.Errorf("make folder of container VMs: %w", err)
 	}
@@ -157,6 +171,7 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 	if err := d.watch.await(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("look at the VMs of pool %s: %w", o.Pool, err), d.Close())
 	}
+	d.enrolAll(ctx)
 	return d, nil
 }
 
