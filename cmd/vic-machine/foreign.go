@@ -21,7 +21,6 @@ var foreigns = []foreign{
 	{name: "force", boolean: true, commands: []string{"create", "configure", "upgrade"}, instead: "what stands against a change has to be put right; whose certificate is not trusted is named by --thumbprint"},
 	{name: "ops-password", commands: []string{"create", "configure"}, instead: "others could read it: set VIC_MACHINE_OPS_PASSWORD, or name a file with --ops-password-file"},
 	{name: "asymmetric-routes", boolean: true, commands: []string{"create", "configure"}, instead: "leave it out: the appliance takes packets by whichever interface they come"},
-	{name: "affinity-vm-group", boolean: true, commands: []string{"create", "configure"}, instead: "container VMs are put into no DRS group: bind the VCH to hosts by --compute-resource, or make rules for the VMs in its resource pool"},
 	{name: "organization", commands: []string{"create", "configure"}, instead: "certificates that are made have none: bring your own with --tls-server-cert, --tls-server-key and --tls-ca"},
 	{name: "certificate-key-size", commands: []string{"create", "configure"}, instead: "keys that are made are of ECDSA: bring your own with --tls-server-cert, --tls-server-key and --tls-ca"},
 	{name: "bootstrap-iso", commands: []string{"create", "upgrade"}, instead: "what containers boot is made by the appliance: --appliance-iso is all there is"},

@@ -18,6 +18,7 @@ type inspected struct {
 	Appliance string              `json:"appliance"` // version of the ISO; "" if it does not say
 	Addresses map[string][]string `json:"addresses"` // by role
 	Env       []string            `json:"env"`
+	VMGroup   *vch.GroupState     `json:"vmGroup,omitempty"`
 	Spec      vch.Spec            `json:"spec"`
 }
 
@@ -37,7 +38,10 @@ func inspectCommand() *cobra.Command {
 				if certPath == "" {
 					certPath = v.Spec.Name
 				}
-				i := inspected{listed{v.VM, v.Path, v.Spec.Name, v.Version, string(v.Power), state(cmd, v)}, v.ID, version, "", v.Addresses(), environmentOf(v, certPath), v.Spec}
+				i := inspected{listed{v.VM, v.Path, v.Spec.Name, v.Version, string(v.Power), state(cmd, v)}, v.ID, version, "", v.Addresses(), environmentOf(v, certPath), nil, v.Spec}
+				if i.VMGroup, err = v.Group(cmd.Context()); err != nil {
+					return err
+				}
 				if v.Status != nil {
 					i.Appliance = v.Status.Version
 				}
@@ -67,6 +71,9 @@ func printInspected(cmd *cobra.Command, v *vch.VCH, i inspected) error {
 			fmt.Fprintf(w, "%s\t%s\n", role, strings.Join(a, ", "))
 		}
 	}
+	if i.VMGroup != nil {
+		fmt.Fprintf(w, "VM group\t%s\n", groupText(i.VMGroup))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
@@ -76,6 +83,18 @@ func printInspected(cmd *cobra.Command, v *vch.VCH, i inspected) error {
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "\n%s\n\n%s\n", strings.Join(i.Env, "\n"), dockerCommand(v, i.Env))
 	return err
+}
+
+// groupText tells of a VM group.
+func groupText(g *vch.GroupState) string {
+	if !g.There {
+		return g.Name + " is not there: configure --affinity-vm-group makes it again"
+	}
+	text := fmt.Sprintf("%s, VMs: %d", g.Name, g.Members)
+	if len(g.Rules) > 0 {
+		text += ", rules: " + strings.Join(g.Rules, ", ")
+	}
+	return text
 }
 
 func inspectConfigCommand() *cobra.Command {

@@ -237,7 +237,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"create", "x"}, "unknown command"},
 		{[]string{"create", "--password", "secret"}, "--password is not here: others could read it: set VIC_MACHINE_PASSWORD"},
 		{[]string{"create", "--force"}, "--force is not here"},
-		{[]string{"create", "--affinity-vm-group", "--nope"}, "unknown flag: --nope"},
+		{[]string{"create", "--asymmetric-routes", "--nope"}, "unknown flag: --nope"},
 		{[]string{"configure", "--asymmetric-routes"}, "leave it out"},
 		{[]string{"configure", "--rollback"}, "vic-machine upgrade --rollback"},
 		{[]string{"inspect", "config", "--format", "raw"}, "with --json"},
@@ -449,7 +449,7 @@ func TestOpsUser(t *testing.T) {
 	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}})
 	l.ok("update", "firewall", "--allow")
 	t.Setenv("VIC_MACHINE_OPS_PASSWORD", "vic")
-	user := []string{"--ops-user", "administrator", "--ops-grant-perms", "--container-network", "other"}
+	user := []string{"--ops-user", "administrator", "--ops-grant-perms", "--container-network", "other", "--affinity-vm-group"}
 	l.judged(govc, "role.create", "theirs", "Network.Assign")
 	l.judged(govc, "permissions.set", "-principal", "administrator", "-role", "theirs", "/DC0/network/other")
 	permissions := func(path string) string {
@@ -465,7 +465,7 @@ func TestOpsUser(t *testing.T) {
 		t.Errorf("after a failure: %s, before: %s", after, before)
 	}
 	l.ok(l.create(user...)...)
-	for path, role := range map[string]string{"/DC0": "ReadOnly", "/DC0/datastore/datastore1": "vic-datastore", "/DC0/network/bridge": "vic-network", "/DC0/network/other": "theirs",
+	for path, role := range map[string]string{"/DC0": "ReadOnly", "/DC0/datastore/datastore1": "vic-datastore", "/DC0/network/bridge": "vic-network", "/DC0/network/other": "theirs", "/DC0/host/DC0_C0": "vic-cluster",
 		"/DC0/host/DC0_C0/Resources/vch1": "vic-machines", "/DC0/vm/vch1": "vic-machines"} {
 		if text := permissions(path); !strings.Contains(text, role) {
 			t.Errorf("no role %s on %s:\n%s", role, path, text)
@@ -475,7 +475,7 @@ func TestOpsUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, role := range []string{"vic-datastore", "vic-network", "vic-machines"} {
+	for _, role := range []string{"vic-datastore", "vic-network", "vic-machines", "vic-cluster"} {
 		for _, privilege := range strings.Fields(l.judged(govc, "role.ls", role)) {
 			if !strings.HasPrefix(privilege, "System.") && !strings.Contains(string(docs), "`"+privilege+"`") {
 				t.Errorf("docs/vic-machine.md does not tell of %s of role %s", privilege, role)

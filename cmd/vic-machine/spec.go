@@ -77,6 +77,8 @@ func specFlags(fl *pflag.FlagSet, s *vch.Spec) {
 		fl.StringVar(&r.to.Shares, r.name+"-shares", "", "their `share` when it is scarce: low, normal, high or a number; default normal")
 	}
 
+	fl.BoolVar(&s.AffinityGroup, "affinity-vm-group", false, "have a DRS group of the VCH's VMs in the cluster, of its name, for rules of yours that bind them to hosts")
+
 	fl.StringVar(&s.OpsUser, "ops-user", "", "`name` by which the VCH logs in; default the user who installs it")
 	fl.BoolVar(&s.OpsGrant, "ops-grant-perms", false, "give that user the roles that it needs, on vCenter")
 }

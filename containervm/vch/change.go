@@ -115,6 +115,19 @@ func (v *VCH) before() (*previous, error) {
 	return p, nil
 }
 
+// specBefore is the Spec that the VCH had before its last change.
+func (v *VCH) specBefore() (*Spec, error) {
+	text := extraConfig(v.object.Config.ExtraConfig, previousPrefix+recordKey)
+	if text == "" {
+		return &v.Spec, nil
+	}
+	r, err := parseRecord([]byte(text))
+	if err != nil {
+		return nil, fmt.Errorf("read what the VCH was before: %w", err)
+	}
+	return &r.Spec, nil
+}
+
 // restore makes the appliance, which is off, what it was before a change, if that is the last one. If it is this process that made the change, there is
 // the way back that there was before.
 func (v *VCH) restore(ctx context.Context, id string) error {
@@ -193,8 +206,9 @@ func (v *VCH) checkIdle(ctx context.Context, p *Problems, reset bool) error {
 	return nil
 }
 
-// planChange plans to stop the appliance, to make it what it is to become, and to start it: what fails has all as it was.
-func (v *VCH) planChange(plan *Plan, become func(ctx context.Context, id string) error, timeout time.Duration, client func() TLS) {
+// planChange plans to stop the appliance, to make it what it is to become, and to start it: what fails has all as it was. The VM group is changed
+// while the appliance, which changes it as well, is off.
+func (v *VCH) planChange(plan *Plan, become func(ctx context.Context, id string) error, groups *regrouping, timeout time.Duration, client func() TLS) {
 	name, id := v.Spec.Name, uuid.NewString()
 	plan.add("shut VM "+name+" down", simple(v.shutDown), func(ctx context.Context) error {
 		err := v.site.powerOn(ctx, v.machine())
@@ -203,9 +217,11 @@ func (v *VCH) planChange(plan *Plan, become func(ctx context.Context, id string)
 		}
 		return err
 	})
+	groups.planBefore(plan)
 	plan.add("reconfigure VM "+name, simple(func(ctx context.Context) error { return become(ctx, id) }), func(ctx context.Context) error {
 		return v.restore(ctx, id)
 	})
+	groups.planAfter(plan)
 	plan.add("power on "+name, simple(func(ctx context.Context) error {
 		if err := v.look(ctx); err != nil {
 			return err
@@ -259,6 +275,15 @@ func (v *VCH) Rollback(ctx context.Context, t TLS, timeout time.Duration, reset 
 	}
 	if was == nil {
 		p.add("rollback", "the VCH was not changed since it was made, or is as before already")
+		return nil, p
+	}
+	spec, err := v.specBefore()
+	if err != nil {
+		return nil, err
+	}
+	groups, err := v.regroup(ctx, &p, spec.AffinityGroup)
+	if err != nil {
+		return nil, err
 	}
 	if len(p) > 0 {
 		return nil, p
@@ -267,7 +292,11 @@ func (v *VCH) Rollback(ctx context.Context, t TLS, timeout time.Duration, reset 
 	v.planNote(plan, "rollback", reset)
 	name := v.Spec.Name
 	plan.add("shut VM "+name+" down", simple(v.shutDown), nil)
+	groups.planBefore(plan)
+	plan.keep()
 	plan.add("make VM "+name+" what it was before the last "+was.Kind, simple(func(ctx context.Context) error { return v.restore(ctx, was.ID) }), nil)
+	groups.planAfter(plan)
+	plan.keep()
 	plan.add("power on "+name, simple(func(ctx context.Context) error { return v.site.powerOn(ctx, v.machine()) }), nil)
 	plan.add("wait for the API", func(ctx context.Context, report func(Event)) error { return v.start(ctx, timeout, t, report) }, nil)
 	return plan, nil

@@ -26,6 +26,7 @@ type pool struct {
 	stores []types.ManagedObjectReference // of the compute resource
 	// divisible says that there can be pools in it: not without DRS.
 	divisible bool
+	config    *types.ClusterConfigInfoEx // of the cluster; nil if it is a host that is in none
 }
 
 // rootPoolPath is the path of the pool that is all of the compute resource of another.
@@ -75,7 +76,7 @@ func (s *Site) pool(ctx context.Context, p *Problems, name string) (*pool, error
 		}
 	}
 	if cluster, ok := c.ConfigurationEx.(*types.ClusterConfigInfoEx); ok {
-		r.divisible = cluster.DrsConfig.Enabled != nil && *cluster.DrsConfig.Enabled
+		r.divisible, r.config = cluster.DrsConfig.Enabled != nil && *cluster.DrsConfig.Enabled, cluster
 	}
 	return r, nil
 }

@@ -63,6 +63,10 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 	if err != nil {
 		return nil, err
 	}
+	groups, err := v.regroup(ctx, &p, o.Spec.AffinityGroup)
+	if err != nil {
+		return nil, err
+	}
 	in := &installation{site: s, o: create, r: r, key: key, record: v.Record}
 	if err := in.takeOver(&p, v, old, o.NewOpsPassword); err != nil {
 		return nil, err
@@ -92,7 +96,7 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 	if err := v.planPool(ctx, plan, &o.Spec); err != nil {
 		return nil, err
 	}
-	v.planChange(plan, func(ctx context.Context, id string) error { return in.become(ctx, v, id) }, o.Timeout, func() TLS { return in.o.TLS })
+	v.planChange(plan, func(ctx context.Context, id string) error { return in.become(ctx, v, id) }, groups, o.Timeout, func() TLS { return in.o.TLS })
 	return plan, nil
 }
 

@@ -67,7 +67,7 @@ func (v *VCH) containerVMs(ctx context.Context) ([]container, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := v.site.vms(ctx, v.site.dc.Reference(), []string{"name", "config.uuid", "config.template", "config.annotation", "config.files", "runtime.powerState", "resourcePool", "parent"})
+	all, err := v.site.vms(ctx, v.site.dc.Reference(), []string{"name", "config.uuid", "config.template", "config.annotation", "config.files", "runtime.powerState", "runtime.host", "resourcePool", "parent"})
 	if err != nil {
 		return nil, err
 	}

@@ -72,6 +72,7 @@ type installation struct {
 
 	poolRef   *object.ResourcePool // the VCH's
 	folderRef *object.Folder
+	group     *group // nil if there is nothing to do about it
 	vm        *object.VirtualMachine
 }
 
@@ -221,7 +222,18 @@ func (in *installation) inventory(ctx context.Context, p *Problems, before *Reco
 	case err == nil:
 		in.folderRef = folders[0]
 	}
-	return unfinished, nil
+	return unfinished, in.findGroup(ctx, p, before.Spec.AffinityGroup)
+}
+
+// findGroup looks for the VM group. It is the VCH's if an earlier creation was to make it.
+func (in *installation) findGroup(ctx context.Context, p *Problems, ours bool) (err error) {
+	if in.r.pool.config == nil || !in.r.spec.AffinityGroup && !ours {
+		return nil
+	}
+	if in.group, err = in.site.group(ctx, in.r.pool.owner, in.r.spec.Name); err == nil && in.r.spec.AffinityGroup {
+		in.group.check(p, ours)
+	}
+	return err
 }
 
 // planFiles plans what is on datastores.
@@ -307,9 +319,16 @@ func (in *installation) planFolder(plan *Plan, what string, l location) {
 // planObjects plans what is in the inventory.
 func (in *installation) planObjects(ctx context.Context, plan *Plan, unfinished *VCH) error {
 	name := in.r.spec.Name
+	if in.group != nil && in.group.there && !in.r.spec.AffinityGroup {
+		in.group.planRemoval(plan) // an earlier creation was to have it
+		plan.keep()
+	}
 	if unfinished != nil {
 		plan.add("remove what an earlier creation left of VM "+name, simple(func(ctx context.Context) error {
-			return in.site.removeAppliance(ctx, unfinished.machine())
+			if err := in.site.removeAppliance(ctx, unfinished.machine()); err != nil || in.group == nil {
+				return err
+			}
+			return in.group.Drop(ctx, unfinished.object.Self)
 		}), nil)
 	}
 	switch {
@@ -357,6 +376,11 @@ func (in *installation) planObjects(ctx context.Context, plan *Plan, unfinished 
 		}
 		return in.site.removeAppliance(ctx, object.NewVirtualMachine(in.site.client, vm.Reference()))
 	})
+	if in.r.spec.AffinityGroup {
+		in.group.planMaking(plan, func(context.Context) ([]types.ManagedObjectReference, error) {
+			return []types.ManagedObjectReference{in.vm.Reference()}, nil // the appliance sees to containers that there are
+		})
+	}
 	plan.add("power on "+name, simple(func(ctx context.Context) error { return in.site.powerOn(ctx, in.vm) }), nil)
 	plan.add("wait for the API", func(ctx context.Context, report func(Event)) error {
 		v, err := in.site.Find(ctx, in.vm.Reference().Value)

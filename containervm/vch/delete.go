@@ -135,7 +135,15 @@ func (v *VCH) planDelete(ctx context.Context, plan *Plan, containers []container
 		}
 		return s.deleteDisk(ctx, d.Path(stateFile))
 	}), nil)
-	if err := v.planGroups(ctx, plan, containers); err != nil {
+	if v.Spec.AffinityGroup {
+		if g, err := v.group(ctx); err != nil {
+			return err
+		} else if g != nil && g.there {
+			g.planRemoval(plan)
+			plan.keep()
+		}
+	}
+	if err := v.planPlaces(ctx, plan, containers); err != nil {
 		return err
 	}
 	plan.add("remove the files of the VCH in "+d.Path("."), simple(func(ctx context.Context) error { return v.removeFiles(ctx, d) }), nil)
@@ -149,8 +157,8 @@ func (v *VCH) planDelete(ctx context.Context, plan *Plan, containers []container
 	return nil
 }
 
-// planGroups plans to remove the VCH's resource pool and folder. The appliance goes to those above.
-func (v *VCH) planGroups(ctx context.Context, plan *Plan, containers []container) error {
+// planPlaces plans to remove the VCH's resource pool and folder. The appliance goes to those above.
+func (v *VCH) planPlaces(ctx context.Context, plan *Plan, containers []container) error {
 	going := []types.ManagedObjectReference{v.object.Self}
 	for _, c := range containers {
 		going = append(going, c.Self)

@@ -50,6 +50,7 @@ func (s *Spec) limitArgs() (args []string) {
 		{"--base-image-size", s.BaseImageSize > 0, gib(s.BaseImageSize)},
 		{"--storage-quota", s.StorageQuota > 0, gib(s.StorageQuota)},
 		{"--containers", s.Containers > 0, strconv.Itoa(s.Containers)},
+		{"--affinity-vm-group", s.AffinityGroup, s.Name},
 		{"--container-name-convention", s.NameConvention != "", s.NameConvention},
 		{"--bridge-network-width", s.BridgeWidth > 0, strconv.Itoa(s.BridgeWidth)},
 	} {

@@ -48,6 +48,9 @@ func (p *Plan) add(text string, do func(ctx context.Context, report func(Event))
 	p.steps = append(p.steps, step{text, do, undo})
 }
 
+// keep has what the last step does stay if a later one fails.
+func (p *Plan) keep() { p.steps[len(p.steps)-1].undo = nil }
+
 // simple is a step without anything to report or undo.
 func simple(do func(ctx context.Context) error) func(context.Context, func(Event)) error {
 	return func(ctx context.Context, _ func(Event)) error { return do(ctx) }

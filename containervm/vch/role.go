@@ -81,6 +81,9 @@ func (in *installation) grants(ctx context.Context) ([]grant, error) {
 		}
 		all = append(all, grant{networkRole, n.Reference(), "port group " + name, false})
 	}
+	if in.r.spec.AffinityGroup {
+		all = append(all, grant{clusterRole, in.r.pool.owner, "cluster " + in.r.pool.compute(), false})
+	}
 	pool := grant{machineRole, in.poolRef.Reference(), "the VCH's resource pool", true}
 	if !in.record.Pool {
 		pool = grant{poolRole, in.poolRef.Reference(), "resource pool " + in.r.pool.path, false}

@@ -65,7 +65,7 @@ func (v *VCH) Upgrade(ctx context.Context, o UpgradeOptions) (*Plan, error) {
 			return err
 		}
 		return v.reconfigure(ctx, "upgrade", id, target{map[string]string{recordKey: string(text)}, v.Spec.CPUs, v.Spec.MemoryMB, d.Path(in.iso)})
-	}, o.Timeout, func() TLS { return o.TLS })
+	}, nil, o.Timeout, func() TLS { return o.TLS })
 	plan.add("remove ISOs that are not needed to go back", func(ctx context.Context, report func(Event)) error {
 		if err := removeISOs(ctx, d, keep); err != nil { // the VCH runs nonetheless
 			report(Event{Note: err.Error()})

@@ -100,6 +100,7 @@ func (s *Site) resolve(ctx context.Context, p *Problems, spec *Spec) (*resolved,
 			r.warnings = append(r.warnings, "the cluster has no DRS: the VMs are in its own resource pool, and vSphere does not move them for want of CPU or memory")
 		}
 	}
+	s.checkGroup(p, r)
 	if r.folder, err = s.vmFolder(ctx, p, spec.Folder); err != nil {
 		return nil, err
 	}

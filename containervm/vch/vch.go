@@ -4,6 +4,7 @@
 //
 //	resource pool POOL/NAME     of the appliance and the container VMs; not in a cluster without DRS, where POOL is
 //	folder FOLDER/NAME          of these VMs; not on an ESXi host, which has no folders
+//	DRS group NAME              of all of them, in the cluster, if it is asked for
 //	virtual machine NAME        the appliance
 //	[DATASTORE] FOLDER/         the container store
 //	  vch.json                  its Record: whose folder this is. The first thing that is made
@@ -83,6 +84,8 @@ type Spec struct {
 
 	CPU    Shares `json:"cpu,omitzero"`        // of the resource pool, MHz
 	Memory Shares `json:"memoryPool,omitzero"` // of the resource pool, MiB
+
+	AffinityGroup bool `json:"affinityGroup,omitempty"` // have a DRS group of all its VMs, called as the VCH
 
 	OpsUser  string `json:"opsUser,omitempty"`  // as whom the appliance logs in; "" means as who installs it
 	OpsGrant bool   `json:"opsGrant,omitempty"` // give that user what it needs

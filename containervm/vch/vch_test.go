@@ -225,7 +225,7 @@ func (l *lab) delete(name string, o DeleteOptions) {
 	}
 }
 
-// everything lists the inventory, and the files of all datastores.
+// everything lists the inventory, the groups of clusters, and the files of all datastores.
 func (l *lab) everything() []string {
 	l.Helper()
 	c, err := l.Administrator(l.Context())
@@ -250,6 +250,9 @@ func (l *lab) everything() []string {
 			l.Fatal(err)
 		}
 		out = append(out, path)
+	}
+	for name, members := range l.groups() {
+		out = append(out, fmt.Sprintf("group %s: %v", name, members))
 	}
 	for name, dir := range l.Folders() {
 		err := filepath.Walk(dir, func(path string, fi os.FileInfo, err error) error {
