@@ -18,6 +18,7 @@ import (
 
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/bench/vcsim"
 	"vic/bench/vcsim/bridge"
@@ -149,6 +150,8 @@ func testDockerVSphere(t *testing.T, esx bool) {
 		c = newCluster(t, s.dir, esx)
 		flags := append(c.flags(t, s.dir), "--storage-quota", "1TiB", "--containers", "50", "--container-name-convention", "{name}-vch1-{id}", "--bridge-network-width", "24")
 		if !esx {
+			c.regroup(t, types.ArrayUpdateOperationAdd)
+			flags = append(flags, "--affinity-vm-group", vmGroup)
 			flags = append(flags, "--container-network", switchedGroup, "--container-network-gateway", switchedGroup+":"+c.routers[switchedGroup]+"/24", "--container-network-firewall", switchedGroup+":outbound")
 			flags = slices.Concat(flags, c.onNetwork(peersGroup, "peers", "peers"), c.onNetwork(openGroup, "open", "open"), c.onNetwork(closedGroup, "closed", "closed"))
 			flags = append(flags, "--container-network", dhcpGroup+":dhcp")
@@ -174,6 +177,9 @@ func testDockerVSphere(t *testing.T, esx bool) {
 		t.Run("container networks", func(t *testing.T) { testContainerNetworks(t, s, c) })
 	}
 	t.Run("removed images", func(t *testing.T) { testTidy(t, s, c) })
+	if !esx {
+		t.Run("VM group", func(t *testing.T) { testVMGroup(t, s, c) })
+	}
 	t.Run("limits", func(t *testing.T) { testVSphereLimits(t, s, c) })
 	t.Run("CPUs and memory", func(t *testing.T) { testSize(t, s, c) })
 	t.Run("volumes", func(t *testing.T) { testDatastoreVolumes(t, s, c) })
