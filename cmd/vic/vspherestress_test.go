@@ -71,14 +71,16 @@ func testStress(t *testing.T, s *suite, c *cluster) {
 	s.docker(t, "", "ps", "-aq").want(0, "")
 	s.docker(t, "", "volume", "ls", "-q").want(0, "")
 
-	settle()
 	var after holding
-	for tries := 0; ; tries++ { // connections that their client has closed end when the server notices, which tells nobody
-		after = c.holds(t, s)
-		if after.goroutines <= before.goroutines && after.descriptors <= before.descriptors || tries == 500 {
-			break
+	less := func() bool { return after.goroutines <= before.goroutines && after.descriptors <= before.descriptors }
+	for again := 0; again < 5 && (again == 0 || !less()); again++ { // how many connections are kept is by how many calls have met
+		settle()
+		for tries := 0; ; tries++ { // connections that their client has closed end when the server notices, which tells nobody
+			if after = c.holds(t, s); less() || tries == 500 {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	t.Logf("after %d containers and %d volumes: %d goroutines, %d descriptors, %d files of the store, %d of the datastore, VMs %q, %d KiB resident; before: %d, %d, %d, %d, %q, %d",
 		runs, volumes, after.goroutines, after.descriptors, len(after.files), len(after.datastore), after.vms, after.resident,
