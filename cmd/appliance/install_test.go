@@ -20,6 +20,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/bench/testimage"
 	"vic/bench/vcsim"
@@ -89,6 +91,9 @@ func TestInstall(t *testing.T) {
 	}
 	t.Logf("docker run takes %v", time.Since(began).Round(100*time.Millisecond))
 	c := i.runCounter(t)
+	if out := i.vicMachine(t, i.v1, "inspect", "--name", "vch1"); !strings.Contains(out, "vch1, VMs: 3\n") { // two containers and the appliance
+		t.Errorf("the VM group is not whole: %s", out)
+	}
 	for _, part := range []struct {
 		name string
 		test func(t *testing.T, c *counter)
@@ -98,6 +103,9 @@ func TestInstall(t *testing.T) {
 		}
 	}
 	i.vicMachine(t, i.v1, "delete", "--name", "vch1", "--force", "--volumes")
+	if left := sim.Service.Context.Map.Any("ClusterComputeResource").(*simulator.ClusterComputeResource).ConfigurationEx.(*types.ClusterConfigInfoEx).Group; len(left) > 0 {
+		t.Errorf("groups of the cluster are left: %v", left)
+	}
 	if after := i.files(t); !slices.Equal(after, before) {
 		t.Errorf("the datastore has %q, before there was %q", after, before)
 	}
@@ -122,7 +130,7 @@ func (i *installed) create(t *testing.T) {
 	began := time.Now()
 	i.vicMachine(t, i.v1, "create", "--name", "vch1",
 		"--image-store", "datastore1", "--volume-store", "datastore1/volumes:default", "--bridge-network", "bridge", "--public-network-ip", vchAddress+"/24", "--public-network-gateway", hostAddress,
-		"--state-size", "8", "--insecure-registry", i.registry, "--appliance-iso", i.v1.iso, "--tls-cert-path", i.certs, "--timeout", patience.String())
+		"--state-size", "8", "--affinity-vm-group", "--insecure-registry", i.registry, "--appliance-iso", i.v1.iso, "--tls-cert-path", i.certs, "--timeout", patience.String())
 	t.Logf("vic-machine create takes %v", time.Since(began).Round(100*time.Millisecond))
 }
 

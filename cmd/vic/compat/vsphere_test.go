@@ -24,6 +24,6 @@ var onVSphere = []scenario{
 	{56, "configure and quotas", []string{"cmd/vic-machine TestChange", "cmd/vic-machine TestLimits", "containervm TestContainerLimit", "containervm TestStorageQuota", "containervm/vsphere TestContainerBytes"}, ""},
 	{57, "upgrade", []string{"cmd/vic-machine TestChange", "containervm/vch TestChangesAtOnce", "cmd/appliance TestInstall/upgrade", "cmd/appliance TestInstall/rollback", "cmd/appliance TestInstall/broken upgrade", "cmd/appliance TestPowerCut"}, ""},
 	{60, "stress (200 runs and 1,000 volumes with NIGHTLY=1)", []string{"cmd/vic TestDockerVSphere/stress", "containervm/vsphere TestCalls", "layerstore/vsphere TestPublishAtOnce"}, ""},
-	{61, "host affinity (25-01, 25-02)", []string{"cmd/vic-machine TestAffinityGroup", "containervm/vch TestGroupCreate", "containervm/vch TestGroupConfigure", "containervm/vsphere TestGroup", "containervm/vsphere TestGroupFails", "containervm/vmgroup TestAtOnce",
+	{61, "host affinity (25-01, 25-02)", []string{"cmd/vic-machine TestAffinityGroup", "containervm/vch TestGroupCreate", "containervm/vch TestGroupConfigure", "containervm/vsphere TestGroup", "containervm/vsphere TestGroupFails", "containervm/vmgroup TestAtOnce", "cmd/appliance TestInstall",
 		"cmd/vic TestDockerVSphere/VM group"}, ""},
 }
