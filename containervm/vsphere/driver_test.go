@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/bench/vcsim"
@@ -332,6 +333,55 @@ func TestAway(t *testing.T) {
 	s.wait(m)
 	if err := s.RemoveContainer(made); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDropped has vCenter end the session, once while nothing happens and once while it is away and much does. The driver is told by
+// whoever finds out, the keep-alive at the latest, and sees what it has missed.
+func TestDropped(t *testing.T) {
+	s := newSite(t, vcsim.Options{})
+	ctx := t.Context()
+	var ms []*machine
+	for i := range 4 {
+		ms = append(ms, s.start(s.spec(s.create(i))))
+	}
+	collectors := func() int { return s.sim.Calls()["CreatePropertyCollector"] }
+	before, login := collectors(), s.o.Session.Login()
+	if err := s.sim.DropSessions(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := methods.GetCurrentTime(ctx, s.o.Session.Client()); err != nil { // what a keep-alive asks
+		t.Fatal(err)
+	}
+	<-login.Done()
+	s.until("it watches anew", func() bool { return collectors() > before }) // while nothing has changed of which it would be told
+	if err := s.Available(); err != nil {
+		t.Errorf("lost by the end of a session: %v", err)
+	}
+	off := func(m *machine) { s.must(s.vm(m.vm.ID).PowerOff(ctx)) }
+	off(ms[0])
+	s.wait(ms[0])
+
+	if err := s.sim.Away(); err != nil {
+		t.Fatal(err)
+	}
+	s.until("it is lost", func() bool { return s.Available() != nil })
+	off(ms[1])
+	off(ms[2])
+	s.must(s.vm(ms[2].vm.ID).Destroy(ctx))
+	if err := s.sim.DropSessions(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.sim.Return(); err != nil {
+		t.Fatal(err)
+	}
+	s.until("it is found again", func() bool { return s.Available() == nil })
+	s.wait(ms[1])
+	s.wait(ms[2])
+	select {
+	case <-ms[3].Done():
+		t.Error("a VM has ended that has not")
+	default:
 	}
 }
 

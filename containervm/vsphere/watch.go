@@ -77,7 +77,7 @@ func (w *watch) run(ctx context.Context) {
 		}
 		if whole {
 			rest = firstRest
-			if isGone(err) { // the collector was that of a session which has ended
+			if isGone(err) || errors.Is(err, errAnew) { // the collector was that of a session which has ended
 				continue
 			}
 		}
@@ -175,6 +175,9 @@ func (w *watch) notify() {
 	w.changed = make(chan struct{})
 }
 
+// errAnew says that the session in which updates were waited for was found to have ended by somebody else.
+var errAnew = errors.New("logged in to vSphere anew")
+
 // follow takes in all VMs, and when that is the whole of them each change, until there is an error.
 func (w *watch) follow(ctx context.Context) (whole bool, err error) {
 	begin, cancel := context.WithTimeout(ctx, answerTime) // vCenter may be away without breaking connections
@@ -187,6 +190,15 @@ func (w *watch) follow(ctx context.Context) (whole bool, err error) {
 	if _, err := pc.CreateFilter(begin, types.CreateFilter{Spec: inPool(w.pool)}); err != nil {
 		return whole, fmt.Errorf("create property filter: %w", err)
 	}
+	login := w.session.Login()
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
+	defer context.AfterFunc(login, leave)()
+	defer func() {
+		if err != nil && login.Err() != nil {
+			err = errAnew
+		}
+	}()
 	missing := w.begin(pc)
 	defer w.begin(nil)
 	estate := newEstate()

@@ -1,6 +1,7 @@
 package vsphere
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/session"
-	"github.com/vmware/govmomi/session/keepalive"
 	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -31,10 +31,12 @@ type Endpoint struct {
 	// the certificate must be one that CAFile, or the machine if that is "", trusts.
 	Thumbprint string
 	CAFile     string // PEM
-	Log        *slog.Logger
+	// KeepAlive is how often the server is asked something so that it does not take the session for idle. 0 means 5 minutes; vCenter's own
+	// limit is 30.
+	KeepAlive time.Duration
+	Log       *slog.Logger
 }
 
-// keepAlive is how long a session may be idle; vCenter's own limit is 30 minutes.
 const keepAlive = 5 * time.Minute
 
 // idleConnections is how many connections to the server are kept for calls to come. Calls that are made at once have one each, and
@@ -54,11 +56,14 @@ type Session struct {
 
 	ctx    context.Context // of what works for the session by itself; ends with Close
 	cancel context.CancelFunc
+	wg     sync.WaitGroup // of keep
 
 	lost atomic.Pointer[error] // see Lose
 
-	login sync.Mutex // held while logging in; guards epoch
+	login sync.Mutex // held while logging in; guards what follows
 	epoch int        // how many logins there were
+	here  context.Context
+	leave context.CancelFunc // ends here
 }
 
 // An UntrustedError says that a server's certificate is not one that is trusted.
@@ -104,10 +109,13 @@ func Connect(ctx context.Context, e Endpoint) (*Session, error) {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.tasks = waiter{s: s, tasks: map[types.ManagedObjectReference]*awaited{}}
-	client.RoundTripper = keepalive.NewHandlerSOAP(&authenticated{s, client.RoundTripper}, keepAlive, s.touch)
+	s.here, s.leave = context.WithCancel(s.ctx)
+	client.RoundTripper = &authenticated{s, client.RoundTripper}
 	if err := s.authenticate(ctx, 0); err != nil {
+		s.cancel()
 		return nil, fmt.Errorf("log in to %s as %s: %w", u.Host, e.User, err)
 	}
+	s.wg.Go(func() { s.keep(cmp.Or(e.KeepAlive, keepAlive)) })
 	return s, nil
 }
 
@@ -166,8 +174,18 @@ func (s *Session) authenticate(ctx context.Context, epoch int) error {
 	}
 	if s.epoch++; s.epoch > 1 {
 		s.log.Info("logged in to vSphere again", "server", s.client.URL().Host)
+		s.leave()
+		s.here, s.leave = context.WithCancel(s.ctx)
 	}
 	return nil
+}
+
+// Login ends when somebody finds the server to have ended the session, and has logged in anew: what was made in it, as a property collector, is
+// gone, and who waits for it may wait in vain.
+func (s *Session) Login() context.Context {
+	s.login.Lock()
+	defer s.login.Unlock()
+	return s.here
 }
 
 func (s *Session) seen() int {
@@ -176,19 +194,33 @@ func (s *Session) seen() int {
 	return s.epoch
 }
 
-// touch keeps the session alive. What fails is tried again with the next call.
-func (s *Session) touch() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+// keep keeps the session alive: the server takes who only waits for idle. A session that it has ended is found out thereby.
+func (s *Session) keep(every time.Duration) {
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			s.touch()
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// touch asks the server for its time. What fails is tried again the next time.
+func (s *Session) touch() {
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 	defer cancel()
-	if _, err := methods.GetCurrentTime(ctx, s.client); err != nil {
+	if _, err := methods.GetCurrentTime(ctx, s.client); err != nil && s.ctx.Err() == nil {
 		s.log.Warn("keep the vSphere session", "error", err)
 	}
-	return nil
 }
 
 // Close logs out.
 func (s *Session) Close(ctx context.Context) error {
 	s.cancel()
+	s.wg.Wait()
 	s.tasks.wg.Wait()
 	err := session.NewManager(s.client).Logout(ctx)
 	s.client.CloseIdleConnections()

@@ -175,6 +175,7 @@ func (w *waiter) watch(ctx context.Context) (good bool, err error) {
 		return false, err
 	}
 	defer dispose(pc.Destroy)
+	defer context.AfterFunc(w.s.Login(), cancel)()
 	v, err := view.NewManager(w.s.client).CreateListView(ctx, nil)
 	if err != nil {
 		return false, err
