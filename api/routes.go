@@ -1,6 +1,9 @@
 package api
 
-import "net/http"
+import (
+	"io"
+	"net/http"
+)
 
 // routes is the route table: every endpoint of the Docker API, those included that this host does not
 // have. The version before a path is taken off by prepare.
@@ -17,18 +20,18 @@ func (s *Server) routes() []route {
 		{http.MethodGet, "/images/json", s.listImages},
 		{http.MethodGet, "/images/{name*}/json", s.inspectImage},
 		{http.MethodGet, "/images/{name*}/history", s.imageHistory},
-		{http.MethodPost, "/images/create", s.pullImage},
+		{http.MethodPost, "/images/create", s.reachable(s.pullImage)},
 		{http.MethodPost, "/images/{name*}/tag", s.tagImage},
 		{http.MethodDelete, "/images/{name*}", s.removeImage},
 		{http.MethodPost, "/images/prune", s.pruneImages},
 		{http.MethodPost, "/images/{name*}/push", s.pushImage},
 		{http.MethodGet, "/images/{name*}/get", s.saveImages},
 		{http.MethodGet, "/images/get", s.saveImages},
-		{http.MethodPost, "/images/load", s.loadImages},
+		{http.MethodPost, "/images/load", s.reachable(s.loadImages)},
 		{http.MethodGet, "/images/search", missing("searching a registry")},
 		{http.MethodGet, "/distribution/{name*}/json", missing("inspecting images in a registry")},
-		{http.MethodPost, "/commit", s.commitContainer},
-		{http.MethodPost, "/build", s.buildImage},
+		{http.MethodPost, "/commit", s.reachable(s.commitContainer)},
+		{http.MethodPost, "/build", s.reachable(s.buildImage)},
 		{http.MethodPost, "/build/cancel", s.cancelBuild},
 		{http.MethodPost, "/build/prune", s.pruneBuilds},
 		{http.MethodPost, "/session", noBuildKit},
@@ -105,6 +108,27 @@ func (s *Server) routes() []route {
 		{anyMethod, "/secrets/{what*}", noSwarm},
 		{anyMethod, "/configs", noSwarm},
 		{anyMethod, "/configs/{what*}", noSwarm},
+	}
+}
+
+// reachable refuses what makes an image as long as what manages the hypervisor is known to be away, for images are where its VMs are: the
+// reply is 503 before anything of a stream is sent. What goes away later ends the stream with the same words.
+func (s *Server) reachable(next handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		err := s.containers.Available()
+		if err == nil {
+			return next(w, r)
+		}
+		// A client that is still sending an image when the connection ends tells of that instead of the reply: it is read as long as
+		// it sends.
+		c := http.NewResponseController(w)
+		if c.EnableFullDuplex() != nil {
+			return err
+		}
+		writeError(w, err)
+		c.Flush()
+		io.Copy(io.Discard, r.Body)
+		return nil
 	}
 }
 

@@ -218,7 +218,7 @@ func (c *Container) Stop(ctx context.Context, o StopOptions) error {
 		return refuse(ErrNotModified, "container %s is stopped already", c.id)
 	}
 	if err == nil {
-		err = c.m.available() // else nobody could tell that the VM has ended
+		err = c.m.Available() // else nobody could tell that the VM has ended
 	}
 	if err != nil {
 		return err
@@ -345,7 +345,7 @@ func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
 	}
 	r, err := c.current()
 	if err == nil && sig == syscall.SIGKILL {
-		err = c.m.available()
+		err = c.m.Available()
 	}
 	if err != nil {
 		return err

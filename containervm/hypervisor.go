@@ -33,8 +33,8 @@ type Remote interface {
 	Available() error
 }
 
-// available is nil unless the Hypervisor is a Remote that says it is away.
-func (m *Manager) available() error {
+// Available is nil unless the Hypervisor is a Remote that says it is away. That is what is known: nobody is asked.
+func (m *Manager) Available() error {
 	if r, ok := m.o.Hypervisor.(Remote); ok {
 		return r.Available()
 	}

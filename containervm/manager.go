@@ -267,7 +267,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Container, error) {
 	if err := m.checkBinds(s.Binds); err != nil {
 		return nil, err
 	}
-	if err := m.available(); err != nil {
+	if err := m.Available(); err != nil {
 		return nil, err
 	}
 	id := newID()

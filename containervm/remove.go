@@ -32,7 +32,7 @@ func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
 		err = refuse(ErrConflict, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+name)
 	}
 	if err == nil {
-		err = c.m.available()
+		err = c.m.Available()
 	}
 	if err == nil {
 		c.removing = true
@@ -87,7 +87,7 @@ func (c *Container) autoRemove() {
 	if taken {
 		return
 	}
-	for c.m.available() != nil {
+	for c.m.Available() != nil {
 		if !c.m.rest() {
 			return // the next Manager removes it
 		}

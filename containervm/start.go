@@ -37,7 +37,7 @@ func (c *Container) Start(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	if err == nil {
-		err = c.m.available()
+		err = c.m.Available()
 	}
 	if err != nil {
 		return err

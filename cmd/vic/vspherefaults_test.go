@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -21,7 +19,6 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -295,195 +292,6 @@ func testPullBroken(t *testing.T, s *suite, c *cluster) {
 		s.docker(t, "", "rmi", image).ok()
 		await(t, files, func() string { return s.onDatastore(t) })
 	})
-}
-
-// A deaf vCenter takes connections. It breaks them at once, or keeps them and never says a word.
-type deaf struct {
-	net.Listener
-	silent atomic.Bool
-	tries  chan struct{} // has one for each connection
-
-	mu   sync.Mutex
-	kept []net.Conn
-	done chan struct{}
-}
-
-// newDeaf listens where vCenter does, which is away, until it is closed.
-func newDeaf(t *testing.T, c *cluster) *deaf {
-	t.Helper()
-	l, err := net.Listen("tcp", c.URL().Host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &deaf{Listener: l, tries: make(chan struct{}, 1000), done: make(chan struct{})}
-	go d.run()
-	return d
-}
-
-func (d *deaf) run() {
-	defer close(d.done)
-	for {
-		conn, err := d.Accept()
-		if err != nil {
-			return
-		}
-		if d.silent.Load() {
-			d.mu.Lock()
-			d.kept = append(d.kept, conn)
-			d.mu.Unlock()
-		} else {
-			conn.Close()
-		}
-		d.tries <- struct{}{}
-	}
-}
-
-// leave ends it.
-func (d *deaf) leave() {
-	d.Close()
-	<-d.done
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, conn := range d.kept {
-		conn.Close()
-	}
-	d.kept = nil
-}
-
-// tried waits until so many connections have come, from now on.
-func (d *deaf) tried(t *testing.T, n int) {
-	t.Helper()
-	for over := time.After(commandTimeout); n > 0; n-- {
-		select {
-		case <-d.tries:
-		case <-over:
-			t.Fatal("nobody looks for vCenter any more")
-		}
-	}
-}
-
-// testLongAway has vCenter be away until it was looked for often, of which it knows nothing at first, and then is silent.
-func testLongAway(t *testing.T, s *suite, c *cluster) {
-	const away = "vSphere is not available"
-	files := s.onDatastore(t)
-	ctx := t.Context()
-	running := func(name, script string) *object.VirtualMachine {
-		t.Helper()
-		s.docker(t, "", "run", "-d", "-i", "--name", name, "bb", "sh", "-c", script).ok()
-		vm, err := c.machine(ctx, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return vm
-	}
-	idle := "echo up; trap 'exit 7' TERM; while true; do sleep 1; done"
-	running("stays", "echo up; exec cat")
-	running("ends", idle)
-	deleted := running("deleted", idle)
-	s.docker(t, "", "create", "--name", "other", "bb", "true").ok()
-	image := s.wide(t, "lib/away:1", 1<<20)
-	since := fmt.Sprint(time.Now().Unix())
-	before := s.held(t)
-	listed, logged := s.docker(t, "", "ps", "-a", "--format", "{{.Names}} {{.State}}").ok(), len(s.log.String())
-
-	if err := c.Away(); err != nil {
-		t.Fatal(err)
-	}
-	d := newDeaf(t, c)
-	defer d.leave()
-	d.tried(t, 2)
-	for _, args := range [][]string{
-		{"create", "bb", "true"}, {"start", "other"}, {"pull", image}, {"stop", "stays"}, {"restart", "stays"}, {"kill", "stays"}, {"rm", "other"}, {"rm", "-f", "stays"}, {"volume", "create", "away"},
-	} {
-		s.docker(t, "", args...).wantError(1, away)
-	}
-	for path, body := range map[string]string{"/containers/create": `{"Image":"bb"}`, "/containers/other/start": "", "/containers/stays/stop": "", "/volumes/create": "{}"} {
-		if res, reply := s.request(t, http.MethodPost, "/v1.44"+path, "application/json", body); res.StatusCode != http.StatusServiceUnavailable {
-			t.Errorf("%s: %s, %v", path, res.Status, reply)
-		}
-	}
-	if now := s.docker(t, "", "ps", "-a", "--format", "{{.Names}} {{.State}}").ok(); now != listed {
-		t.Errorf("containers are\n%s\nand were\n%s", now, listed)
-	}
-	s.docker(t, "", "logs", "stays").want(0, "up\n")
-	finish := s.attach(t, "stays", "hello\n")
-	s.docker(t, "", "exec", "stays", "echo", "alive").want(0, "alive\n")
-
-	d.silent.Store(true)
-	s.docker(t, "", "exec", "ends", "kill", "-TERM", "1").ok()
-	for _, do := range []func(context.Context) (*object.Task, error){deleted.PowerOff, deleted.Destroy} { // by somebody else
-		task, err := do(ctx)
-		if err == nil {
-			err = task.Wait(ctx)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	d.tried(t, 2) // the first has waited in vain
-	s.docker(t, "", "exec", "stays", "echo", "alive").want(0, "alive\n")
-	events := func(extra ...string) string {
-		args := append([]string{"events", "--since", since, "--until", fmt.Sprint(time.Now().Add(time.Second).Unix()), "--filter", "event=die", "--format", "{{.Actor.Attributes.name}} {{.Actor.Attributes.exitCode}}"}, extra...)
-		return s.docker(t, "", args...).ok()
-	}
-	if got := events(); got != "" {
-		t.Errorf("events while vCenter is away: %s", got)
-	}
-	during := s.held(t)
-
-	d.leave()
-	if err := c.Return(); err != nil {
-		t.Fatal(err)
-	}
-	s.docker(t, "", "wait", "ends", "deleted").want(0, "7\n137\n")
-	finish() // what a container writes comes by the datastore
-	s.docker(t, "", "inspect", "deleted", "--format", "{{.State.Error}}").has("was deleted")
-	s.docker(t, "", "ps", "--format", "{{.Names}}").want(0, "stays\n")
-	got := strings.Fields(events())
-	slices.Sort(got)
-	if want := "137 7 deleted ends"; strings.Join(got, " ") != want {
-		t.Errorf("ended since: %s, want %s", got, want)
-	}
-	if lines := strings.Split(strings.TrimSpace(s.log.String()[logged:]), "\n"); len(lines) > 25 {
-		t.Errorf("%d lines of log:\n%s", len(lines), strings.Join(lines, "\n"))
-	}
-	if during.goroutines > before.goroutines || during.descriptors > before.descriptors { // vCenter's own are less
-		t.Errorf("while vCenter is away there are %d goroutines and %d descriptors, before were %d and %d", during.goroutines, during.descriptors, before.goroutines, before.descriptors)
-	}
-	s.docker(t, "", "pull", image).has("Downloaded newer image")
-	s.docker(t, "", "rm", "-f", "stays", "ends", "deleted", "other").ok()
-	s.docker(t, "", "rmi", image).ok()
-	await(t, files, func() string { return s.onDatastore(t) })
-}
-
-// attach attaches to a container that copies its input to its output, and says something. Finish waits until that has come back.
-func (s *suite) attach(t *testing.T, container, says string) (finish func()) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), commandTimeout)
-	cmd := s.command(ctx, "attach", container)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(in, says); err != nil {
-		t.Error(err)
-	}
-	return func() {
-		t.Helper()
-		back := make([]byte, len(says))
-		if _, err := io.ReadFull(out, back); err != nil || string(back) != says {
-			t.Errorf("attached to %s: %q, %v; want %q", container, back, err, says)
-		}
-		cancel()
-		_ = cmd.Wait() // it was killed
-	}
 }
 
 // testFailingRun has tasks fail while docker run is at work, and vCenter end its sessions.
