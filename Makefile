@@ -5,7 +5,7 @@
 # make appliance  build bin/vic-appliance.iso, from which the VM of a virtual container host on vSphere boots
 # make test     install what is missing, then run everything that is tested
 # make check    gofmt, go vet and the race detector
-# make nightly  run what takes too long for make test: a VCH from its installation on, power cuts of an appliance
+# make nightly  run what takes too long for make test: a VCH from its installation on, power cuts of an appliance, a vCenter that is away for a minute
 # make fuzz     fuzz every parser for a while
 # make suites   run the test suites of moby and docker/cli, which takes hours, and write docs/suites.md
 # make bench    measure each package, each stage of a pull, and pulls beside other engines
@@ -78,7 +78,7 @@ test:
 	@$(govc)
 	@$(MAKE) --no-print-directory all
 	go vet ./...
-	ORACLES=1 go test -timeout 40m ./...
+	ORACLES=1 go test -timeout 40m -p 3 ./...
 	ORACLES=1 go test -race -short -skip Killed ./fetch ./tether/wire ./containervm ./api ./layerstore/vsphere
 	ORACLES=1 go test -race -short -skip '$(one_goroutine)' ./layerstore
 	ORACLES=1 go test -race -run Concurrent ./vmdk ./layerstore/mount
@@ -88,7 +88,8 @@ nightly:
 	@$(call install,$(test_packages))
 	@$(MAKE) --no-print-directory all
 	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'PowerCut|Refused|Install' ./cmd/appliance
-	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'ESXi' ./cmd/vic
+	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'ESXi|VSphereMinute' ./cmd/vic
+	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'DockerVSphere/^stress$$$$' ./cmd/vic
 	NIGHTLY=1 ORACLES=1 go test -run 'HugeDirectory|HugeTree' ./diskfs
 
 check:
