@@ -20,7 +20,7 @@ import (
 // in vCenter's inventory, on this machine, nor in this process, which vCenter and vic serve are parts of.
 func testStress(t *testing.T, s *suite, c *cluster) {
 	const atOnce = 4
-	runs, volumes := 10, 50
+	runs, volumes := 6, 50
 	if os.Getenv("NIGHTLY") == "1" {
 		runs, volumes = 200, 1000
 	}
