@@ -187,10 +187,7 @@ func (w *watch) follow(ctx context.Context) (whole bool, err error) {
 		return whole, fmt.Errorf("create property collector: %w", err)
 	}
 	defer w.dispose(pc.Destroy)
-	if _, err := pc.CreateFilter(begin, types.CreateFilter{Spec: inPool(w.pool)}); err != nil {
-		return whole, fmt.Errorf("create property filter: %w", err)
-	}
-	login := w.session.Login()
+	login := w.session.Login() // of a later session the collector is none, and making the filter fails
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
 	defer context.AfterFunc(login, leave)()
@@ -199,6 +196,9 @@ func (w *watch) follow(ctx context.Context) (whole bool, err error) {
 			err = errAnew
 		}
 	}()
+	if _, err := pc.CreateFilter(begin, types.CreateFilter{Spec: inPool(w.pool)}); err != nil {
+		return whole, fmt.Errorf("create property filter: %w", err)
+	}
 	missing := w.begin(pc)
 	defer w.begin(nil)
 	estate := newEstate()
