@@ -54,6 +54,7 @@ var allowed = map[string][]string{
 	"bench/chart":           {},
 	"bench/corpus":          {"bench/layout"},
 	"bench/layout":          {},
+	"bench/oracle":          {},
 	"bench/figures":         {"bench/testimage"},
 	"bench/vsphere":         {"bench", "bench/corpus", "containervm", "containervm/vsphere", "fetch/archive", "layerstore", "layerstore/vsphere", "tether/wire"},
 	"bench/vcsim":           {"vmdk"},

@@ -11,25 +11,12 @@ import (
 	"testing"
 
 	"vic/bench/corpus"
+	"vic/bench/oracle"
 )
-
-// needTool skips a test whose means are not installed; with ORACLES=1 it fails.
-func needTool(t *testing.T, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err == nil {
-			continue
-		}
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatalf("%s is not installed", name)
-		}
-		t.Skipf("%s is not installed", name)
-	}
-}
 
 // TestInterruptedMounted ends an engine that has a file system mounted and waits for a blob.
 func TestInterruptedMounted(t *testing.T) {
-	needTool(t, "mkfs.ext4", "tar", "gzip", "mount")
+	oracle.Need(t, "mkfs.ext4", "tar", "gzip", "mount")
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
@@ -74,7 +61,7 @@ func TestInterruptedMounted(t *testing.T) {
 
 // TestConverters lets e2fsck judge what the file system makers leave, so that what is compared is whole.
 func TestConverters(t *testing.T) {
-	needTool(t, "mkfs.ext4", "mke2fs", "e2fsck", "tar", "gzip")
+	oracle.Need(t, "mkfs.ext4", "mke2fs", "e2fsck", "tar", "gzip")
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}

@@ -4,13 +4,15 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // TestRealTree applies a tar of a part of this machine, and wants GNU tar's own
 // extraction, e2fsck, the kernel's mount and our reader to agree.
 func TestRealTree(t *testing.T) {
-	needRoot(t)
-	needTool(t, "tar")
+	oracle.Root(t)
+	oracle.Need(t, "tar")
 	c := newChain(t, FormatOptions{Capacity: 512 << 20})
 	path := t.TempDir() + "/tree.tar"
 	tarball, err := os.Create(path)

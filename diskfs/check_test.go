@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // damage changes the file system behind its back, checksums made right again, and writes
@@ -35,7 +37,7 @@ func (c *chain) damage(change func(a *apply) error) {
 // TestCheck damages file systems in ways that checksums do not show, and wants Check to
 // say what e2fsck says.
 func TestCheck(t *testing.T) {
-	needTool(t, "e2fsck")
+	oracle.Need(t, "e2fsck")
 	l := append(layer{
 		file("a", strings.Repeat("a", 3*BlockSize)), file("b", strings.Repeat("b", 2*BlockSize)), link("c", "b"),
 		folder("d"), folder("d/e"), file("d/e/f", "f"), symlink("slow", strings.Repeat("s", 80)), symlink("fast", "f"),

@@ -10,14 +10,16 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"golang.org/x/sys/unix"
 )
 
 // TestWriteTar: GNU tar extracts what the kernel sees on the disk, and a disk made of the tar
 // is the same again.
 func TestWriteTar(t *testing.T) {
-	needRoot(t)
-	needTool(t, "tar", "setcap", "setfacl")
+	oracle.Root(t)
+	oracle.Need(t, "tar", "setcap", "setfacl")
 	src, dst, dir := t.TempDir(), t.TempDir(), t.TempDir()
 	makeTree(t, src, true, true)
 	if err := os.Chmod(src, 01750); err != nil {
@@ -78,7 +80,7 @@ func TestWriteTar(t *testing.T) {
 
 // TestGrafts: GNU tar extracts trees in one another.
 func TestGrafts(t *testing.T) {
-	needTool(t, "tar")
+	oracle.Need(t, "tar")
 	fill := func(names ...string) *FS {
 		c := newChain(t, FormatOptions{Capacity: 16 << 20})
 		var b bytes.Buffer
@@ -152,8 +154,8 @@ func TestGrafts(t *testing.T) {
 // TestWriteTarForeign: a disk that mke2fs made has what no layer brings: attributes with names
 // that a PAX record cannot hold, and sockets, which a tar cannot.
 func TestWriteTarForeign(t *testing.T) {
-	needRoot(t)
-	needTool(t, "mke2fs", "tar")
+	oracle.Root(t)
+	oracle.Need(t, "mke2fs", "tar")
 	src, dst, dir := t.TempDir(), t.TempDir(), t.TempDir()
 	for _, name := range []string{"file", "sock"} {
 		if err := os.WriteFile(filepath.Join(src, name), nil, 0o644); err != nil {

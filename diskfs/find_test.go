@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +21,7 @@ func TestFind(t *testing.T) {
 		symlink("badslash", "d/e/f/"), symlink("self", "."), symlink("root", "/"), file("exec", "x"),
 	}.tar(t))))
 	kernel := -1
-	if os.Geteuid() == 0 || os.Getenv("ORACLES") == "1" {
+	if os.Geteuid() == 0 || oracle.Demanded() {
 		dir, _ := mountDisk(t, c.path, "noload,ro")
 		var err error
 		if kernel, err = unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {

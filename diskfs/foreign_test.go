@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
+
 	gofile "github.com/diskfs/go-diskfs/backend/file"
 	goext4 "github.com/diskfs/go-diskfs/filesystem/ext4"
 )
@@ -21,8 +23,8 @@ import (
 // TestForeign reads file systems that mke2fs made: those of supported shapes as the kernel
 // does, the others not at all, and none is taken for a layer's.
 func TestForeign(t *testing.T) {
-	needRoot(t)
-	needTool(t, "mke2fs", "setcap", "setfacl", "setfattr")
+	oracle.Root(t)
+	oracle.Need(t, "mke2fs", "setcap", "setfacl", "setfattr")
 	src := t.TempDir()
 	makeTree(t, src, true, true)
 	command(t, "setfattr", "-x", "user.long", filepath.Join(src, "large")) // mke2fs -d cannot store it
@@ -113,7 +115,7 @@ func TestForeign(t *testing.T) {
 // features: fragmented files, indexes it grew itself, unwritten extents.
 func TestKernelWritten(t *testing.T) {
 	t.Parallel()
-	needTool(t, "mke2fs", "fallocate")
+	oracle.Need(t, "mke2fs", "fallocate")
 	path := filepath.Join(t.TempDir(), "disk.raw")
 	command(t, "mke2fs", "-q", "-F", "-t", "ext4", path, "600M")
 	dir, unmount := mountDisk(t, path, "rw")
@@ -138,7 +140,7 @@ func TestKernelWritten(t *testing.T) {
 
 // TestDebugfs: another parser of our inodes, and of the name hash.
 func TestDebugfs(t *testing.T) {
-	needTool(t, "debugfs")
+	oracle.Need(t, "debugfs")
 	c := newChain(t, smallDisk)
 	c.apply(bytes.NewReader(append(layer{
 		file("f", strings.Repeat("f", 10000)).mode(04711).owner(70000, 80000).xattr("user.x", "small").xattr("security.capability", capability),
@@ -164,7 +166,7 @@ func TestDebugfs(t *testing.T) {
 
 // TestDirHash compares the name hash with e2fsprogs'.
 func TestDirHash(t *testing.T) {
-	needTool(t, "debugfs")
+	oracle.Need(t, "debugfs")
 	seed := [4]uint32{0x04030201, 0x08070605, 0x0c0b0a09, 0x100f0e0d}
 	r := rand.New(rand.NewPCG(5, 6))
 	var names []string

@@ -3,6 +3,8 @@ package diskfs
 import (
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 func TestFormat(t *testing.T) {
@@ -25,7 +27,7 @@ func TestFormat(t *testing.T) {
 			if _, err := c.fs.ReadDir("."); err != nil {
 				t.Error(err)
 			}
-			needRoot(t)
+			oracle.Root(t)
 			before := overhead(t, c.path)
 			_, unmount := mountDisk(t, c.path, "rw")
 			unmount()
@@ -39,7 +41,7 @@ func TestFormat(t *testing.T) {
 // overhead is the number of blocks that the superblock says metadata takes.
 func overhead(t *testing.T, path string) string {
 	t.Helper()
-	needTool(t, "dumpe2fs")
+	oracle.Need(t, "dumpe2fs")
 	for line := range strings.Lines(command(t, "dumpe2fs", "-h", path)) {
 		if n, ok := strings.CutPrefix(line, "Overhead clusters:"); ok {
 			return strings.TrimSpace(n)

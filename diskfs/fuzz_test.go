@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // fuzzLimits keep one execution short.
@@ -30,7 +32,7 @@ func seedTars(f *testing.F) [][]byte {
 		layer{folder(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", "x"), link("y", ".wh..wh.plnk/1.2"), link("z", ".wh..wh.plnk/1.2")}.tar(f),
 		damageLayer(f),
 	}
-	if haveTool(f, "tar") {
+	if oracle.Have(f, "tar") {
 		dir := f.TempDir()
 		shell(f, `cd %s; mkdir -p d/e; echo f > d/e/f; ln -s e d/l; ln d/e/f d/h; truncate -s 100k s; echo x | dd of=s bs=1k seek=50 conv=notrunc status=none`, dir)
 		for _, args := range []string{"--format=v7", "--format=gnu --sparse", "--format=posix --sparse --sparse-version=0.0", "--format=posix --sparse --sparse-version=0.1", "--format=posix --sparse"} {

@@ -8,14 +8,16 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
+
 	"golang.org/x/sys/unix"
 )
 
 // TestGNUTar applies tars that GNU tar wrote, in all its formats, and wants the tree that
 // GNU tar extracts from them.
 func TestGNUTar(t *testing.T) {
-	needRoot(t)
-	needTool(t, "tar", "setcap", "setfacl", "setfattr")
+	oracle.Root(t)
+	oracle.Need(t, "tar", "setcap", "setfacl", "setfattr")
 	for _, tc := range []struct {
 		name string
 		args string

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +34,7 @@ func huge() int {
 // hash across leaves.
 func TestHugeDirectory(t *testing.T) {
 	needTime(t)
-	needRoot(t)
+	oracle.Root(t)
 	n := huge()
 	c := newChain(t, FormatOptions{Capacity: 64 << 30})
 	c.apply(generate(t, func(add func(item)) error {
@@ -80,7 +82,7 @@ func TestHugeDirectory(t *testing.T) {
 
 // TestSharedHash: of two names with one hash the first ends a leaf and the other begins the next.
 func TestSharedHash(t *testing.T) {
-	needRoot(t)
+	oracle.Root(t)
 	t.Parallel()
 	c := newChain(t, FormatOptions{})
 	hash := func(name string) uint32 { h, _ := dirHash(c.fs.sb.hashSeed, name); return h }
@@ -158,7 +160,7 @@ func TestManyFiles(t *testing.T) {
 // TestHugeTree: a tree of many files, each of which the kernel finds by its name.
 func TestHugeTree(t *testing.T) {
 	needTime(t)
-	needRoot(t)
+	oracle.Root(t)
 	t.Parallel()
 	n := huge()
 	name := func(i int) string { return fmt.Sprintf("%d/%d/f%d", i%10, i%1000, i) }
@@ -202,7 +204,7 @@ func TestHugeTree(t *testing.T) {
 // TestSparseFile: a file larger than its disk.
 func TestSparseFile(t *testing.T) {
 	t.Parallel()
-	needTool(t, "tar")
+	oracle.Need(t, "tar")
 	dir := t.TempDir()
 	f, err := os.Create(filepath.Join(dir, "sparse"))
 	if err != nil {
@@ -293,7 +295,7 @@ func TestHugeFile(t *testing.T) {
 	if !*large {
 		t.Skip("takes -large, a minute, and 20 GB in the folder for temporary files")
 	}
-	needRoot(t)
+	oracle.Root(t)
 	const size = 9<<30 + 4711
 	// block makes the file's content from off on.
 	block := func(p []byte, off int64) {

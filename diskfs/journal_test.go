@@ -7,14 +7,16 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // journalled makes an ext4 that the kernel was writing to when its power went: what was done last is
 // in the journal alone.
 func journalled(t *testing.T, features string) string {
 	t.Helper()
-	needRoot(t)
-	needTool(t, "mke2fs", "mount", "e2fsck")
+	oracle.Root(t)
+	oracle.Need(t, "mke2fs", "mount", "e2fsck")
 	dir := t.TempDir()
 	raw, cut, mnt := filepath.Join(dir, "raw"), filepath.Join(dir, "cut"), filepath.Join(dir, "mnt")
 	if err := os.Mkdir(mnt, 0o755); err != nil {

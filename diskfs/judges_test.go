@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -98,7 +100,7 @@ func (tc layerCase) judge(t *testing.T, got tree, tars [][]byte) {
 		return
 	}
 	tc.compare(t, "containerd", got, tars, containerdTree)
-	if tc.refused == "" && haveTool(t, "umoci") {
+	if tc.refused == "" && oracle.Have(t, "umoci") {
 		tc.compare(t, "umoci", got, tars, umociTree)
 	}
 }
@@ -170,7 +172,7 @@ func containerdTree(t testing.TB, layers [][]byte) (tree, error) {
 // containerdApply applies one more layer to a folder.
 func containerdApply(t testing.TB, root string, layer []byte) error {
 	t.Helper()
-	needRoot(t)
+	oracle.Root(t)
 	path := filepath.Join(t.TempDir(), "layer.tar")
 	if err := os.WriteFile(path, layer, 0600); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // A recipe is made of every tar that a test applies, and has to give that tar again.
@@ -141,7 +143,7 @@ func TestRecipeSparse(t *testing.T) {
 // gnuTar is GNU tar's archive of a file with holes.
 func gnuTar(t *testing.T, args ...string) []byte {
 	t.Helper()
-	needTool(t, "tar")
+	oracle.Need(t, "tar")
 	dir := t.TempDir()
 	f, err := os.Create(dir + "/sparse")
 	if err != nil {

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -50,7 +52,7 @@ func needTime(t *testing.T) {
 // TestLargeDirectory: directories far beyond one block, and what later layers do to them.
 func TestLargeDirectory(t *testing.T) {
 	t.Parallel()
-	needTool(t, "debugfs")
+	oracle.Need(t, "debugfs")
 	// 8 blocks are linear, from 9 on there is an index; 507 leaves fill its root.
 	for _, n := range []int{250, 1100, 20000} {
 		c := newChain(t, FormatOptions{Capacity: 4 << 30})
@@ -140,7 +142,7 @@ func TestFragments(t *testing.T) {
 	c.apply(bytes.NewReader(tar))
 	c.check()
 	c.checkReader()
-	if haveTool(t, "debugfs") {
+	if oracle.Have(t, "debugfs") {
 		if out := command(t, "debugfs", "-R", "ex /f1361", c.path); !strings.Contains(out, " 2/ 2") {
 			t.Errorf("1361 extents not two levels deep:\n%.500s", out)
 		}
@@ -366,8 +368,8 @@ func TestFilled(t *testing.T) {
 // TestGuest: a guest mounts the disk read-write, works on it, and goes.
 func TestGuest(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	needTool(t, "cp", "setfattr")
+	oracle.Root(t)
+	oracle.Need(t, "cp", "setfattr")
 	c := newChain(t, FormatOptions{Capacity: 4 << 30})
 	c.apply(bytes.NewReader(append(many("big", 5000), append(many("small", 50), file("x", "").xattr("user.x", strings.Repeat("v", 200)))...).tar(t)))
 	c.check()

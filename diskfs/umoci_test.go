@@ -8,13 +8,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // umociTree unpacks the layers with umoci, which follows the image specification's
 // layer.md closely, and returns what it made.
 func umociTree(t testing.TB, layers [][]byte) (tree, error) {
 	t.Helper()
-	needRoot(t)
+	oracle.Root(t)
 	layout, rootfs := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), "rootfs")
 	writeLayout(t, layout, layers)
 	if out, err := exec.Command("umoci", "raw", "unpack", "--image", layout+":latest", rootfs).CombinedOutput(); err != nil {

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -33,7 +35,7 @@ const (
 // startRegistry runs docker-registry on loopback and returns its host:port.
 func startRegistry(t testing.TB, htpasswd bool) string {
 	t.Helper()
-	program := needTool(t, "docker-registry")
+	program := oracle.Find(t, "docker-registry")
 	dir := t.TempDir()
 	auth := ""
 	if htpasswd {
@@ -188,7 +190,7 @@ func (p pusher) image(platform ocispec.Platform, tag string) ocispec.Descriptor 
 // run runs a program that must succeed.
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), needTool(t, name), args...)
+	cmd := exec.CommandContext(t.Context(), oracle.Find(t, name), args...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %q: %v\n%s", name, args, err, out)

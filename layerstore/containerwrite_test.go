@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/diskfs"
 )
 
@@ -72,8 +73,8 @@ func (w *written) text(name string) string {
 // fsck has e2fsck judge the disk, and returns the path of its bytes.
 func (w *written) fsck() string {
 	w.t.Helper()
-	needTool(w.t, "qemu-img")
-	needTool(w.t, "e2fsck")
+	oracle.Need(w.t, "qemu-img")
+	oracle.Need(w.t, "e2fsck")
 	raw := filepath.Join(w.t.TempDir(), "raw")
 	command(w.t, "qemu-img", "convert", "-O", "raw", filepath.Join(w.folder, containerDisk), raw)
 	command(w.t, "e2fsck", "-fn", raw)
@@ -121,7 +122,7 @@ func testApply(t *testing.T, w *written) {
 		}
 	}
 	raw := w.fsck()
-	needTool(t, "debugfs")
+	oracle.Need(t, "debugfs")
 	if got := command(t, "debugfs", "-R", "cat in/link4", raw); !strings.HasSuffix(got, "4") {
 		t.Errorf("debugfs reads %q", got)
 	}

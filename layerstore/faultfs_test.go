@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
+
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -52,9 +54,7 @@ type logOp struct {
 // mountFaultFS mounts an empty one until the test ends.
 func mountFaultFS(t *testing.T) *faultFS {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		needed(t, fmt.Errorf("mounting needs root"))
-	}
+	oracle.Root(t)
 	backing, dir := memoryDir(t), t.TempDir()
 	f := &faultFS{Dir: dir, ids: map[uint64]int{}}
 	var st syscall.Stat_t
@@ -67,7 +67,7 @@ func mountFaultFS(t *testing.T) *faultFS {
 	keep := time.Minute // nobody else changes it
 	server, err := fs.Mount(dir, root, &fs.Options{EntryTimeout: &keep, AttrTimeout: &keep, MountOptions: fuse.MountOptions{DirectMount: true, FsName: "faultfs"}})
 	if err != nil {
-		needed(t, fmt.Errorf("mount a FUSE file system: %w", err))
+		oracle.Missing(t, fmt.Errorf("mount a FUSE file system: %w", err))
 	}
 	t.Cleanup(func() {
 		if err := server.Unmount(); err != nil {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/opencontainers/go-digest"
 )
 
@@ -29,7 +31,7 @@ func flatten(t *testing.T, s *Store, ref string) *Flattened {
 // depthOf returns the number of disks in an image's chain, as qemu-img counts them.
 func depthOf(t *testing.T, s *Store, img *Image) int {
 	t.Helper()
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	path, err := s.DiskPath(img)
 	if err != nil {
 		t.Fatal(err)
@@ -299,7 +301,7 @@ func TestKilledFlattening(t *testing.T) {
 // rawContainer returns what a container's disk shows, as a raw file.
 func rawContainer(t *testing.T, disk string) string {
 	t.Helper()
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	raw := filepath.Join(t.TempDir(), "container.raw")
 	command(t, "qemu-img", "convert", "-f", "vmdk", "-O", "raw", disk, raw)
 	return raw

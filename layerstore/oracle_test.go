@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -44,8 +46,8 @@ func checkClean(t testing.TB, s *Store) {
 // whole chain, and holds it against e2fsck.
 func rawDisk(t *testing.T, s *Store, img *Image) string {
 	t.Helper()
-	needTool(t, "qemu-img")
-	needTool(t, "e2fsck")
+	oracle.Need(t, "qemu-img")
+	oracle.Need(t, "e2fsck")
 	path, err := s.DiskPath(img)
 	if err != nil {
 		t.Fatal(err)
@@ -72,13 +74,11 @@ func rawDisk(t *testing.T, s *Store, img *Image) string {
 // mount mounts a raw disk read-only with the kernel.
 func mount(t *testing.T, raw string) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		needed(t, fmt.Errorf("mounting needs root"))
-	}
+	oracle.Root(t)
 	dir := t.TempDir()
 	out, err := exec.Command("mount", "-t", "ext4", "-o", "loop,ro,noload", raw, dir).CombinedOutput()
 	if err != nil {
-		needed(t, fmt.Errorf("mount: %w: %s", err, out))
+		oracle.Missing(t, fmt.Errorf("mount: %w: %s", err, out))
 	}
 	t.Cleanup(func() { command(t, "umount", dir) })
 	return dir
@@ -87,7 +87,7 @@ func mount(t *testing.T, raw string) string {
 // umociUnpack returns what umoci makes of an image.
 func umociUnpack(t *testing.T, m *memImage) string {
 	t.Helper()
-	needTool(t, "umoci")
+	oracle.Need(t, "umoci")
 	dir := t.TempDir()
 	layout := filepath.Join(dir, "layout")
 	write := func(name string, b []byte) {

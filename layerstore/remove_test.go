@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/opencontainers/go-digest"
 )
 
@@ -225,7 +227,7 @@ func TestRemoveDamaged(t *testing.T) {
 }
 
 func TestContainerDisk(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	s := openStore(t, Options{})
 	img := pullImage(t, s, webImage(t), "web")
 	path, err := s.CreateContainerDisk("web-1", img.ID)
@@ -240,7 +242,7 @@ func TestContainerDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	command(t, "qemu-img", "compare", "-f", "vmdk", "-F", "vmdk", path, top)
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	command(t, "qemu-io", "-f", "vmdk", "-c", "write -P 0x5a 100M 1M", path)
 	command(t, "qemu-io", "-f", "vmdk", "-c", "read -P 0x5a 100M 1M", path)
 	checkClean(t, s) // no disk below was touched, and qemu's new CID is nobody's parent

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 )
@@ -202,7 +204,7 @@ func damageAt(path string, off int64) error {
 // TestRepairRunning: a layer that QEMU has open under a container's disk is left alone until
 // that ends.
 func TestRepairRunning(t *testing.T) {
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	s := openStore(t, Options{})
 	src := webImage(t)
 	img := pullImage(t, s, src, "web")
@@ -354,7 +356,7 @@ func TestRepairNothingElse(t *testing.T) {
 // TestRepairFlattened: an image that was flattened is mended too; if the one disk is lost, it
 // gets its layers' disks back.
 func TestRepairFlattened(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	for _, test := range []struct {
 		name   string
 		damage func(d Dir, img *Image) error

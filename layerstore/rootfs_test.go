@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"vic/bench/oracle"
 	"vic/diskfs"
 )
 
@@ -78,7 +79,7 @@ func TestDiff(t *testing.T) {
 
 // TestExport: umoci unpacks of an image what GNU tar extracts of its export.
 func TestExport(t *testing.T) {
-	needTool(t, "tar")
+	oracle.Need(t, "tar")
 	s := openStore(t, Options{})
 	src := webImage(t)
 	img := pullImage(t, s, src, "web")

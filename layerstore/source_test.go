@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -21,22 +19,6 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
-
-// needTool skips the test without a program, or fails it if ORACLES=1.
-func needTool(t *testing.T, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		needed(t, err)
-	}
-}
-
-func needed(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
-}
 
 // testCapacity keeps the disks of tests small.
 const testCapacity = 1 << 30

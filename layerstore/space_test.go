@@ -4,23 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/diskfs"
 )
 
 // A datastore that is full refuses a pull and is as full as before.
 func TestDatastoreFull(t *testing.T) {
-	if os.Geteuid() != 0 {
-		needed(t, errors.New("mounting needs root"))
-	}
+	oracle.Root(t)
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", dir).CombinedOutput(); err != nil {
-		needed(t, fmt.Errorf("mount tmpfs: %w: %s", err, out))
+		oracle.Missing(t, fmt.Errorf("mount tmpfs: %w: %s", err, out))
 	}
 	t.Cleanup(func() { command(t, "umount", dir) })
 	s, err := Open(filepath.Join(dir, "store"), Options{Capacity: testCapacity})

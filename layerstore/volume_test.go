@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vic/bench/oracle"
 	"vic/diskfs"
 )
 
@@ -35,8 +36,8 @@ func makeVolume(t *testing.T, s *Store, o VolumeOptions) *Volume {
 // rawVolume converts a volume's disk into a file of its bytes, by qemu-img.
 func rawVolume(t *testing.T, s *Store, name string) string {
 	t.Helper()
-	needTool(t, "qemu-img")
-	needTool(t, "e2fsck")
+	oracle.Need(t, "qemu-img")
+	oracle.Need(t, "e2fsck")
 	path, err := s.VolumeDisk(name)
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +75,7 @@ func TestVolumeDisk(t *testing.T) {
 
 // The largest volume takes little as well.
 func TestVolumeLargest(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	s := openVolumes(t)
 	makeVolume(t, s, VolumeOptions{Name: "vol", Options: map[string]string{"size": "2047g"}})
 	if n, err := s.VolumeStored("vol"); err != nil || n > 32<<20 {

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/vmdk"
 )
 
@@ -379,8 +380,8 @@ func TestSharedVolumes(t *testing.T) {
 
 // The disk that volumes elsewhere begin as has a file system that e2fsck likes.
 func TestEmptyVolume(t *testing.T) {
-	needTool(t, "qemu-img")
-	needTool(t, "e2fsck")
+	oracle.Need(t, "qemu-img")
+	oracle.Need(t, "e2fsck")
 	s := openStore(t, Options{})
 	d, err := s.EmptyVolume(256 << 20)
 	if err != nil {

@@ -7,12 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // fsckDistant has e2fsck judge the disk of a volume that is elsewhere.
 func fsckDistant(t *testing.T, d *distantDisks, disk string) {
 	t.Helper()
-	needTool(t, "e2fsck")
+	oracle.Need(t, "e2fsck")
 	raw := filepath.Join(t.TempDir(), "raw")
 	if err := os.WriteFile(raw, d.disks[disk], 0o600); err != nil {
 		t.Fatal(err)

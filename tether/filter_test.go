@@ -20,20 +20,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vic/bench/oracle"
 	"vic/tether/wire"
 )
-
-// asRoot skips a test that wants root; with ORACLES=1 it fails.
-func asRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatal("wants root")
-	}
-	t.Skip("wants root")
-}
 
 func try(t *testing.T, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -156,9 +145,9 @@ func hear(t *testing.T, patience time.Duration, ns, from, proto, to string) stri
 
 // TestFilter has two kernels talk with each other at each trust level: acceptance scenario 42. The one of the guest filters.
 func TestFilter(t *testing.T) {
-	asRoot(t)
-	needTool(t, "ip")
-	needTool(t, "ping")
+	oracle.Root(t)
+	oracle.Need(t, "ip")
+	oracle.Need(t, "ping")
 	guest, other := fmt.Sprintf("vicfg%d", os.Getpid()), fmt.Sprintf("vicfo%d", os.Getpid())
 	for _, ns := range []string{guest, other} {
 		tool(t, "ip", "netns", "add", ns)

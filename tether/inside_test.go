@@ -15,20 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/tether/wire"
 )
-
-// needTool skips a test whose judge is not installed; with ORACLES=1 it fails.
-func needTool(t *testing.T, name string) {
-	t.Helper()
-	if _, err := osexec.LookPath(name); err == nil {
-		return
-	}
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf("%s is not installed", name)
-	}
-	t.Skipf("%s is not installed", name)
-}
 
 func TestParseProcess(t *testing.T) {
 	const rest = " S 1 7 7 34816 9 4194560 120 0 3 0 150 50 0 0 20 0 3 0 4200 2314240 12 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 0 0"
@@ -43,7 +32,7 @@ func TestParseProcess(t *testing.T) {
 			t.Errorf("%q: %+v", text, p)
 		}
 	}
-	needTool(t, "ps") // which reads this process as well
+	oracle.Need(t, "ps") // which reads this process as well
 	own, err := os.ReadFile("/proc/self/stat")
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +75,7 @@ func TestUsage(t *testing.T) {
 
 // TestTree has GNU tar judge what is written of a tree, and an extraction give back what was read.
 func TestTree(t *testing.T) {
-	needTool(t, "tar")
+	oracle.Need(t, "tar")
 	if os.Getuid() != 0 {
 		t.Skip("only root makes devices")
 	}

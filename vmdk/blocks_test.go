@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // TestBlocks writes blocks over what shows the disks below, as ESXi's child of their top does.
@@ -68,8 +70,8 @@ func TestBlocksLoop(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	needTool(t, "losetup")
-	needTool(t, "qemu-img")
+	oracle.Need(t, "losetup")
+	oracle.Need(t, "qemu-img")
 	const capacity = 70 << 20
 	dir := t.TempDir()
 	d, raw := sampleChain(t, dir, capacity)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/klauspost/compress/zlib"
 	govmdk "github.com/vmware/govmomi/vmdk"
 )
@@ -93,7 +95,7 @@ func sampleStream(t testing.TB) ([]byte, map[int64][]byte) {
 }
 
 func TestReadFooter(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	dir := t.TempDir()
 	b, grains := sampleStream(t)
 	disk, rawFile := filepath.Join(dir, "disk.vmdk"), filepath.Join(dir, "raw")

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+
+	"vic/bench/oracle"
 )
 
 // cowdFile is what a COWD reads as.
@@ -75,7 +77,7 @@ func below(t testing.TB, d *Disk, top int) *Disk {
 // TestCOWD has a chain as COWD over a flat base, cut at each height, and as COWD over COWD,
 // judged by QEMU.
 func TestCOWD(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	const capacity = 9<<20 + 5*SectorSize // QEMU reads COWD grain by grain, 512 bytes at a time
 	dir := t.TempDir()
 	d, raw := sampleChain(t, dir, capacity)
@@ -193,7 +195,7 @@ func TestCOWDBytes(t *testing.T) {
 
 // TestCOWDZeroedGrains: zeros over data are written out, zeros over nothing are not there.
 func TestCOWDZeroedGrains(t *testing.T) {
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	dir := t.TempDir()
 	base, top := filepath.Join(dir, "base.vmdk"), filepath.Join(dir, "top.vmdk")
 	tool(t, "qemu-img", "create", "-q", "-f", "vmdk", "-o", "zeroed_grain=on", base, "40M")
@@ -239,7 +241,7 @@ func TestCOWDOfCompressed(t *testing.T) {
 // TestCOWDWritten: QEMU adds grains to a COWD extent where freeSector says that nothing is,
 // which reads well here and would not where ESXi adds the next. This package writes none.
 func TestCOWDWritten(t *testing.T) {
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	dir := t.TempDir()
 	d, raw := sampleChain(t, dir, 9<<20+5*SectorSize)
 	name := filepath.Join(dir, "delta.vmdk")
@@ -441,9 +443,9 @@ func FuzzCOWDHeader(f *testing.F) {
 // TestCOWDLibvmdk has libvmdk, which knows COWD from VMware's document and not from QEMU,
 // show the disks as files.
 func TestCOWDLibvmdk(t *testing.T) {
-	needTool(t, "vmdkinfo")
-	needTool(t, "vmdkmount")
-	needTool(t, "fusermount")
+	oracle.Need(t, "vmdkinfo")
+	oracle.Need(t, "vmdkmount")
+	oracle.Need(t, "fusermount")
 	dir := t.TempDir()
 	const capacity = 9 << 20
 	d, raw := sampleChain(t, dir, capacity)

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // TestCOWDMount has the kernel mount what a chain of COWD over a flat disk holds: a file
@@ -15,7 +17,7 @@ func TestCOWDMount(t *testing.T) {
 		t.Skip("needs root")
 	}
 	for _, name := range []string{"mke2fs", "debugfs", "e2fsck", "qemu-img", "mount"} {
-		needTool(t, name)
+		oracle.Need(t, name)
 	}
 	const capacity = 24 << 20
 	dir := t.TempDir()

@@ -7,12 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // TestCreateExtentAsQEMU compares with what qemu-img creates: apart from its
 // embedded descriptor, and the offsets that follow from it, the files agree.
 func TestCreateExtentAsQEMU(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	dir := t.TempDir()
 	for _, capacity := range []int64{512, 1 << 20, 32 << 20, 32<<20 + 512, 5 << 30, 64 << 30} {
 		name := filepath.Join(dir, "qemu.vmdk")
@@ -102,7 +104,7 @@ func newDescriptor(t testing.TB, dir, name string, capacity int64, parent string
 
 // TestQEMUWritesOurs lets qemu-io write all over a disk from CreateExtent.
 func TestQEMUWritesOurs(t *testing.T) {
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	dir := t.TempDir()
 	const capacity = 150<<20 + 7*SectorSize
 	disk := newQEMUDisk(t, dir, "a", capacity, "")

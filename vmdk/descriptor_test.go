@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 func TestDescriptorGolden(t *testing.T) {
@@ -204,7 +206,7 @@ func TestCIDFor(t *testing.T) {
 // TestDescriptorQEMURewritesCID lets QEMU change the CID in a descriptor, as it
 // does on the first write after each open, and reads the result.
 func TestDescriptorQEMURewritesCID(t *testing.T) {
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	dir := t.TempDir()
 	const capacity = 40 << 20
 	disk := filepath.Join(dir, "a.vmdk")

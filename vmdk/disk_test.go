@@ -10,12 +10,14 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // TestChain builds a chain of 40 disks, by LayerWriter, by WriteAt and by QEMU
 // in turn, and lets QEMU read it at each of several depths.
 func TestChain(t *testing.T) {
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // sampleLayer is a finished layer of five grains in two tables.
@@ -185,7 +187,7 @@ func TestCheckCounts(t *testing.T) {
 // TestShortLastGrain reads and then writes a disk whose file ends within its
 // last grain, which begins at no multiple of the grain size.
 func TestShortLastGrain(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	dir := t.TempDir()
 	const capacity = 64 << 20
 	disk := newQEMUDisk(t, dir, "a", capacity, "")

@@ -8,24 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-)
 
-// needTool skips the test if the program that judges it is missing, or fails it
-// where ORACLES=1 says that all of them must be there.
-func needTool(t testing.TB, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-}
+	"vic/bench/oracle"
+)
 
 // tool runs a program that must succeed, and returns what it printed.
 func tool(t testing.TB, name string, args ...string) []byte {
 	t.Helper()
-	needTool(t, name)
+	oracle.Need(t, name)
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -39,7 +29,7 @@ func tool(t testing.TB, name string, args ...string) []byte {
 // toolFails runs a program that must fail.
 func toolFails(t testing.TB, name string, args ...string) {
 	t.Helper()
-	needTool(t, name)
+	oracle.Need(t, name)
 	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err == nil {
 		t.Fatalf("%s %q succeeded:\n%s", name, args, out)
 	}

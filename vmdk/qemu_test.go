@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // rawSample writes a raw file with data, zeros and holes, and what a grain may
@@ -45,7 +47,7 @@ func rawSample(t testing.TB, dir string, capacity int64) string {
 
 // TestReadQEMU reads every kind of VMDK that qemu-img writes.
 func TestReadQEMU(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	for _, options := range []string{
 		"subformat=monolithicSparse",
 		"subformat=monolithicSparse,zeroed_grain=on",
@@ -82,7 +84,7 @@ func TestReadQEMU(t *testing.T) {
 // TestReadQEMUParts reads a disk of several extent files, a whole one and the
 // rest, with data at the border.
 func TestReadQEMUParts(t *testing.T) {
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	for _, subformat := range []string{"twoGbMaxExtentSparse", "twoGbMaxExtentFlat"} {
 		t.Run(subformat, func(t *testing.T) {
 			dir := t.TempDir()

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"vic/bench/oracle"
+
 	govmdk "github.com/vmware/govmomi/vmdk"
 )
 
@@ -59,7 +61,7 @@ func flatDescriptor(capacity int64) *Descriptor {
 }
 
 func TestWriteStream(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	for _, capacity := range []int64{70 << 20, 33<<20 + 5*SectorSize} {
 		t.Run(fmt.Sprint(capacity), func(t *testing.T) {
 			dir := t.TempDir()
@@ -193,7 +195,7 @@ func TestWriteStreamConcurrently(t *testing.T) {
 
 // TestWriteStreamEmpty: a disk without data is a valid one.
 func TestWriteStreamEmpty(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	dir := t.TempDir()
 	name, raw := filepath.Join(dir, "disk.vmdk"), filepath.Join(dir, "raw")
 	var b bytes.Buffer
@@ -223,8 +225,8 @@ func (w *shortWriter) Write(p []byte) (int, error) {
 }
 
 func TestWriteMonolithic(t *testing.T) {
-	needTool(t, "qemu-img")
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-img")
+	oracle.Need(t, "qemu-io")
 	for _, capacity := range []int64{70 << 20, 33<<20 + 5*SectorSize} {
 		t.Run(fmt.Sprint(capacity), func(t *testing.T) {
 			dir := t.TempDir()

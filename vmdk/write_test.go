@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // TestWriteAtModel writes at random into the top of a chain, reopens it now and
 // then, and compares with a flat file, by our reads and by QEMU's.
 func TestWriteAtModel(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -69,7 +71,7 @@ func TestWriteAtModel(t *testing.T) {
 // TestWriteAtAddsTables writes into a layer that LayerWriter left without grain
 // tables. QEMU would write over its header.
 func TestWriteAtAddsTables(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	dir := t.TempDir()
 	const capacity = 200 << 20
 	newQEMUDisk(t, dir, "base", capacity, "")
@@ -210,7 +212,7 @@ func TestWriteAtStaysFailed(t *testing.T) {
 // TestWriteAtZeroedGrain writes a part of a grain that a table says is zeros:
 // the rest stays zeros and does not come from the parent.
 func TestWriteAtZeroedGrain(t *testing.T) {
-	needTool(t, "qemu-io")
+	oracle.Need(t, "qemu-io")
 	dir := t.TempDir()
 	base, top := filepath.Join(dir, "base.vmdk"), filepath.Join(dir, "top.vmdk")
 	tool(t, "qemu-img", "create", "-q", "-f", "vmdk", base, "64M")

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -18,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"vic/bench/oracle"
 	"vic/containervm"
 	"vic/layerstore"
 )
@@ -28,18 +28,6 @@ var (
 	_ Engine = (*host)(nil)
 	_ Output = (*host)(nil)
 )
-
-// needTool skips a test whose judge is not installed; with ORACLES=1 it fails.
-func needTool(t *testing.T, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err == nil {
-		return
-	}
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf("%s is not installed", name)
-	}
-	t.Skipf("%s is not installed", name)
-}
 
 // A host builds without containers, and takes down what it is told.
 type host struct {
@@ -146,7 +134,7 @@ func (h *host) mustBuild(t testing.TB, o Options, dockerfile string, list ...tar
 // listing is what GNU tar finds in an image, without times.
 func (h *host) listing(t *testing.T, img *layerstore.Image) []string {
 	t.Helper()
-	needTool(t, "tar")
+	oracle.Need(t, "tar")
 	root, err := h.store.RootFS(t.Context(), img.Chain())
 	if err != nil {
 		t.Fatal(err)
@@ -274,8 +262,8 @@ func TestBuild(t *testing.T) {
 // check has e2fsck judge an image's disk.
 func (h *host) check(t *testing.T, img *layerstore.Image) {
 	t.Helper()
-	needTool(t, "qemu-img")
-	needTool(t, "e2fsck")
+	oracle.Need(t, "qemu-img")
+	oracle.Need(t, "e2fsck")
 	path, err := h.store.DiskPath(img)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"golang.org/x/sys/unix"
 )
@@ -101,7 +103,7 @@ func TestBrokenContext(t *testing.T) {
 
 // A sparse file of GNU tar's is read as what it stands for, and not without measure.
 func TestSparseContext(t *testing.T) {
-	needTool(t, "tar")
+	oracle.Need(t, "tar")
 	for _, tt := range []struct {
 		size int64
 		ok   bool

@@ -19,21 +19,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"vic/bench/layout"
+	"vic/bench/oracle"
 )
-
-// needTool skips a test whose judge is not installed; with ORACLES=1 it fails.
-func needTool(t *testing.T, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err == nil {
-			continue
-		}
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatalf("%s is not installed", name)
-		}
-		t.Skipf("%s is not installed", name)
-	}
-}
 
 func write(t *testing.T, s Shape) layout.Dir {
 	t.Helper()
@@ -95,7 +82,7 @@ func list(t *testing.T, c Compression, blob string) (l listed) {
 }
 
 func TestShapeByGNUTar(t *testing.T) {
-	needTool(t, "tar", "gzip", "zstd")
+	oracle.Need(t, "tar", "gzip", "zstd")
 	for _, tt := range []struct {
 		s    Shape
 		want []listed
@@ -122,7 +109,7 @@ func TestShapeByGNUTar(t *testing.T) {
 
 // TestShapeByUmoci lets umoci verify every digest, and apply the whiteouts.
 func TestShapeByUmoci(t *testing.T) {
-	needTool(t, "umoci", "skopeo")
+	oracle.Need(t, "umoci", "skopeo")
 	s := Shape{Seed: 3, Layers: 4, Files: 400, Sizes: Fixed(10), Whiteouts: 0.25}
 	tagged, bundle := filepath.Join(t.TempDir(), "tagged"), filepath.Join(t.TempDir(), "bundle")
 	for _, args := range [][]string{

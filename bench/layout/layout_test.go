@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -42,12 +44,7 @@ func makeLayout(t *testing.T) (Dir, []ocispec.Descriptor) {
 
 // TestServeSkopeo lets skopeo pull from the server, and verify what comes.
 func TestServeSkopeo(t *testing.T) {
-	if _, err := exec.LookPath("skopeo"); err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	oracle.Need(t, "skopeo")
 	d, layers := makeLayout(t)
 	s, err := d.Serve("")
 	if err != nil {

@@ -9,16 +9,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // TestKeepLayout lets skopeo verify every digest of what is made.
 func TestKeepLayout(t *testing.T) {
-	if _, err := exec.LookPath("skopeo"); err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	oracle.Need(t, "skopeo")
 	written := Layer{CreatedBy: "COPY a /", Write: func(w *tar.Writer) error { return files(w, "a", "of a\n") }}
 	var b bytes.Buffer
 	if err := written.writeTo(&b); err != nil {

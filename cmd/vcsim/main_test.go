@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 
+	"vic/bench/oracle"
+
 	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
@@ -94,12 +96,7 @@ func TestUsage(t *testing.T) {
 
 // TestKilled kills the program and wants its VMs to end.
 func TestKilled(t *testing.T) {
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	oracle.Need(t, "qemu-system-x86_64")
 	cmd := exec.Command(os.Args[0], "-json")
 	cmd.Env = append(os.Environ(), "BE_VCSIM=1", "TMPDIR="+t.TempDir()) // what it leaves
 	out, err := cmd.StdoutPipe()

@@ -9,12 +9,13 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 )
 
 // What debug collects is there for GNU tar, of an appliance that is off as well, and has no secrets; what cannot be collected is said.
 func TestDebug(t *testing.T) {
-	gnuTar, govc := needTool(t, "tar"), needTool(t, "govc")
+	gnuTar, govc := oracle.Find(t, "tar"), oracle.Find(t, "govc")
 	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}})
 	l.ok("update", "firewall", "--allow")
 	l.ok(l.create("--volume-store", "datastore1/volumes:default")...)

@@ -6,13 +6,14 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/containervm/appliance"
 )
 
 // A VCH's VM group is what govc says of the cluster, the appliance is told of it, inspect tells of it, and it goes as it came.
 func TestAffinityGroup(t *testing.T) {
-	govc := needTool(t, "govc")
+	govc := oracle.Find(t, "govc")
 	l := newLab(t, vcsim.Options{Switched: []string{"bridge"}})
 	l.ok("update", "firewall", "--allow")
 	groups := func() string {

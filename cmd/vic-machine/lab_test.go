@@ -21,29 +21,10 @@ import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/containervm/appliance"
 )
-
-// needTool finds a program of somebody else's that judges, and skips the test if it is missing, or fails it where ORACLES=1 says that all of
-// them must be there.
-func needTool(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		path, err = exec.LookPath(filepath.Join("..", "..", "bin", "peers", name))
-	}
-	if err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatalf("%s is missing", name)
-		}
-		t.Skipf("%s is missing", name)
-	}
-	if path, err = filepath.Abs(path); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
 
 // A lab is a simulated vSphere in which appliances come up: their API is a stand-in on this machine, which shows the certificates that
 // vic-machine has made.
@@ -71,7 +52,7 @@ func newLab(t *testing.T, o vcsim.Options) *lab {
 	b := func() string { return strconv.Itoa(1 + rand.IntN(250)) }
 	l := &lab{T: t, Server: s, dir: t.TempDir(), ip: "127." + b() + "." + b() + "." + b()}
 	t.Cleanup(l.stop)
-	needTool(t, "xorriso")
+	oracle.Need(t, "xorriso")
 	files := t.TempDir()
 	if err := os.WriteFile(filepath.Join(files, appliance.KeyFile), appliance.EmptyKey(), 0o600); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vic/api/certificate"
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/containervm/appliance"
 	"vic/containervm/vch"
@@ -20,7 +21,7 @@ import (
 
 // What create says it has made is there for others, ls and inspect tell of it, and what inspect config prints makes the same again.
 func TestLife(t *testing.T) {
-	govc, openssl := needTool(t, "govc"), needTool(t, "openssl")
+	govc, openssl := oracle.Find(t, "govc"), oracle.Find(t, "openssl")
 	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}, PortGroups: []string{"admin"}})
 	l.ok("update", "firewall", "--allow")
 	calls := l.writing()
@@ -445,7 +446,7 @@ func (l *lab) testUpgrade(inspect func() inspected) {
 
 // A user of its own gets what it needs, keeps what it has, and its password is as secret as the installer's.
 func TestOpsUser(t *testing.T) {
-	govc := needTool(t, "govc")
+	govc := oracle.Find(t, "govc")
 	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}})
 	l.ok("update", "firewall", "--allow")
 	t.Setenv("VIC_MACHINE_OPS_PASSWORD", "vic")

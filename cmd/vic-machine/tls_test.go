@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/containervm/appliance"
 )
@@ -15,7 +16,7 @@ import (
 // An authority made by openssl, with one between it and the server, is taken, and the appliance shows the whole chain: what lacks a part of it, or is
 // for another name, is refused. Certificates that are made keep their authority, and are made anew when that is asked for.
 func TestCertificates(t *testing.T) {
-	openssl := needTool(t, "openssl")
+	openssl := oracle.Find(t, "openssl")
 	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}})
 	l.ok("update", "firewall", "--allow")
 	certs := filepath.Join(l.dir, "certs")

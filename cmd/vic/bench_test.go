@@ -16,6 +16,7 @@ import (
 
 	"vic/bench"
 	"vic/bench/corpus"
+	"vic/bench/oracle"
 )
 
 // smallBench is a corpus that takes no time to speak of.
@@ -131,7 +132,7 @@ func TestBenchTable(t *testing.T) {
 		}
 	}
 	if os.Geteuid() == 0 {
-		needTool(t, "mkfs.ext4", "mke2fs", "tar", "zstd", "mount")
+		oracle.Need(t, "mkfs.ext4", "mke2fs", "tar", "zstd", "mount")
 		if strings.Contains(out, "mke2fs -d  not measured") {
 			t.Errorf("mke2fs -d was not measured:\n%s", out)
 		}

@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vic/bench/oracle"
 )
 
 // An issuer signs certificates.
@@ -230,7 +232,7 @@ func TestCertificateErrors(t *testing.T) {
 // openssl judges what vic certs makes; a server takes new ones at SIGHUP, and keeps the old ones if the
 // new are no good.
 func TestCerts(t *testing.T) {
-	needTool(t, "openssl")
+	oracle.Need(t, "openssl")
 	dir := t.TempDir()
 	at := func(parts ...string) string { return filepath.Join(append([]string{dir}, parts...)...) }
 	vic := func(args ...string) error {

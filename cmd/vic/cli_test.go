@@ -11,6 +11,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 )
 
@@ -96,7 +97,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestStoreCommands(t *testing.T) {
-	needTool(t, "docker-registry", "busybox", "qemu-img")
+	oracle.Need(t, "docker-registry", "busybox", "qemu-img")
 	dir := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", filepath.Join(dir, "none"))
 	registry, err := testimage.StartRegistry(t.Context(), filepath.Join(dir, "registry"))

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 )
 
@@ -174,7 +175,7 @@ func testImages(t *testing.T, s *suite) {
 	s.docker(t, "", "image", "inspect", "bb", "--format", "{{.Architecture}} {{.Os}} {{.Config.Cmd}} {{len .RootFS.Layers}}").want(0, "amd64 linux [sh] 1\n")
 	s.docker(t, "", "history", "--format", "{{.CreatedBy}}", "bb").has("busybox --install /bin")
 	disk := s.docker(t, "", "image", "inspect", "bb", "--format", "{{.GraphDriver.Data.Disk}}").ok()
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	if out, err := exec.Command("qemu-img", "info", disk).CombinedOutput(); err != nil || !strings.Contains(string(out), "64 GiB") {
 		t.Errorf("qemu-img info %s: %v\n%s", disk, err, out)
 	}
@@ -272,7 +273,7 @@ func testRemoveImages(t *testing.T, s *suite) {
 
 // Images go out and come back, by docker's client and by skopeo as one.
 func testTransport(t *testing.T, s *suite) {
-	needTool(t, "skopeo")
+	oracle.Need(t, "skopeo")
 	id := s.docker(t, "", "images", "-q", "--no-trunc", s.image).ok()
 	saved := filepath.Join(s.dir, "saved.tar")
 	s.docker(t, "", "save", "-o", saved, s.image).ok()
@@ -334,7 +335,7 @@ func testTransport(t *testing.T, s *suite) {
 
 // A tar becomes an image, which leaves as one.
 func testImport(t *testing.T, s *suite) {
-	needTool(t, "skopeo")
+	oracle.Need(t, "skopeo")
 	var root bytes.Buffer
 	w := tar.NewWriter(&root)
 	if err := errors.Join(testimage.Add(w, tar.Header{Name: "hello"}, "hello\n"), w.Close()); err != nil {

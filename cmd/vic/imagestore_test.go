@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/layerstore"
 	datastore "vic/layerstore/vsphere"
@@ -297,7 +298,7 @@ func testImageStoreDiff(t *testing.T, s *imageShop) {
 
 // testImageStoreConvert has the disk of an image written in each format, the same as from the local store.
 func testImageStoreConvert(t *testing.T, s *imageShop) {
-	needTool(t, "qemu-img", "e2fsck")
+	oracle.Need(t, "qemu-img", "e2fsck")
 	local := func(args ...string) string {
 		t.Helper()
 		out, _, err := vic(t, append(args, "--store", s.path("vch1"))...) // with disks of the same capacity
@@ -336,9 +337,9 @@ func testImageStoreConvert(t *testing.T, s *imageShop) {
 
 // testImageStoreMount compares what the kernel shows of the datastore with what GNU tar unpacks of the local store's export.
 func testImageStoreMount(t *testing.T, s *imageShop) {
-	needTool(t, "fusermount3")
+	oracle.Need(t, "fusermount3")
 	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
-		unable(t, errors.New("this takes root and /dev/fuse"))
+		oracle.Missing(t, errors.New("this takes root and /dev/fuse"))
 	}
 	dir, unpacked := s.path("mount"), s.path("unpacked")
 	for _, d := range []string{dir, unpacked} {

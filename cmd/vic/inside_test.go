@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
+
 	"github.com/coder/websocket"
 	"github.com/moby/moby/api/types/container"
 )
@@ -82,7 +84,7 @@ const listFiles = `cd "$1"; list() { find . ! -name . ! -path './dev/*' ! -path 
 
 // testChanges is docker diff, export and commit. What is exported first is in dir, for later ones.
 func testChanges(t *testing.T, s *suite, dir string) {
-	needTool(t, "umoci", "skopeo", "tar", "bash")
+	oracle.Need(t, "umoci", "skopeo", "tar", "bash")
 	s.docker(t, "", "diff", "inside").want(0, wantedChanges)
 	tree := filepath.Join(t.TempDir(), "export")
 	shell(t, `mkdir -p "$1"; tar -xpf - -C "$1"`, s.docker(t, "", "export", "inside").out, tree)
@@ -468,14 +470,14 @@ func testCopyBefore(t *testing.T, s *suite) {
 // fsck has e2fsck look at the disk of a container that does not run.
 func (s *suite) fsck(t *testing.T, name string) {
 	t.Helper()
-	needTool(t, "qemu-img", "e2fsck")
+	oracle.Need(t, "qemu-img", "e2fsck")
 	disk := s.docker(t, "", "inspect", "-f", "{{.GraphDriver.Data.Disk}}", name).ok()
 	shell(t, `cd "$1"; qemu-img convert -O raw "$2" raw; e2fsck -fn raw >&2`, "", t.TempDir(), disk)
 }
 
 // testManyCopies copies both ways at once; all must come through whole.
 func testManyCopies(t *testing.T, s *suite) {
-	needTool(t, "cmp")
+	oracle.Need(t, "cmp")
 	dir := t.TempDir()
 	var wg sync.WaitGroup
 	for i := range 8 {

@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 )
 
@@ -66,21 +67,12 @@ func (m *mounting) wait() error {
 	return m.cmd.Wait()
 }
 
-// unable skips a test for want of something; with ORACLES=1 it fails.
-func unable(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
-}
-
 // storeWithBusybox pulls a busybox image into a new store.
 func storeWithBusybox(t *testing.T, dir string) string {
 	t.Helper()
-	needTool(t, "docker-registry", "busybox", "fusermount3")
+	oracle.Need(t, "docker-registry", "busybox", "fusermount3")
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		unable(t, err)
+		oracle.Missing(t, err)
 	}
 	t.Setenv("DOCKER_CONFIG", filepath.Join(dir, "none"))
 	registry, err := testimage.StartRegistry(t.Context(), filepath.Join(dir, "registry"))
@@ -199,9 +191,7 @@ func TestMount(t *testing.T) {
 
 // TestMountUnprivileged: who is not root sees all of his own store.
 func TestMountUnprivileged(t *testing.T) {
-	if os.Geteuid() != 0 {
-		unable(t, errors.New("to be another user takes root"))
-	}
+	oracle.Root(t)
 	const nobody = 65534
 	work, err := os.MkdirTemp("", "vic-test-") // t.TempDir's parent is root's
 	if err != nil {
@@ -247,9 +237,7 @@ func TestMountUnprivileged(t *testing.T) {
 
 // TestMountAllowOther: other users see what modes and ACLs let them.
 func TestMountAllowOther(t *testing.T) {
-	if os.Geteuid() != 0 {
-		unable(t, errors.New("to be another user takes root"))
-	}
+	oracle.Root(t)
 	work, err := os.MkdirTemp("", "vic-test-")
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 )
 
@@ -27,7 +28,7 @@ type seedbed struct {
 
 func newSeedbed(t *testing.T) *seedbed {
 	t.Helper()
-	needTool(t, "docker-registry", "busybox", "skopeo")
+	oracle.Need(t, "docker-registry", "busybox", "skopeo")
 	b := &seedbed{dir: t.TempDir()}
 	t.Setenv("DOCKER_CONFIG", b.in("none"))
 	var err error

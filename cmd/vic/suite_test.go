@@ -17,22 +17,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"vic/api/certificate"
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 )
-
-// needTool skips a test whose judge or means is not installed; with ORACLES=1 it fails.
-func needTool(t *testing.T, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err == nil {
-			continue
-		}
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatalf("%s is not installed", name)
-		}
-		t.Skipf("%s is not installed", name)
-	}
-}
 
 // commandTimeout is how long one docker command may take. It is no measure of anything: a command that
 // hangs shall fail the test and not the whole run.
@@ -77,7 +64,7 @@ func newSuite(t *testing.T, flags ...string) *suite {
 // startSuite is newSuite with flags for the driver, which are asked for when there is a folder.
 func startSuite(t *testing.T, driver func(*suite) []string, flags ...string) *suite {
 	t.Helper()
-	needTool(t, "docker", "docker-registry", "busybox", "qemu-system-x86_64")
+	oracle.Need(t, "docker", "docker-registry", "busybox", "qemu-system-x86_64")
 	dir, err := os.MkdirTemp("", "vic-test-") // t.TempDir's path is too long for a socket
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 	"vic/layerstore"
 )
@@ -49,7 +50,7 @@ func filesLayer() testimage.Layer {
 }
 
 func openShop(t *testing.T) *toolShop {
-	needTool(t, "docker-registry", "busybox")
+	oracle.Need(t, "docker-registry", "busybox")
 	dir := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", filepath.Join(dir, "none"))
 	registry, err := testimage.StartRegistry(t.Context(), filepath.Join(dir, "registry"))
@@ -93,7 +94,7 @@ func (s *toolShop) path(name string) string { return filepath.Join(s.dir, name) 
 // tool runs a program that judges.
 func tool(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	needTool(t, name)
+	oracle.Need(t, name)
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC")
 	out, err := cmd.CombinedOutput()
@@ -107,12 +108,7 @@ func tool(t *testing.T, name string, args ...string) string {
 // of its disk.
 func TestLookInside(t *testing.T) {
 	s := openShop(t)
-	if os.Geteuid() != 0 {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatal("mounting needs root")
-		}
-		t.Skip("mounting needs root")
-	}
+	oracle.Root(t)
 	raw, mnt := s.path("disk.raw"), s.path("mnt")
 	s.ok("convert", s.ref, "--format", "raw", "-o", raw)
 	if err := os.Mkdir(mnt, 0o755); err != nil {
@@ -243,7 +239,7 @@ func TestDiffCommand(t *testing.T) {
 }
 
 func TestConvert(t *testing.T) {
-	needTool(t, "qemu-img", "e2fsck")
+	oracle.Need(t, "qemu-img", "e2fsck")
 	s := openShop(t)
 	disk := strings.TrimSpace(s.ok("disk", s.ref))
 	for format, driver := range map[string]string{"streamOptimized": "vmdk", "vmdk": "vmdk", "raw": "raw", "qcow2": "qcow2"} {
@@ -297,7 +293,7 @@ func TestConvert(t *testing.T) {
 // TestCheckRepair mends a store from its registry, and says of damage that it cannot mend whom
 // it concerns.
 func TestCheckRepair(t *testing.T) {
-	needTool(t, "qemu-img", "e2fsck")
+	oracle.Need(t, "qemu-img", "e2fsck")
 	s := openShop(t)
 	disk := strings.TrimSpace(s.ok("disk", s.ref))
 	extent := strings.TrimSuffix(disk, ".vmdk") + "-delta.vmdk"

@@ -20,6 +20,7 @@ import (
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/bench/vcsim/bridge"
 )
@@ -49,7 +50,7 @@ func ipCommand(t *testing.T, args ...string) {
 // newCluster starts one, or one ESXi host, with its datastores in a folder.
 func newCluster(t *testing.T, dir string, esx bool) *cluster {
 	t.Helper()
-	needTool(t, "ip", "qemu-img")
+	oracle.Need(t, "ip", "qemu-img")
 	id := os.Getpid() % 100000
 	c := &cluster{iface: fmt.Sprintf("vicv%d", id), dc: "/DC0", pool: "/DC0/host/DC0_C0/Resources/vch", size: "4 8588861440\n"}
 	if esx {

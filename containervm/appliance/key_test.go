@@ -8,24 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-)
 
-// needTool skips the test if a program it is judged by is missing, or fails it where ORACLES=1 says that all of them must be
-// there.
-func needTool(t *testing.T, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatalf("oracle missing: %v", err)
-		}
-		t.Skipf("oracle missing: %v", err)
-	}
-}
+	"vic/bench/oracle"
+)
 
 // discWith makes an ISO of these files by somebody else's program.
 func discWith(t *testing.T, files map[string][]byte) []byte {
 	t.Helper()
-	needTool(t, "xorriso")
+	oracle.Need(t, "xorriso")
 	dir := t.TempDir()
 	for name, p := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), p, 0o644); err != nil {
@@ -45,7 +35,7 @@ func discWith(t *testing.T, files map[string][]byte) []byte {
 
 // TestKey puts a key into an ISO, and has xorriso and cpio find it where the guest's kernel does.
 func TestKey(t *testing.T) {
-	needTool(t, "cpio")
+	oracle.Need(t, "cpio")
 	iso := discWith(t, map[string][]byte{KeyFile: EmptyKey(), releaseFile: []byte("v1.2.3\n"), "INITRD": make([]byte, 100_000), "VMLINUZ": []byte("x")})
 	if _, err := ReadKey(bytes.NewReader(iso)); !errors.Is(err, errNoKey) {
 		t.Errorf("key of nobody's ISO: %v", err)

@@ -7,16 +7,18 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 func buildAppliance(t *testing.T, program string) *Medium {
 	t.Helper()
 	if _, err := newestKernel("/boot", "/lib/modules"); err != nil {
-		missing(t, err)
+		oracle.Missing(t, err)
 	}
 	for _, p := range []string{debianISOLINUX, debianLDLINUX, debianCertificates} {
 		if _, err := os.Stat(p); err != nil {
-			missing(t, err)
+			oracle.Missing(t, err)
 		}
 	}
 	m, err := BuildAppliance(t.Context(), t.TempDir(), Options{Tether: program}, Appliance{Init: program, VIC: program, Release: "v1", Key: []byte("a key")})
@@ -28,8 +30,8 @@ func buildAppliance(t *testing.T, program string) *Medium {
 
 // TestAppliance builds an appliance's ISO twice, and from what is in it the medium that container VMs boot.
 func TestAppliance(t *testing.T) {
-	needTool(t, "cpio")
-	needTool(t, "xorriso")
+	oracle.Need(t, "cpio")
+	oracle.Need(t, "xorriso")
 	program := tether(t)
 	var isos [][]byte
 	var m *Medium

@@ -10,24 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vic/bench/oracle"
 )
-
-// needTool skips the test if a program it is judged by is missing, or fails it where
-// ORACLES=1 says that all of them must be there.
-func needTool(t testing.TB, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		missing(t, err)
-	}
-}
-
-func missing(t testing.TB, err error) {
-	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf("oracle missing: %v", err)
-	}
-	t.Skipf("oracle missing: %v", err)
-}
 
 // tether builds a static program to stand in for PID 1 where it does not run.
 func tether(t *testing.T) string {
@@ -49,7 +34,7 @@ func tether(t *testing.T) string {
 func build(t *testing.T, dir, tether string) *Medium {
 	t.Helper()
 	if _, err := newestKernel("/boot", "/lib/modules"); err != nil {
-		missing(t, err)
+		oracle.Missing(t, err)
 	}
 	m, err := Build(t.Context(), dir, Options{Tether: tether})
 	if err != nil {
@@ -59,7 +44,7 @@ func build(t *testing.T, dir, tether string) *Medium {
 }
 
 func TestBuild(t *testing.T) {
-	needTool(t, "cpio")
+	oracle.Need(t, "cpio")
 	bin := tether(t)
 	a, b := build(t, t.TempDir(), bin), build(t, t.TempDir(), bin)
 	for _, pair := range [][2]string{{a.Kernel, b.Kernel}, {a.Image, b.Image}, {a.Initrd, b.Initrd}} {
@@ -127,10 +112,10 @@ func TestBuild(t *testing.T) {
 // TestISO wants the same bytes from two builds at other times in other time zones, and
 // xorriso to see a boot image.
 func TestISO(t *testing.T) {
-	needTool(t, "xorriso")
+	oracle.Need(t, "xorriso")
 	for _, p := range []string{debianISOLINUX, debianLDLINUX} {
 		if _, err := os.Stat(p); err != nil {
-			missing(t, err)
+			oracle.Missing(t, err)
 		}
 	}
 	bin := tether(t)
@@ -180,10 +165,10 @@ func TestCompareVersions(t *testing.T) {
 // TestCompressedModules builds from a module folder whose files are compressed, as
 // Photon's and Fedora's are.
 func TestCompressedModules(t *testing.T) {
-	needTool(t, "xz")
+	oracle.Need(t, "xz")
 	k, err := newestKernel("/boot", "/lib/modules")
 	if err != nil {
-		missing(t, err)
+		oracle.Missing(t, err)
 	}
 	plain, err := collectModules(k.modules)
 	if err != nil {

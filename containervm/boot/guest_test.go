@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/tether/wire"
 )
 
@@ -34,7 +35,7 @@ func realTether(t *testing.T) string {
 func busyboxRoot(t *testing.T, programs ...string) string {
 	t.Helper()
 	for _, name := range []string{"mke2fs", "busybox", "qemu-system-x86_64"} {
-		needTool(t, name)
+		oracle.Need(t, name)
 	}
 	dir := t.TempDir()
 	script := `cd "$1"; shift; mkdir -p root/bin root/etc root/home/app root/tmp; cp "$(command -v busybox)" root/bin/busybox
@@ -264,7 +265,7 @@ func TestBootISO(t *testing.T) {
 	m := build(t, t.TempDir(), realTether(t))
 	for _, p := range []string{debianISOLINUX, debianLDLINUX} {
 		if _, err := os.Stat(p); err != nil {
-			missing(t, err)
+			oracle.Missing(t, err)
 		}
 	}
 	iso := filepath.Join(t.TempDir(), "vic.iso")

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/tether/wire"
 )
 
@@ -142,7 +143,7 @@ func TestTerminal(t *testing.T) {
 // open, and e2fsck find nothing to do. What was written in random bytes comes out of the
 // log as it was.
 func TestCleanEnd(t *testing.T) {
-	needTool(t, "e2fsck")
+	oracle.Need(t, "e2fsck")
 	disk := busyboxRoot(t)
 	m := build(t, t.TempDir(), realTether(t))
 	v := bootGuest(t, m, "", disk+",snapshot=off", wire.Config{Args: []string{"/bin/sh", "-c",

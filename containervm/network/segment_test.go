@@ -18,20 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/containervm"
 )
-
-// tool skips a test whose judge is not installed; with ORACLES=1 it fails.
-func tool(t testing.TB, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err == nil {
-		return
-	}
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf("%s is not installed", name)
-	}
-	t.Skipf("%s is not installed", name)
-}
 
 // run runs a program and returns what it says.
 func run(t testing.TB, args ...string) string {
@@ -60,13 +49,8 @@ type portGroup struct {
 
 func newPortGroup(t testing.TB) *portGroup {
 	t.Helper()
-	tool(t, "ip")
-	if os.Geteuid() != 0 {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatal("network namespaces want root")
-		}
-		t.Skip("network namespaces want root")
-	}
+	oracle.Need(t, "ip")
+	oracle.Root(t)
 	g := &portGroup{t: t, ns: fmt.Sprintf("vicpg%d", os.Getpid())}
 	g.namespace(g.ns)
 	run(t, "ip", "-n", g.ns, "link", "add", "name", "switch", "type", "bridge", "mcast_snooping", "0")
@@ -171,7 +155,7 @@ func (l *locked) String() string {
 func TestSegment(t *testing.T) {
 	g := newPortGroup(t)
 	for _, name := range []string{"ping", "curl", "dig", "tcpdump"} {
-		tool(t, name)
+		oracle.Need(t, name)
 	}
 	s := g.segment(nil)
 	logged := &locked{}
@@ -243,7 +227,7 @@ func TestSegment(t *testing.T) {
 	})
 	t.Run("outside", func(t *testing.T) { g.download(t, nsA) })
 	t.Run("outside without offloads", func(t *testing.T) {
-		tool(t, "ethtool")
+		oracle.Need(t, "ethtool")
 		run(t, in(nsB, "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "off")...)
 		g.download(t, nsB)
 	})

@@ -15,28 +15,12 @@ import (
 
 	"github.com/cavaliergopher/cpio"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 	"vic/containervm"
 )
 
 var _ containervm.Hypervisor = (*Driver)(nil)
-
-func needTool(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		missing(t, name)
-	}
-	return path
-}
-
-func missing(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf("%s is missing", what)
-	}
-	t.Skipf("%s is missing", what)
-}
 
 // needKernel returns the newest kernel installed on the host.
 func needKernel(t *testing.T) string {
@@ -46,7 +30,7 @@ func needKernel(t *testing.T) string {
 		t.Fatal(err)
 	}
 	if len(names) == 0 {
-		missing(t, "/boot/vmlinuz-*")
+		oracle.Missing(t, "/boot/vmlinuz-*")
 	}
 	return names[len(names)-1]
 }
@@ -54,7 +38,7 @@ func needKernel(t *testing.T) string {
 // initrd makes an initramfs of busybox and a script for PID 1.
 func initrd(t *testing.T, script string) string {
 	t.Helper()
-	busybox, err := os.ReadFile(needTool(t, "busybox"))
+	busybox, err := os.ReadFile(oracle.Find(t, "busybox"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,11 +93,11 @@ func runtimeDir(t *testing.T) string {
 // vm describes a VM that runs the script.
 func vm(t *testing.T, script string) containervm.VM {
 	t.Helper()
-	needTool(t, "qemu-system-x86_64")
+	oracle.Need(t, "qemu-system-x86_64")
 	kernel := needKernel(t)
 	dir, run := t.TempDir(), runtimeDir(t)
 	disk := filepath.Join(dir, "disk,with comma.vmdk")
-	if out, err := exec.Command(needTool(t, "qemu-img"), "create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", disk, "64M").CombinedOutput(); err != nil {
+	if out, err := exec.Command(oracle.Find(t, "qemu-img"), "create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", disk, "64M").CombinedOutput(); err != nil {
 		t.Fatalf("qemu-img: %v: %s", err, out)
 	}
 	return containervm.VM{
@@ -320,7 +304,7 @@ func TestStartFails(t *testing.T) {
 
 // TestPlatform takes whatever the host has, and wants it to be found once only.
 func TestPlatform(t *testing.T) {
-	needTool(t, "qemu-system-x86_64")
+	oracle.Need(t, "qemu-system-x86_64")
 	kernel := needKernel(t)
 	cache := filepath.Join(t.TempDir(), "platform")
 	p, err := (&Driver{Cache: cache}).Platform(t.Context(), kernel)

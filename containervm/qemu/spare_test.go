@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/containervm"
 )
 
@@ -141,7 +142,7 @@ func TestSpare(t *testing.T) {
 // checkWritten has the kernel's judges look at a disk that a guest has written a file to.
 func checkWritten(t *testing.T, disk string) {
 	t.Helper()
-	needTool(t, "e2fsck")
+	oracle.Need(t, "e2fsck")
 	raw := filepath.Join(t.TempDir(), "raw")
 	for _, args := range [][]string{
 		{"qemu-img", "check", "-q", disk}, {"qemu-img", "convert", "-O", "raw", disk, raw},

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/containervm"
 	"vic/containervm/boot"
 	"vic/tether/wire"
@@ -34,7 +35,7 @@ func guestVM(t *testing.T) containervm.VM {
 		t.Fatal(err)
 	}
 	v.Boot = containervm.Boot{Kernel: m.Kernel, Initrd: m.Initrd, Cmdline: m.Cmdline}
-	needTool(t, "mke2fs")
+	oracle.Need(t, "mke2fs")
 	script := `cd "$1"; mkdir -p root/bin; cp "$(command -v busybox)" root/bin/; ln -s busybox root/bin/sh; mke2fs -q -t ext4 -d root disk.raw 64m; qemu-img convert -O vmdk disk.raw base.vmdk`
 	if out, err := exec.Command("sh", "-ec", script, "sh", dir).CombinedOutput(); err != nil {
 		t.Fatalf("make root disk: %v\n%s", err, out)

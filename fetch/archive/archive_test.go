@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 	"vic/layerstore"
 	"vic/layerstore/inflate"
@@ -28,17 +29,11 @@ import (
 
 var _ layerstore.Source = (*Image)(nil)
 
-// oracle runs somebody else's program, or skips the test, or fails it if ORACLES=1.
-func oracle(t testing.TB, program string, args ...string) string {
+// tool runs a program that judges.
+func tool(t testing.TB, program string, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	out, err := exec.CommandContext(t.Context(), path, args...).CombinedOutput()
+	oracle.Need(t, program)
+	out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %q: %v\n%s", program, args, err, out)
 	}
@@ -153,11 +148,11 @@ func TestForeignWriters(t *testing.T) {
 		t.Fatal(err)
 	}
 	from := "oci:" + in("layout") + ":1.0"
-	oracle(t, "skopeo", "copy", "-q", from, "oci:"+in("skopeo")+":example.com/lib/app:2")
-	oracle(t, "skopeo", "copy", "-q", from, "oci-archive:"+in("oci.tar")+":example.com/lib/app:2")
-	oracle(t, "skopeo", "copy", "-q", from, "docker-archive:"+in("docker.tar")+":example.com/lib/app:2")
-	oracle(t, "skopeo", "copy", "-q", from, "oci:"+in("umoci")+":old")
-	oracle(t, "umoci", "tag", "--image", in("umoci")+":old", "new")
+	tool(t, "skopeo", "copy", "-q", from, "oci:"+in("skopeo")+":example.com/lib/app:2")
+	tool(t, "skopeo", "copy", "-q", from, "oci-archive:"+in("oci.tar")+":example.com/lib/app:2")
+	tool(t, "skopeo", "copy", "-q", from, "docker-archive:"+in("docker.tar")+":example.com/lib/app:2")
+	tool(t, "skopeo", "copy", "-q", from, "oci:"+in("umoci")+":old")
+	tool(t, "umoci", "tag", "--image", in("umoci")+":old", "new")
 	compress(t, in("docker.tar"), in("docker.tar.gz"), func(w io.Writer) io.WriteCloser { return stdgzip.NewWriter(w) })
 	compress(t, in("oci.tar"), in("oci.tar.zst"), func(w io.Writer) io.WriteCloser {
 		z, err := zstd.NewWriter(w)
@@ -166,7 +161,7 @@ func TestForeignWriters(t *testing.T) {
 		}
 		return z
 	})
-	oracle(t, "tar", "-C", in("skopeo"), "-cf", in("gnu.tar"), ".")
+	tool(t, "tar", "-C", in("skopeo"), "-cf", in("gnu.tar"), ".")
 
 	const name = "[example.com/lib/app:2] [example.com/lib/app:2]"
 	for _, tt := range []struct{ file, names string }{

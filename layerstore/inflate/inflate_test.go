@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"vic/bench/oracle"
+
 	kgzip "github.com/klauspost/compress/gzip"
 )
 
@@ -115,12 +117,7 @@ func TestReader(t *testing.T) {
 // TestForeign: what other programs compress.
 func TestForeign(t *testing.T) {
 	for _, tool := range [][]string{{"gzip", "-1"}, {"gzip", "-6"}, {"gzip", "-9"}, {"python3", "-c", "import sys,zlib\nfor s in (0,1,2,3,4):\n c=zlib.compressobj(9,8,31,9,s);d=sys.stdin.buffer.read() if s==0 else d;sys.stdout.buffer.write(c.compress(d[:50000])+c.flush(2)+c.compress(d[50000:])+c.flush())"}} {
-		if _, err := exec.LookPath(tool[0]); err != nil {
-			if os.Getenv("ORACLES") == "1" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
+		oracle.Need(t, tool[0])
 		for name, data := range samples(t) {
 			cmd := exec.Command(tool[0], tool[1:]...)
 			cmd.Stdin = bytes.NewReader(data)

@@ -18,16 +18,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vic/bench/oracle"
 	"vic/layerstore"
 )
 
 // kernelMount mounts an image's disk with the kernel, by way of qemu-img.
 func kernelMount(t *testing.T, s *layerstore.Store, img *layerstore.Image) (raw, dir string) {
 	t.Helper()
-	needTool(t, "qemu-img")
-	if os.Geteuid() != 0 {
-		needed(t, errors.New("mounting needs root"))
-	}
+	oracle.Need(t, "qemu-img")
+	oracle.Root(t)
 	path, err := s.DiskPath(img)
 	if err != nil {
 		t.Fatal(err)
@@ -146,10 +145,8 @@ func TestKernelsView(t *testing.T) {
 
 // TestChangeset: a layer's diff is what GNU tar extracts from its tar.
 func TestChangeset(t *testing.T) {
-	needTool(t, "tar")
-	if os.Geteuid() != 0 {
-		needed(t, errors.New("device nodes need root"))
-	}
+	oracle.Need(t, "tar")
+	oracle.Root(t)
 	s := openStore(t, 64<<20)
 	img := pull(t, s, "all:1", everything(), changes(), entries())
 	dir, _ := view(t, s, Options{})

@@ -21,27 +21,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 	"vic/layerstore"
 )
-
-// needTool skips a test whose judge is not installed; with ORACLES=1 it fails.
-func needTool(t testing.TB, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			needed(t, err)
-		}
-	}
-}
-
-func needed(t testing.TB, err error) {
-	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
-}
 
 func command(t testing.TB, name string, args ...string) string {
 	t.Helper()
@@ -122,12 +105,12 @@ func pull(t testing.TB, s *layerstore.Store, name string, layers ...testimage.La
 func view(t testing.TB, s *layerstore.Store, o Options) (string, *View) {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		needed(t, err)
+		oracle.Missing(t, err)
 	}
 	dir := t.TempDir()
 	v, err := Mount(s, dir, o)
 	if err != nil {
-		needed(t, err)
+		oracle.Missing(t, err)
 	}
 	t.Cleanup(func() {
 		select {
@@ -219,7 +202,7 @@ var withXattrs = []string{"--xattrs", "--xattrs-include=*", "--acls"}
 // archive is GNU tar's archive of a folder, independent of its place.
 func archive(t testing.TB, dir string, options ...string) []byte {
 	t.Helper()
-	needTool(t, "tar")
+	oracle.Need(t, "tar")
 	cmd := exec.Command("tar", append(options, "--format=posix", "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--sort=name",
 		"--numeric-owner", "-C", dir, "-cf", "-", ".")...)
 	var errOut bytes.Buffer

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/tether/wire"
 )
 
@@ -186,13 +187,7 @@ func TestTools(t *testing.T) {
 
 // TestRPCTool has VMware's own client speak with the vmx of these tests, so that it is one.
 func TestRPCTool(t *testing.T) {
-	tool, err := exec.LookPath("vmware-rpctool")
-	if err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatalf("oracle missing: %v", err)
-		}
-		t.Skipf("oracle missing: %v", err)
-	}
+	tool := oracle.Find(t, "vmware-rpctool")
 	for _, bulk := range []bool{false, true} {
 		v := &vmx{bulk: bulk, info: map[string]string{"guestinfo.long": long}}
 		if out := v.run(t, exec.Command(patched(t, tool), "info-get guestinfo.long")); out != long+"\n" {

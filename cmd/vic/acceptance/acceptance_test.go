@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 )
 
@@ -41,24 +42,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// need skips the test if a program is missing, or fails it where ORACLES=1 says that
-// all of them must be there.
+// need needs programs, and root.
 func need(t testing.TB, names ...string) {
 	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			if os.Getenv("ORACLES") == "1" {
-				t.Fatalf("missing: %v", err)
-			}
-			t.Skipf("missing: %v", err)
-		}
-	}
-	if os.Geteuid() != 0 {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root")
-	}
+	oracle.Need(t, names...)
+	oracle.Root(t)
 }
 
 func command(t testing.TB, name string, args ...string) string {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vic/bench/oracle"
 )
 
 // shellChecks runs a file of scripts, each of which is to end well.
@@ -59,7 +61,7 @@ func programChecks(t *testing.T, cmd *exec.Cmd) []finding {
 func judgeDockerPy(t *testing.T, e engine) []finding {
 	const python = "/usr/bin/python3" // Debian's, which has Debian's docker
 	if exec.Command(python, "-c", "import docker").Run() != nil {
-		missing(t, "python3-docker is not installed")
+		oracle.Missing(t, "python3-docker is not installed")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), programTimeout)
 	defer cancel()
@@ -93,7 +95,7 @@ func npm(t *testing.T) string {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "dockerode")); err != nil {
-		missing(t, "missing: %v", err)
+		oracle.Missing(t, err)
 	}
 	return dir
 }
@@ -103,7 +105,7 @@ func judgeTestcontainers(t *testing.T, e engine) []finding {
 	build := exec.Command("go", "build", "-o", program, ".")
 	build.Dir = "testdata/testcontainers"
 	if out, err := build.CombinedOutput(); err != nil {
-		missing(t, "build the testcontainers judge: %v\n%s", err, out)
+		oracle.Missing(t, fmt.Errorf("build the testcontainers judge: %w\n%s", err, out))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), programTimeout)
 	defer cancel()

@@ -22,6 +22,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 )
 
@@ -52,25 +53,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// missing skips the test, or fails it where ORACLES=1 says that every judge must be there.
-func missing(t *testing.T, format string, args ...any) {
+// need needs programs, and root.
+func need(t testing.TB, names ...string) {
 	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
-}
-
-func need(t *testing.T, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			missing(t, "missing: %v", err)
-		}
-	}
-	if os.Geteuid() != 0 {
-		missing(t, "needs root")
-	}
+	oracle.Need(t, names...)
+	oracle.Root(t)
 }
 
 // An engine answers the Docker API on a socket.

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // judgeDockerd compares the engine with a dockerd in network and mount namespaces of its own.
@@ -18,7 +20,7 @@ func judgeDockerd(t *testing.T, e engine) []finding {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(path, "dockerd")); err != nil {
-		missing(t, "missing: %v", err)
+		oracle.Missing(t, err)
 	}
 	d := newEngine(t)
 	// exec, so that the signal that ends it is dockerd's.

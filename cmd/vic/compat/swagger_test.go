@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vic/bench/oracle"
 )
 
 // described is the version of the API whose description is held against the replies.
@@ -23,7 +25,7 @@ func judgeSwagger(t *testing.T, e engine) []finding {
 	build := exec.Command("go", "build", "-o", program, ".")
 	build.Dir = "testdata/swagger"
 	if out, err := build.CombinedOutput(); err != nil {
-		missing(t, "build the swagger judge: %v\n%s", err, out)
+		oracle.Missing(t, fmt.Errorf("build the swagger judge: %w\n%s", err, out))
 	}
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/moby/moby/api").Output()
 	if err != nil {
