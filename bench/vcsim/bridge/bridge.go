@@ -2,7 +2,9 @@
 // its datastore, and mirrors what happens between the two.
 //
 //	vSphere API                          QEMU
-//	disk                                 the chain as it lies on the datastore, scsi-hd on pvscsi, at the disk's unit number
+//	disk                                 the chain as it lies on the datastore, scsi-hd on pvscsi, at the disk's unit number; its UUID is the
+//	                                     serial number: QEMU's disks have no name of 128 bits
+//	BIOS UUID                            also the system's serial number, as VMware's firmware writes it
 //	CD-ROM with an ISO                   ide-cd, booted from
 //	vmxnet3                              vmxnet3, on the user network, on a switch behind a unix socket (Options.Networks), or on a
 //	                                     bridge of this machine's (Options.Bridges)

@@ -32,7 +32,6 @@ import (
 	"vic/containervm/boot"
 	"vic/fetch/archive"
 	"vic/layerstore"
-	"vic/tether/wire"
 )
 
 // patience is how long a guest is waited for. It is no measure of anything: what hangs shall fail.
@@ -441,6 +440,24 @@ func (l *lab) uploadImage() string {
 	return "vic/disks/" + top
 }
 
+// sameDisks checks that the guest sees the disks that a VM has, where it has them.
+func (l *lab) sameDisks(p *port, vm *object.VirtualMachine) {
+	l.t.Helper()
+	var want []string
+	for _, d := range l.devices(vm).SelectByType((*types.VirtualDisk)(nil)) {
+		disk := d.(*types.VirtualDisk)
+		uuid := strings.ReplaceAll(disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo).Uuid, "-", "")
+		want = append(want, fmt.Sprintf("disk at %d serial %s sectors %d", *disk.UnitNumber, uuid, disk.CapacityInBytes/512))
+	}
+	p.say("disks")
+	got := p.until("that is all")
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		l.t.Errorf("the guest has %q, want %q", got, want)
+	}
+}
+
 // TestBridge takes one VM through its life: created over an image's layers as they were uploaded, booted, asked over its serial port,
 // changed while it runs, suspended, ended by its guest, and destroyed.
 func TestBridge(t *testing.T) {
@@ -462,7 +479,11 @@ func TestBridge(t *testing.T) {
 	l.must(vm.PowerOn(ctx))
 	p.accept()
 	said := p.until("ready")
-	for _, want := range []string{"oem guestinfo.vic.test=a, b=c", "file /disk/lower from the first layer", "file /disk/upper from the second"} {
+	bios, err := vmwareUUID(vm.UUID(ctx))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"serial VMware-" + bios, "oem guestinfo.vic.test=a, b=c", "file /disk/lower from the first layer", "file /disk/upper from the second"} {
 		if !strings.Contains(strings.Join(said, "\n"), want) {
 			t.Errorf("the guest does not say %q but %q", want, said)
 		}
@@ -476,6 +497,7 @@ func TestBridge(t *testing.T) {
 	scsi := devices.SelectByType((*types.ParaVirtualSCSIController)(nil))[0].(types.BaseVirtualController)
 	l.change(vm, types.VirtualDeviceConfigSpecOperationAdd, l.diskOver(devices, scsi, "one/two.vmdk", top), l.newNIC(devices))
 	p.has(2, 2)
+	l.sameDisks(p, vm)
 	known := map[int32]bool{}
 	for _, d := range devices {
 		known[d.GetVirtualDevice().Key] = true
@@ -525,72 +547,6 @@ func TestBridge(t *testing.T) {
 	}
 	if now, err := os.ReadDir(l.s.Folder("datastore1") + "/vic/disks"); err != nil || len(now) != len(uploaded) {
 		t.Errorf("of %d files of layers there are %d, %v", len(uploaded), len(now), err)
-	}
-}
-
-// TestTether boots a container: the tether finds its configuration, its root disk and its ports in a VM of VMware's shape.
-func TestTether(t *testing.T) {
-	needTool(t, "qemu-system-x86_64")
-	l := newLab(t, Options{})
-	ctx := t.Context()
-	top := l.uploadImage()
-	l.upload(bootISO(t, "vic/cmd/tether"), "vic/tether.iso")
-	conf := wire.Config{ID: strings.Repeat("ab", 32), Token: "secret", Hostname: "box", OpenStdin: true, Network: wire.Network{NICs: []wire.NIC{{DHCP: true}}},
-		Args: []string{"/busybox", "sh", "-c", `read x; echo $x; /busybox cat /lower /upper; /busybox hostname; exit 7`}, Env: []string{"PATH=/"}}
-	info, err := conf.GuestInfo()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := listen(t)
-	vm := l.createVM("two", top, "vic/tether.iso", info, l.fileBacking("two/console"), uriBacking(p.uri()), l.fileBacking("two/log"))
-	l.must(vm.PowerOn(ctx))
-	p.accept()
-	within, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	conn, err := wire.Connect(within, p.conn, wire.ConnectOptions{Token: conf.Token, Window: wire.SerialWindow})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	l.await(vm, "guest.ipAddress", func(v any) bool { return v == "10.0.2.15" }) // what QEMU's DHCP server gives
-	if _, err := io.WriteString(conn.Stdin(), "over the port\n"); err != nil {
-		t.Fatal(err)
-	}
-	l.await(vm, "runtime.powerState", func(v any) bool { return v == types.VirtualMachinePowerStatePoweredOff })
-
-	stdout, exit := output(t, l.s.Folder("datastore1")+"/two/log")
-	if want := "over the port\nfrom the first layerfrom the secondbox\n"; stdout != want || exit.Code != 7 {
-		console, _ := os.ReadFile(l.s.Folder("datastore1") + "/two/console")
-		t.Errorf("stdout %q, want %q; exit %+v; console:\n%s", stdout, want, exit, console)
-	}
-	l.must(vm.Destroy(ctx))
-}
-
-// output is what a log says that a container wrote, and how it ended.
-func output(t *testing.T, log string) (stdout string, exit wire.Exit) {
-	t.Helper()
-	f, err := os.Open(log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for r := wire.NewLogReader(f, 0); ; {
-		rec, err := r.Next()
-		if err == io.EOF {
-			return stdout, exit
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		switch rec.Type {
-		case wire.Stdout:
-			stdout += string(rec.Data)
-		case wire.Diagnostic:
-			t.Logf("diagnostic: %s", rec.Data)
-		case wire.RecExit:
-			if exit, err = rec.Exit(); err != nil {
-				t.Fatal(err)
-			}
-		}
 	}
 }
 

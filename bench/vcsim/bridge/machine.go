@@ -130,7 +130,11 @@ func (m *machine) equip(ctx context.Context, h *hardware) error {
 
 // args are QEMU's, for all that stays as long as it runs. The guest waits.
 func (m *machine) args(h *hardware) ([]string, error) {
-	a := []string{"-name", strings.ReplaceAll(h.name, ",", ",,"), "-uuid", h.uuid, "-accel", "tcg",
+	serial, err := vmwareUUID(h.uuid)
+	if err != nil {
+		return nil, err
+	}
+	a := []string{"-name", strings.ReplaceAll(h.name, ",", ",,"), "-uuid", h.uuid, "-smbios", "type=1,serial=VMware-" + serial, "-accel", "tcg",
 		"-cpu", "qemu64,+rdrand", // without RDRAND a guest waits for entropy
 		"-machine", "pc-q35-7.2,usb=off,smbus=off,hpet=off,vmport=off,dump-guest-core=off",
 		"-nodefaults", "-no-user-config", "-display", "none", "-S",

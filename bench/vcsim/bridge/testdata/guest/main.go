@@ -3,8 +3,10 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -54,6 +56,11 @@ func live() error {
 			fmt.Fprintf(port, "oem %s\n", s)
 		}
 	}
+	serial, err := os.ReadFile("/sys/class/dmi/id/product_serial")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(port, "serial %s\n", bytes.TrimSpace(serial))
 	if err := os.Mkdir("/disk", 0700); err != nil {
 		return err
 	}
@@ -80,6 +87,10 @@ func live() error {
 			disks, _ := filepath.Glob("/sys/block/sd*")
 			nics, _ := filepath.Glob("/sys/class/net/eth*")
 			fmt.Fprintln(port, "has", len(disks), "disks", len(nics), "interfaces")
+		case "disks":
+			if err := describe(port); err != nil {
+				return err
+			}
 		case "off":
 			if err := unix.Unmount("/disk", 0); err != nil {
 				return err
@@ -87,6 +98,31 @@ func live() error {
 			return nil
 		}
 	}
+	return nil
+}
+
+// describe tells of each disk the address on its bus, the serial number and the size.
+func describe(to io.Writer) error {
+	disks, err := filepath.Glob("/sys/block/sd*")
+	if err != nil {
+		return err
+	}
+	for _, d := range disks {
+		address, err := filepath.EvalSymlinks(d + "/device") // .../HOST:CHANNEL:TARGET:LUN
+		if err != nil {
+			return err
+		}
+		page, err := os.ReadFile(d + "/device/vpd_pg80")
+		if err != nil {
+			return err
+		}
+		sectors, err := os.ReadFile(d + "/size")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(to, "disk at %s serial %s sectors %s\n", strings.Split(filepath.Base(address), ":")[2], page[4:], bytes.TrimSpace(sectors))
+	}
+	fmt.Fprintln(to, "that is all")
 	return nil
 }
 
