@@ -39,6 +39,7 @@ const (
 type installed struct {
 	sim      *vcsim.Server
 	registry string // with busybox
+	push     func(repo string, layers ...testimage.Layer)
 	certs    string // folder
 	env      []string
 	v1, v2   release
@@ -56,28 +57,7 @@ func newRelease(t *testing.T, version string) release {
 // image and runs a container, which is a VM on the bridge network that the appliance serves. Then the VCH goes through what an
 // administrator and bad luck have for it, while a container runs that is to notice nothing.
 func TestInstall(t *testing.T) {
-	nightly(t)
-	needTool(t, "docker", "docker-registry", "qemu-system-x86_64", "ip")
-	outside, inside := kernelBridge(t, "o"), kernelBridge(t, "i")
-	command(t, "ip", "address", "add", hostAddress+"/24", "dev", outside)
-	sim, err := vcsim.Start(t.Context(), vcsim.Options{Address: hostAddress + ":0", PortGroups: []string{"bridge"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { sim.Close() })
-	vms, err := bridge.Attach(sim, bridge.Options{Bridges: map[string]string{"VM Network": outside, "bridge": inside}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { vms.Close() })
-	password, _ := sim.URL().User.Password()
-	i := &installed{sim: sim, registry: pushBusybox(t), certs: t.TempDir(), env: append(os.Environ(), "VIC_MACHINE_PASSWORD="+password),
-		v1: newRelease(t, "v1"), v2: newRelease(t, "v2")}
-	t.Cleanup(func() {
-		if text, err := os.ReadFile(filepath.Join(sim.Folder("datastore1"), "vch1", "appliance", "console.log")); err == nil {
-			t.Logf("console:\n%s", text)
-		}
-	})
+	i := newInstalled(t, "v1", "v2")
 	before := i.files(t)
 	i.vicMachine(t, i.v1, "update", "firewall", "--allow")
 	i.create(t)
@@ -103,12 +83,43 @@ func TestInstall(t *testing.T) {
 		}
 	}
 	i.vicMachine(t, i.v1, "delete", "--name", "vch1", "--force", "--volumes")
-	if left := sim.Service.Context.Map.Any("ClusterComputeResource").(*simulator.ClusterComputeResource).ConfigurationEx.(*types.ClusterConfigInfoEx).Group; len(left) > 0 {
+	if left := i.sim.Service.Context.Map.Any("ClusterComputeResource").(*simulator.ClusterComputeResource).ConfigurationEx.(*types.ClusterConfigInfoEx).Group; len(left) > 0 {
 		t.Errorf("groups of the cluster are left: %v", left)
 	}
 	if after := i.files(t); !slices.Equal(after, before) {
 		t.Errorf("the datastore has %q, before there was %q", after, before)
 	}
+}
+
+// newInstalled makes a simulated vSphere whose VMs run, a registry that they reach, and releases to install there.
+func newInstalled(t *testing.T, first string, second ...string) *installed {
+	t.Helper()
+	nightly(t)
+	needTool(t, "docker", "docker-registry", "qemu-system-x86_64", "ip")
+	outside, inside := kernelBridge(t, "o"), kernelBridge(t, "i")
+	command(t, "ip", "address", "add", hostAddress+"/24", "dev", outside)
+	sim, err := vcsim.Start(t.Context(), vcsim.Options{Address: hostAddress + ":0", PortGroups: []string{"bridge"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sim.Close() })
+	vms, err := bridge.Attach(sim, bridge.Options{Bridges: map[string]string{"VM Network": outside, "bridge": inside}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { vms.Close() })
+	password, _ := sim.URL().User.Password()
+	i := &installed{sim: sim, certs: t.TempDir(), env: append(os.Environ(), "VIC_MACHINE_PASSWORD="+password), v1: newRelease(t, first)}
+	i.startRegistry(t)
+	for _, version := range second {
+		i.v2 = newRelease(t, version)
+	}
+	t.Cleanup(func() {
+		if text, err := os.ReadFile(filepath.Join(sim.Folder("datastore1"), "vch1", "appliance", "console.log")); err == nil {
+			t.Logf("console:\n%s", text)
+		}
+	})
+	return i
 }
 
 // files are all files and folders of the datastore.
@@ -125,12 +136,12 @@ func (i *installed) files(t *testing.T) (names []string) {
 }
 
 // create installs the VCH.
-func (i *installed) create(t *testing.T) {
+func (i *installed) create(t *testing.T, more ...string) {
 	t.Helper()
 	began := time.Now()
-	i.vicMachine(t, i.v1, "create", "--name", "vch1",
-		"--image-store", "datastore1", "--volume-store", "datastore1/volumes:default", "--bridge-network", "bridge", "--public-network-ip", vchAddress+"/24", "--public-network-gateway", hostAddress,
-		"--state-size", "8", "--affinity-vm-group", "--insecure-registry", i.registry, "--appliance-iso", i.v1.iso, "--tls-cert-path", i.certs, "--timeout", patience.String())
+	i.vicMachine(t, i.v1, append([]string{"create", "--name", "vch1",
+		"--image-store", "datastore1", "--volume-store", "datastore1/volumes:default", "--bridge-network", "bridge", "--public-network-ip", vchAddress + "/24", "--public-network-gateway", hostAddress,
+		"--state-size", "8", "--affinity-vm-group", "--insecure-registry", i.registry, "--appliance-iso", i.v1.iso, "--tls-cert-path", i.certs, "--timeout", patience.String()}, more...)...)
 	t.Logf("vic-machine create takes %v", time.Since(began).Round(100*time.Millisecond))
 }
 
@@ -183,26 +194,30 @@ func execute(t *testing.T, env []string, name string, args ...string) string {
 	return string(out)
 }
 
-// pushBusybox runs a registry with an image, and returns its address on the public network.
-func pushBusybox(t *testing.T) string {
+// startRegistry runs a registry on the public network, with busybox.
+func (i *installed) startRegistry(t *testing.T) {
 	t.Helper()
-	layer, err := testimage.Busybox()
+	busybox, err := testimage.Busybox()
 	if err != nil {
 		missing(t, err)
-	}
-	img, err := testimage.Build(v1.Config{Cmd: []string{"sh"}}, layer)
-	if err != nil {
-		t.Fatal(err)
 	}
 	r, err := testimage.StartRegistry(t.Context(), filepath.Join(t.TempDir(), "registry"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.Stop() })
-	if _, err := r.Push(t.Context(), "busybox:latest", img); err != nil {
-		t.Fatal(err)
+	i.registry = forward(t, r.Addr)
+	i.push = func(repo string, layers ...testimage.Layer) {
+		t.Helper()
+		img, err := testimage.Build(v1.Config{Cmd: []string{"sh"}}, append([]testimage.Layer{busybox}, layers...)...)
+		if err == nil {
+			_, err = r.Push(t.Context(), repo+":latest", img)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	return forward(t, r.Addr)
+	i.push("busybox")
 }
 
 // forward has the public network reach a server on loopback.
