@@ -20,7 +20,7 @@ import (
 // put aside first, for nobody shall wait for the container as long as a client takes to send it.
 func (c *Container) writeStopped(ctx context.Context, dest string, o WriteOptions, from io.Reader) error {
 	err := c.checkDest(ctx, dest)
-	for errors.Is(err, errTaken) {
+	for errors.Is(err, layerstore.ErrTaken) {
 		err = c.checkDest(ctx, dest)
 	}
 	if err != nil {
@@ -86,7 +86,7 @@ func (c *Container) applyTar(ctx context.Context, dest string, o WriteOptions, a
 	var held []string // volumes that the entries lead to, as far as is known
 	for {
 		missing, err := c.applyHolding(ctx, dest, o, aside, held)
-		if errors.Is(err, errTaken) { // another was faster, and nothing is written yet
+		if errors.Is(err, layerstore.ErrTaken) { // another was faster, and nothing is written yet
 			continue
 		}
 		if err != nil || missing == nil {

@@ -149,6 +149,9 @@ func (c *Container) takeVolume(d *volumeDisk) error {
 	if !d.ReadOnly {
 		c.m.dropCopies(d.name)
 	}
+	if err := c.m.o.Volumes.ReleaseVolume(d.name); err != nil {
+		return volumeError(err)
+	}
 	c.m.holders[d.name] = append(c.m.holders[d.name], holder{c, !d.ReadOnly})
 	return nil
 }

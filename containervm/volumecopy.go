@@ -63,14 +63,11 @@ func (m *Manager) copied(volume string) bool {
 	return c != nil && c.writing != nil
 }
 
-// errTaken ends the reading of a volume's files.
-var errTaken = errors.New("was written to, or taken by a container, while its files were read")
-
 // dropCopies ends all reading of a volume's files. Call it with Manager.volumes held.
 func (m *Manager) dropCopies(volume string) {
 	if c := m.copies[volume]; c != nil {
 		for cancel := range c.readers {
-			(*cancel)(fmt.Errorf("volume %s %w", volume, errTaken))
+			(*cancel)(fmt.Errorf("volume %s %w", volume, layerstore.ErrTaken))
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -252,6 +251,22 @@ func (s *Store) distantDisk(v *Volume) (string, error) {
 	return s.volumeDisks.Path(v.Disk), nil
 }
 
+// ReleaseVolume returns when a VM can have the disk of a volume: where it is attached for those who read its files, that ends, with an error
+// that wraps ErrTaken. A disk in the store nobody has alone.
+func (s *Store) ReleaseVolume(name string) error {
+	v, err := s.dir.readVolume(name)
+	if err != nil || v.Disk == "" {
+		return err
+	}
+	if s.volumeDisks == nil {
+		return v.distant()
+	}
+	if err := s.volumeDisks.Release(v.Disk); err != nil {
+		return fmt.Errorf("release volume %s: %w", name, err)
+	}
+	return nil
+}
+
 // noteVolume notes the capacity of a published volume.
 func (s *Store) noteVolume(v *Volume, capacity int64) error {
 	lock, err := s.dir.lockShared()
@@ -302,14 +317,14 @@ func (s *Store) distantFS(ctx context.Context, v *Volume) (*FS, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	err := s.settleBefore(ctx, v)
-	var r io.ReaderAt
+	var r VolumeReader
 	var capacity int64
 	if err == nil {
 		r, capacity, err = s.volumeDisks.Open(ctx, v.Disk)
 	}
 	if err == nil {
 		var f *FS
-		if f, err = openFS(ctx, r, capacity, closer(cancel)); err == nil {
+		if f, err = openFS(ctx, r, capacity, closer(func() error { cancel(); return r.Close() })); err == nil {
 			return f, nil
 		}
 	}
@@ -321,9 +336,9 @@ func (s *Store) distantFS(ctx context.Context, v *Volume) (*FS, error) {
 }
 
 // A closer is a function that closes something.
-type closer func()
+type closer func() error
 
-func (c closer) Close() error { c(); return nil }
+func (c closer) Close() error { return c() }
 
 // lookTime bounds the look into a disk over a network.
 const lookTime = time.Minute

@@ -36,9 +36,11 @@ type VolumeDisks interface {
 	Remove(disk string) error
 	// Grow enlarges a disk to at least so many bytes, and returns its capacity. The error is a *VolumeBusyError where VMs are in the way.
 	Grow(disk string, capacity int64) (int64, error)
-	// Open returns what a disk holds, until ctx ends, and its capacity. The error is a *VolumeBusyError if a VM writes it, a
-	// *DistantVolumeError if only VMs can read it.
-	Open(ctx context.Context, disk string) (io.ReaderAt, int64, error)
+	// Open returns what a disk holds, until ctx ends, and its capacity. The caller closes it. The error is a *VolumeBusyError if a VM writes it, or it
+	// has to be had alone for this and cannot, a *DistantVolumeError if only VMs can read it.
+	Open(ctx context.Context, disk string) (r VolumeReader, capacity int64, err error)
+	// Release returns when a VM can have a disk: where what Open returned has it alone, reads of that end, with an error that wraps ErrTaken.
+	Release(disk string) error
 	// Write calls fn with a disk that no VM has, and its capacity. Nobody else can use the disk meanwhile; nor can other hosts afterwards, if the error
 	// of fn wraps ErrUnsettled or this process ends, until a later Write of this host has gone well. The error is a *VolumeBusyError if a VM has the disk
 	// or containers of other hosts mount it, a *DistantVolumeError where only VMs can write it.
@@ -48,6 +50,15 @@ type VolumeDisks interface {
 	// Left are the disks that are unsettled, as far as List and Write know.
 	Left() []string
 }
+
+// A VolumeReader is what a volume's disk holds.
+type VolumeReader interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// ErrTaken ends the reading of a volume's files.
+var ErrTaken = errors.New("was written to, or taken by a container, while its files were read")
 
 // ErrUnsettled says that changes of a volume's disk are decided and not yet made.
 var ErrUnsettled = errors.New("layerstore: changes of the disk are yet to be written")

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -154,7 +153,9 @@ func (d *distantDisks) Grow(disk string, capacity int64) (int64, error) {
 	return capacity, nil
 }
 
-func (d *distantDisks) Open(_ context.Context, disk string) (io.ReaderAt, int64, error) {
+func (d *distantDisks) Release(string) error { return nil }
+
+func (d *distantDisks) Open(_ context.Context, disk string) (VolumeReader, int64, error) {
 	v, err := d.Read(disk)
 	if err == nil && d.busy {
 		err = &VolumeBusyError{Name: v.Name, Containers: []string{"a VM"}}
@@ -162,8 +163,12 @@ func (d *distantDisks) Open(_ context.Context, disk string) (io.ReaderAt, int64,
 	if err != nil {
 		return nil, 0, err
 	}
-	return bytes.NewReader(d.disks[disk]), v.Capacity, nil
+	return openDisk{bytes.NewReader(d.disks[disk])}, v.Capacity, nil
 }
+
+type openDisk struct{ *bytes.Reader }
+
+func (openDisk) Close() error { return nil }
 
 func (d *distantDisks) Write(ctx context.Context, disk string, fn func(GuestDevice, int64) error) error {
 	if d.wrote == nil {

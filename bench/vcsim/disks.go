@@ -31,6 +31,7 @@ func (s *Server) manageDisks(c *vim25.Client) error {
 	}
 	s.Service.Context.Map.Put(&diskManager{m, s})
 	s.OnTask(s.makeDisksReal)
+	s.OnTask(s.hideObjects)
 	s.OnTask(s.powerOffAsking)
 	return nil
 }

@@ -105,7 +105,9 @@ func (f *front) serveFolder(w http.ResponseWriter, r *http.Request) {
 	mux := f.s.Service.ServeMux
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
-		mux.ServeHTTP(w, r)
+		if !f.s.serveDescriptor(w, r) {
+			mux.ServeHTTP(w, r)
+		}
 	case http.MethodPut, http.MethodPost:
 		body := f.failures.upload(r, r.URL.Query().Get("dsName"))
 		r.Body = body

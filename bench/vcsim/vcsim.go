@@ -14,7 +14,7 @@
 //
 //   - /folder asks for a session, as vSphere does, and refuses methods that the simulator takes for others.
 //   - An upload that did not come whole is no success.
-//   - Datastores have the types, versions and capabilities of VMFS and NFS.
+//   - Datastores have the types, versions and capabilities of VMFS, NFS and vSAN; disks may be objects, as on vSAN and vVol.
 //   - A disk that is created is there, as a flat one or as a delta over its parent, and is deleted with all of its files.
 //   - A virtual machine is destroyed when its folder is gone, not before.
 //   - What is sent to an NFC lease becomes the disk's content.
@@ -87,7 +87,8 @@ type Server struct {
 	tls     *tls.Config // nil: HTTP
 	cert    *x509.Certificate
 	folders map[string]string
-	temp    string // "" if there is none
+	objects map[string]bool // datastores whose disks are objects
+	temp    string          // "" if there is none
 
 	hooks hooks
 	front front
@@ -104,7 +105,7 @@ type listening struct {
 
 // Start makes a vSphere and serves it until Close.
 func Start(ctx context.Context, o Options) (_ *Server, err error) {
-	s := &Server{folders: map[string]string{}}
+	s := &Server{folders: map[string]string{}, objects: map[string]bool{}}
 	s.front.s = s
 	defer func() {
 		if err != nil {

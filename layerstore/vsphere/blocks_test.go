@@ -216,7 +216,13 @@ func image(t *testing.T, ls *layerstore.Store, layers int) *layerstore.Image {
 }
 
 func TestBlockWriter(t *testing.T) {
-	s, ctx := newSite(t, vmfs6), t.Context()
+	for name, o := range map[string]vcsim.Options{"files": vmfs6, "objects": objects} {
+		t.Run(name, func(t *testing.T) { testBlockWriter(t, o) })
+	}
+}
+
+func testBlockWriter(t *testing.T, o vcsim.Options) {
+	s, ctx := newSite(t, o), t.Context()
 	c := s.connect(s.endpoint())
 	own, vm := s.appliance(c, s.export())
 	d := s.datastore(c, "store")

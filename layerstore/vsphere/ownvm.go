@@ -23,7 +23,7 @@ type OwnVM struct {
 	s       *Session
 	uuid    string
 	devices Devices
-	slots   chan struct{} // holds one for each disk that is attached, or about to be
+	slots   chan struct{} // holds one for each disk that is attached to be written, or about to be
 
 	turn     chan struct{} // holds one while somebody talks to the server, who guards what follows
 	vm       *object.VirtualMachine
@@ -96,14 +96,6 @@ func (v *OwnVM) write(ctx context.Context, file, parent string, capacity int64, 
 	return v.writeDisk(ctx, &change{file: file, parent: parent}, capacity, fill)
 }
 
-// rewrite is write for a disk that is there, and may be attached already.
-func (v *OwnVM) rewrite(ctx context.Context, file string, capacity int64, fill func(Device) error) error {
-	if err := v.detachLeft(ctx, func(f string) bool { return f == file }); err != nil {
-		return &detachError{file, err}
-	}
-	return v.writeDisk(ctx, &change{file: file}, capacity, fill)
-}
-
 // A detachError says that a disk may still be attached.
 type detachError struct {
 	file string
@@ -116,37 +108,83 @@ func (e *detachError) Error() string {
 
 func (e *detachError) Unwrap() error { return e.err }
 
-func (v *OwnVM) writeDisk(ctx context.Context, attached *change, capacity int64, fill func(Device) error) (err error) {
-	file := attached.file
+func (v *OwnVM) writeDisk(ctx context.Context, c *change, capacity int64, fill func(Device) error) error {
+	free, err := v.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer free()
+	d, err := v.attach(ctx, c, capacity)
+	if err != nil {
+		return err
+	}
+	if err = fill(d); err == nil {
+		err = d.Sync()
+	}
+	return errors.Join(err, d.detach(ctx))
+}
+
+// take waits until so few disks are attached that there is room for another, until free is called.
+func (v *OwnVM) take(ctx context.Context) (free func(), err error) {
 	select {
 	case v.slots <- struct{}{}:
+		return func() { <-v.slots }, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
-	defer func() { <-v.slots }()
-	v.note(file, true)
-	defer v.note(file, false)
-	if err := v.apply(ctx, attached); err != nil {
-		return fmt.Errorf("attach disk %s to the virtual machine in which this runs: %w", file, err)
+}
+
+// An ownDisk is a disk that is attached, open for this program alone.
+type ownDisk struct {
+	Device
+	v      *OwnVM
+	change *change
+}
+
+// attach attaches a disk and opens its device. The caller has room for it.
+func (v *OwnVM) attach(ctx context.Context, c *change, capacity int64) (_ *ownDisk, err error) {
+	v.note(c.file, true)
+	if err := v.apply(ctx, c); err != nil {
+		v.note(c.file, false)
+		return nil, fmt.Errorf("attach disk %s to the virtual machine in which this runs: %w", c.file, err)
 	}
+	d := &ownDisk{v: v, change: c}
 	defer func() {
-		if gone := v.apply(ctx, &change{key: attached.key}); gone != nil {
-			err = errors.Join(err, &detachError{file, gone})
+		if err != nil {
+			err = errors.Join(err, d.detach(ctx))
 		}
 	}()
-	if attached.disk.Capacity != capacity {
-		return fmt.Errorf("disk %s has %d bytes, want %d", file, attached.disk.Capacity, capacity)
+	if c.disk.Capacity != capacity {
+		return nil, fmt.Errorf("disk %s has %d bytes, want %d", c.file, c.disk.Capacity, capacity)
 	}
 	wait, cancel := context.WithTimeout(ctx, deviceWait)
 	defer cancel()
-	dev, err := v.devices.Open(wait, attached.disk)
+	dev, err := v.devices.Open(wait, c.disk)
 	if err != nil {
-		return fmt.Errorf("open the device of disk %s: %w", file, err)
+		return nil, fmt.Errorf("open the device of disk %s: %w", c.file, err)
 	}
-	if err = fill(dev); err == nil {
-		err = dev.Sync()
+	d.Device = dev
+	return d, nil
+}
+
+// attachAgain is attach for a disk that is there, and may be attached already.
+func (v *OwnVM) attachAgain(ctx context.Context, file string, capacity int64) (*ownDisk, error) {
+	if err := v.detachLeft(ctx, func(f string) bool { return f == file }); err != nil {
+		return nil, &detachError{file, err}
 	}
-	return errors.Join(err, dev.Close())
+	return v.attach(ctx, &change{file: file}, capacity)
+}
+
+// detach closes the device and detaches the disk. It is not broken off. The error wraps a *detachError if the disk may still be attached.
+func (d *ownDisk) detach(ctx context.Context) (err error) {
+	defer d.v.note(d.change.file, false)
+	if d.Device != nil {
+		err = d.Close()
+	}
+	if gone := d.v.apply(ctx, &change{key: d.change.key}); gone != nil {
+		err = errors.Join(err, &detachError{d.change.file, gone})
+	}
+	return err
 }
 
 // is tells whether a virtual machine is this one.

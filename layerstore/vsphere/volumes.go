@@ -37,7 +37,7 @@ const DefaultVolumes = "default"
 //	NAME-ID.vmdk, NAME-ID-flat.vmdk  a thin disk with a file system, which the server copied
 //	volumes/NAME/ID.json             volumeRecord of the volume, whose disk is complete
 //	volumes/NAME/VCH.uses            containers of that VCH mount it, whether they run or not
-//	volumes/NAME/VCH.writes          that VCH writes to its disk, or did when it broke off, and nobody else may use it: see Write
+//	volumes/NAME/VCH.writes          that VCH writes to its disk, or did when it broke off, and nobody else may use it: see holding
 //	vchs/VCH/ID/                     a volume's folder while the VCH makes or removes it
 //	empty/SIZE-ID.vmdk, .json        an empty file system of so many bytes, which volumes are copies of; one is enough
 //
@@ -61,6 +61,10 @@ type Volumes struct {
 	usesMu sync.Mutex      // guards what follows
 	uses   map[string]bool // by disk: whether the file that says so is known to be there
 	left   map[string]bool // disks that are written, or were when that broke off
+
+	heldMu  sync.Mutex          // guards what follows; held with no other
+	held    map[string]*holding // disks that are attached, or about to be
+	reading int                 // how many of them began by a read
 }
 
 // An emptyRecord says that an empty file system is complete; disks of volumes had one like it before they had volumeRecords.
@@ -83,7 +87,7 @@ type VolumesOptions struct {
 
 // NewVolumes returns the volumes in folders, by their labels.
 func NewVolumes(folders map[string]*Datastore, o VolumesOptions) *Volumes {
-	v := &Volumes{folders: folders, vch: o.VCH, place: o.Place, own: o.Own, format: o.Format, log: o.Log, uses: map[string]bool{}, left: map[string]bool{}}
+	v := &Volumes{folders: folders, vch: o.VCH, place: o.Place, own: o.Own, format: o.Format, log: o.Log, uses: map[string]bool{}, left: map[string]bool{}, held: map[string]*holding{}}
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)
 	}

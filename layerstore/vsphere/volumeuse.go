@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -128,8 +127,8 @@ func running(users []diskUser) []diskUser {
 	return slices.DeleteFunc(users, func(u diskUser) bool { return !u.runs })
 }
 
-// Open implements layerstore.VolumeDisks, by ranges of the extent's file.
-func (v *Volumes) Open(ctx context.Context, disk string) (io.ReaderAt, int64, error) {
+// Open implements layerstore.VolumeDisks: by ranges of the extent's file, or where that is none by the virtual machine in which this runs.
+func (v *Volumes) Open(ctx context.Context, disk string) (layerstore.VolumeReader, int64, error) {
 	d, name, err := v.find(disk)
 	if err != nil {
 		return nil, 0, err
@@ -138,10 +137,14 @@ func (v *Volumes) Open(ctx context.Context, disk string) (io.ReaderAt, int64, er
 	if err != nil {
 		return nil, 0, err
 	}
-	if writers := slices.DeleteFunc(running(users), func(u diskUser) bool { return !u.writes }); len(writers) > 0 {
+	writers := slices.DeleteFunc(running(users), func(u diskUser) bool { return !u.writes || v.own != nil && v.own.is(u.vm.Self) })
+	if len(writers) > 0 {
 		return nil, 0, inUseBy(disk, writers)
 	}
 	link, err := d.openLink(ctx, name, newCache()) // its own: volumes change
+	if errors.Is(err, ErrForeign) && v.own != nil {
+		return v.openAttached(ctx, disk)
+	}
 	if errors.Is(err, ErrForeign) {
 		return nil, 0, &layerstore.DistantVolumeError{Name: volumeOf(disk), Disk: d.Path(name + ".vmdk"), Unreadable: true}
 	}
@@ -152,8 +155,13 @@ func (v *Volumes) Open(ctx context.Context, disk string) (io.ReaderAt, int64, er
 	if err != nil {
 		return nil, 0, fmt.Errorf("disk %s: %w", d.Path(name+".vmdk"), err)
 	}
-	return chain, chain.Capacity(), nil
+	return byFile{chain}, chain.Capacity(), nil
 }
+
+// byFile is a disk that is read by ranges of files, which are not open between.
+type byFile struct{ *vmdk.Disk }
+
+func (byFile) Close() error { return nil }
 
 // Grow implements layerstore.VolumeDisks. The disk of a virtual machine that runs is enlarged through that.
 func (v *Volumes) Grow(disk string, capacity int64) (int64, error) {

@@ -19,46 +19,27 @@ func (v *Volumes) marks(volume string) string {
 	return path.Join(volumesFolder, volume, v.vch+writesSuffix)
 }
 
-// Write implements layerstore.VolumeDisks: the disk is attached to the virtual machine in which this runs.
-//
-// A file in the volume's folder says so before, for a VCH that breaks off. Who starts a container looks for such files after it has noted that
-// containers mount the volume, and who writes looks for those notes after it has made its file: so one of the two sees the other. The server keeps
-// a disk that is attached here from other VMs, but no longer than this one runs.
+// Write implements layerstore.VolumeDisks, by the virtual machine in which this runs.
 func (v *Volumes) Write(ctx context.Context, disk string, fn func(d layerstore.GuestDevice, capacity int64) error) error {
 	d, name, err := v.find(disk)
 	if err != nil {
 		return err
 	}
-	volume, id, err := splitName(name)
-	if err != nil {
-		return err
-	}
 	if v.own == nil {
-		return &layerstore.DistantVolumeError{Name: volume, Disk: d.Path(name + ".vmdk")}
+		return &layerstore.DistantVolumeError{Name: volumeOf(disk), Disk: d.Path(name + ".vmdk")}
 	}
-	desc, err := d.descriptor(ctx, name)
+	h, err := v.hold(ctx, disk, v.own.take)
 	if err != nil {
-		return fmt.Errorf("disk %s: %w", d.Path(name+".vmdk"), err)
-	}
-	known := v.isLeft(disk)
-	v.setLeft(disk, true)
-	if err = d.putRecord(ctx, v.marks(volume), struct{}{}); err == nil {
-		err = v.alone(ctx, d, volume, id)
-	}
-	if err != nil { // of an earlier Write the file stays
-		if known {
-			return err
-		}
-		return errors.Join(err, v.unmark(context.WithoutCancel(ctx), d, disk, volume))
-	}
-	err = v.own.rewrite(ctx, d.Path(name+".vmdk"), desc.Capacity(), func(dev Device) error { return fn(dev, desc.Capacity()) })
-	if attached := (*detachError)(nil); errors.As(err, &attached) || errors.Is(err, layerstore.ErrUnsettled) || err != nil && known {
 		return err
 	}
-	if undo := v.unmark(context.WithoutCancel(ctx), d, disk, volume); undo != nil {
-		v.log.Warn("let other hosts to the disk of a volume", "volume", volume, "error", undo) // when it is used again
+	err = fn(h.disk, h.capacity)
+	if err == nil {
+		err = h.disk.Sync()
 	}
-	return err
+	v.heldMu.Lock()
+	h.unsettled = errors.Is(err, layerstore.ErrUnsettled) || err != nil && h.unsettled
+	v.heldMu.Unlock()
+	return errors.Join(err, v.letGo(ctx, h))
 }
 
 // alone makes sure that nobody else is at a volume's disk, nor will be as long as the file is there that marks names.
@@ -136,7 +117,7 @@ func (v *Volumes) Unsettled(disk string) (bool, error) {
 	}
 	left := slices.Contains(f.writers, v.vch)
 	v.setLeft(disk, left)
-	return left, nil
+	return left && !v.heldSettled(disk), nil
 }
 
 // Left implements layerstore.VolumeDisks.
