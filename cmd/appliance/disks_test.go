@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/vmware/govmomi/object"
@@ -33,19 +34,19 @@ import (
 const rootSize = 1
 
 // TestInstallDisks is what a booted appliance does with disks that are attached to it while it runs: those of images, which it writes
-// where the datastore takes no uploaded deltas, and those of volumes, out of and into which it copies. The datastore is VMFS 6. The
-// judges look at the files that are on it afterwards.
+// where the datastore takes no uploaded deltas, and those of volumes, out of and into which it copies. The datastore is VMFS 6; of
+// volumes there are some on another as well, whose disks are no files for it. The judges look at what is there afterwards.
 func TestInstallDisks(t *testing.T) {
 	needTool(t, "qemu-img", "e2fsck", "debugfs")
 	i := newInstalled(t, "v1")
 	i.push("layers", testimage.SmallFiles(500), oneFile("srv/model", random(1, 3<<20)))
 	i.push("large", oneFile("srv/large", random(2, 48<<20)))
 	i.vicMachine(t, i.v1, "update", "firewall", "--allow")
-	i.create(t, "--base-image-size", fmt.Sprint(rootSize))
+	i.create(t, "--base-image-size", fmt.Sprint(rootSize), "--volume-store", "objects/volumes:objects")
 	for _, part := range []struct {
 		name string
 		test func(t *testing.T)
-	}{{"images", i.imagesByDevice}, {"power cut at an image", i.imageCut}, {"volumes", i.volumesByDevice}, {"power cut at a volume", i.volumeCut}} {
+	}{{"images", i.imagesByDevice}, {"power cut at an image", i.imageCut}, {"volumes", i.volumesByDevice}, {"volume that is taken", i.volumeTaken}, {"power cut at a volume", i.volumeCut}} {
 		if !t.Run(part.name, part.test) {
 			t.FailNow()
 		}
@@ -102,40 +103,75 @@ func (i *installed) imageCut(t *testing.T) {
 	}
 }
 
-// volumesByDevice copies into the volume of a container that does not run, lets it run, and copies out.
+// volumesByDevice copies into volumes of containers that do not run, lets them run, and copies out.
 func (i *installed) volumesByDevice(t *testing.T) {
-	i.docker(t, "create", "--name", "user", "-v", "data:/data", i.registry+"/busybox", "sh", "-c", "sha256sum </data/in; cat /data/out 2>/dev/null; echo $(wc -c </data/in) >>/data/out")
-	lines := ""
-	for n, text := range []string{random(3, 3<<20), "another\n"} {
-		i.copyIn(t, "user", "/data/in", text)
-		i.volumeIs(t, "data", "in", text)
-		if out, want := i.docker(t, "start", "-a", "user"), summed(text)+lines; out != want {
-			t.Errorf("run %d says %q, want %q", n, out, want)
-		}
-		lines += fmt.Sprintln(len(text))
-		if got := i.copyOut(t, "user", "/data/out"); got != lines {
-			t.Errorf("docker cp brings %q after run %d, want %q", got, n, lines)
+	i.docker(t, "volume", "create", "--opt", "VolumeStore=objects", "object")
+	for _, volume := range []string{"data", "object"} {
+		container := volume + "-user"
+		i.docker(t, "create", "--name", container, "-v", volume+":/data", i.registry+"/busybox", "sh", "-c", "sha256sum </data/in; cat /data/out 2>/dev/null; echo $(wc -c </data/in) >>/data/out")
+		lines := ""
+		for n, text := range []string{random(3, 3<<20), "another\n"} {
+			began := time.Now()
+			i.copyIn(t, container, "/data/in", text)
+			t.Logf("docker cp of %d bytes into volume %s takes %v", len(text), volume, time.Since(began).Round(100*time.Millisecond))
+			i.volumeIs(t, volume, "in", text)
+			if out, want := i.docker(t, "start", "-a", container), summed(text)+lines; out != want {
+				t.Errorf("run %d says %q, want %q", n, out, want)
+			}
+			lines += fmt.Sprintln(len(text))
+			if got := i.copyOut(t, container, "/data/out"); got != lines {
+				t.Errorf("docker cp brings %q after run %d, want %q", got, n, lines)
+			}
 		}
 	}
 }
 
+// volumeTaken starts a container whose volume a client reads that does not go on. The volume is attached for that.
+func (i *installed) volumeTaken(t *testing.T) {
+	text := random(5, 32<<20) // more than there is on the way
+	i.copyIn(t, "object-user", "/data/in", text)
+	cmd := exec.CommandContext(t.Context(), "docker", "cp", "object-user:/data/in", "-")
+	cmd.Env = i.dockerEnv()
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err == nil {
+		_, err = io.ReadFull(out, make([]byte, 1<<10))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(i.disks(t, i.appliance(t))); n != 2 {
+		t.Errorf("the appliance has %d disks", n)
+	}
+	if got := i.docker(t, "start", "-a", "object-user"); !strings.HasPrefix(got, summed(text)) {
+		t.Errorf("the container says %q", got)
+	}
+	rest, _ := io.ReadAll(out) // breaks off
+	if err := cmd.Wait(); err == nil || len(rest) >= len(text) {
+		t.Errorf("docker cp of a volume that was taken: %d bytes, %v", len(rest), err)
+	}
+	i.volumeIs(t, "object", "in", text)
+}
+
 // volumeCut takes the appliance's power while a volume is attached to it that is copied into.
 func (i *installed) volumeCut(t *testing.T) {
-	was, text := i.copyOut(t, "user", "/data/in"), random(4, 24<<20)
+	was, text := i.copyOut(t, "data-user", "/data/in"), random(4, 24<<20)
 	file := filepath.Join(t.TempDir(), "in")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	i.cutAttached(t, "cp", "-q", file, "user:/data/in")
-	got := i.copyOut(t, "user", "/data/in")
+	i.cutAttached(t, "cp", "-q", file, "data-user:/data/in")
+	got := i.copyOut(t, "data-user", "/data/in")
 	if got != was && got != text {
 		t.Errorf("the volume has a file of %d bytes, neither what was there nor what was copied", len(got))
 	}
 	t.Logf("the copy is done: %v", got == text)
 	i.volumeIs(t, "data", "in", got)
-	i.copyIn(t, "user", "/data/in", text)
+	i.copyIn(t, "data-user", "/data/in", text)
 	i.volumeIs(t, "data", "in", text)
-	if out := i.docker(t, "start", "-a", "user"); !strings.HasPrefix(out, summed(text)) {
+	if out := i.docker(t, "start", "-a", "data-user"); !strings.HasPrefix(out, summed(text)) {
 		t.Errorf("the container says %q", out)
 	}
 }
@@ -263,18 +299,22 @@ func (i *installed) check(t *testing.T, disk string) (raw string) {
 func (i *installed) volumeIs(t *testing.T, volume, name, want string) {
 	t.Helper()
 	i.detached(t)
-	if got := stateFile(t, i.check(t, i.onDatastore(t, "volumes/"+volume+"-*.vmdk")), name); got != want {
+	disk := i.onDatastore(t, "volumes/"+volume+"-*.vmdk")
+	if got := stateFile(t, i.check(t, disk), name); got != want {
 		t.Errorf("file %s of volume %s has %d bytes, want %d", name, volume, len(got), len(want))
 	}
-	if left, err := filepath.Glob(filepath.Join(i.sim.Folder("datastore1"), "volumes/volumes", volume, "*.writes")); err != nil || len(left) != 0 {
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(disk), "volumes", volume, "*.writes")); err != nil || len(left) != 0 {
 		t.Errorf("%q keep others from the volume: %v", left, err)
 	}
 }
 
-// onDatastore is the one file on the datastore, but for extents of disks, that a pattern means.
+// onDatastore is the one file on the datastores, but for extents of disks, that a pattern means.
 func (i *installed) onDatastore(t *testing.T, pattern string) string {
 	t.Helper()
 	all, err := filepath.Glob(filepath.Join(i.sim.Folder("datastore1"), pattern))
+	if len(all) == 0 {
+		all, err = filepath.Glob(filepath.Join(i.sim.Folder("objects"), pattern))
+	}
 	all = slices.DeleteFunc(all, func(file string) bool { return strings.HasSuffix(file, "-flat.vmdk") })
 	if err != nil || len(all) != 1 {
 		t.Fatalf("%s are %q, %v", pattern, all, err)

@@ -29,10 +29,10 @@ import (
 	"vic/containervm/appliance"
 )
 
-// Addresses of the public network of TestInstall: of this machine, and of the VCH.
-const (
-	hostAddress = "10.77.0.1"
-	vchAddress  = "10.77.0.2"
+// Addresses of the public network: of this machine, and of the VCH. No two processes that test at a time have the same.
+var (
+	hostAddress = fmt.Sprintf("10.77.%d.1", os.Getpid()%256)
+	vchAddress  = fmt.Sprintf("10.77.%d.2", os.Getpid()%256)
 )
 
 // An installed is a VCH on a simulated vSphere whose VMs run.
@@ -98,7 +98,8 @@ func newInstalled(t *testing.T, first string, second ...string) *installed {
 	needTool(t, "docker", "docker-registry", "qemu-system-x86_64", "ip")
 	outside, inside := kernelBridge(t, "o"), kernelBridge(t, "i")
 	command(t, "ip", "address", "add", hostAddress+"/24", "dev", outside)
-	sim, err := vcsim.Start(t.Context(), vcsim.Options{Address: hostAddress + ":0", PortGroups: []string{"bridge"}})
+	sim, err := vcsim.Start(t.Context(), vcsim.Options{Address: hostAddress + ":0", PortGroups: []string{"bridge"},
+		Datastores: []vcsim.Datastore{{Name: "datastore1"}, {Name: "objects", Objects: true}}})
 	if err != nil {
 		t.Fatal(err)
 	}
