@@ -118,6 +118,9 @@ func (c *Container) Export(ctx context.Context) (io.ReadCloser, error) {
 	if errors.Is(err, ErrNotRunning) {
 		var v *view
 		if v, err = c.openStopped(ctx); err == nil {
+			if v.noRoot != nil {
+				return nil, errors.Join(v.noRoot, v.Close())
+			}
 			r = v.stream(v.root.WriteTar)
 		}
 	}

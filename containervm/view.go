@@ -18,15 +18,17 @@ import (
 
 // A view is the files of a container that does not run as its guest would show them: its root file system, and its
 // volumes where they are mounted. It is a FileSystem. Volumes are opened once a path leads there; one
-// that the first start would fill shows what it would be filled with, which is in the image.
+// that the first start would fill shows what it would be filled with, which is in the image. Where the root cannot be read but by its
+// guest the volumes show at the paths that they are mounted on, and nothing else does.
 type view struct {
 	c       *Container
 	ctx     context.Context
 	cancel  context.CancelFunc
-	root    *layerstore.FS
-	all     []VolumeMount // in the order in which they are mounted
-	mounts  []*viewMount  // those whose places are known
-	held    []string      // volumes that are held to be written; others are not waited for, then
+	root    *layerstore.FS // nil if it cannot be read
+	noRoot  error          // why
+	all     []VolumeMount  // in the order in which they are mounted
+	mounts  []*viewMount   // those whose places are known
+	held    []string       // volumes that are held to be written; others are not waited for, then
 	opened  map[string]*openVolume
 	release []func()
 	err     error // why a volume could not be opened
@@ -54,14 +56,17 @@ type openVolume struct {
 func (c *Container) openView(ctx context.Context, held []string) (*view, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	root, err := c.m.o.Disks.ContainerFS(ctx, c.id)
-	if err != nil {
+	if err != nil && (!errors.Is(err, ErrNotImplemented) || len(c.spec.Volumes) == 0) {
 		cancel()
 		return nil, err
 	}
 	all := slices.Clone(c.spec.Volumes)
 	slices.SortStableFunc(all, func(a, b VolumeMount) int { return targetDepth(a.Target) - targetDepth(b.Target) })
-	v := &view{c: c, ctx: ctx, cancel: cancel, root: root, all: all, held: held, opened: map[string]*openVolume{}}
-	v.release = append(v.release, cancel, func() { root.Close() }) // read only
+	v := &view{c: c, ctx: ctx, cancel: cancel, root: root, noRoot: err, all: all, held: held, opened: map[string]*openVolume{}}
+	v.release = append(v.release, cancel)
+	if root != nil {
+		v.release = append(v.release, func() { root.Close() }) // read only
+	}
 	for _, m := range all {
 		target, _, err := Resolve(v, path.Clean(m.Target), true, true)
 		if err != nil { // the guest will not mount it, or it is in a volume that is in use
@@ -114,7 +119,10 @@ func (v *view) locate(name string) (*layerstore.FS, string, error) {
 	}
 	m := v.mountAt(name)
 	if m == nil {
-		return v.root, name, nil
+		if v.noRoot != nil {
+			v.err = v.noRoot
+		}
+		return v.root, name, v.noRoot
 	}
 	if err := v.open(m); err != nil {
 		v.err = err
@@ -163,6 +171,9 @@ func (v *view) open(m *viewMount) error {
 // source is the folder of the root file system that an empty volume mounted on target gets, "" if there is none: see the tether's
 // volume.fill.
 func (v *view) source(target string) string {
+	if v.root == nil {
+		return "" // it has run, and so the volume is what it is
+	}
 	name, info, err := Resolve(v.root, path.Clean(target), true, true)
 	if err != nil || info == nil || !info.IsDir() {
 		return ""
@@ -221,15 +232,23 @@ func isBare(f *layerstore.FS) (bool, error) {
 
 // Lstat describes a file. Folders on the way to a mount that are not there are as the guest will make them.
 func (v *view) Lstat(name string) (fs.FileInfo, error) {
+	if v.noRoot != nil && v.leads(name) && v.mountAt(name) == nil {
+		return folderInfo{path.Base(name), v.c.created}, nil
+	}
 	f, at, err := v.locate(name)
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Lstat(at)
-	if errors.Is(err, fs.ErrNotExist) && slices.ContainsFunc(v.mounts, func(m *viewMount) bool { return strings.HasPrefix(m.target, name+"/") }) {
+	if errors.Is(err, fs.ErrNotExist) && v.leads(name) {
 		return folderInfo{path.Base(name), v.c.created}, nil
 	}
 	return info, err
+}
+
+// leads tells whether a folder is on the way to a mount.
+func (v *view) leads(name string) bool {
+	return slices.ContainsFunc(v.mounts, func(m *viewMount) bool { return name == "." || strings.HasPrefix(m.target, name+"/") })
 }
 
 // ReadLink returns where a symlink leads.

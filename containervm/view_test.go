@@ -395,3 +395,42 @@ func TestCopyBesideVMs(t *testing.T) {
 		t.Errorf("left over: %v, %v", s.copies, s.holders)
 	}
 }
+
+// guestsDisks are disks that only guests read.
+type guestsDisks struct{ Disks }
+
+func (guestsDisks) ContainerFS(context.Context, string) (*layerstore.FS, error) {
+	return nil, refuse(ErrNotImplemented, "only its guest reads it")
+}
+
+// A container whose own disk cannot be read shows its volumes.
+func TestViewWithoutRoot(t *testing.T) {
+	s, image := newDiskSite(t, "var/", "var/lib/", "file:in the root")
+	s.o.Disks = guestsDisks{s.o.Disks}
+	s.reopen()
+	s.volume("data")
+	s.volume("inner")
+	spec := Spec{ImageID: image, Args: []string{"sleep"}, Volumes: []VolumeMount{{Name: "data", Target: "/var/lib/data"}, {Name: "inner", Target: "/var/lib/data/in"}}}
+	c, without := s.create(spec), s.create(Spec{ImageID: image, Args: []string{"sleep"}})
+	const reason = "only its guest reads it"
+	for _, x := range []struct{ path, want string }{
+		{"/var/lib/data/in", ""}, {"/var/lib", reason}, {"/", reason}, {"/file", reason}, {"/var/lib/data/../..", reason},
+	} {
+		if err := c.WritePath(t.Context(), x.path, WriteOptions{}, tarOf(t, "a:a", "l>/file")); x.want == "" && err != nil || x.want != "" && (err == nil || !strings.Contains(err.Error(), x.want)) {
+			t.Errorf("copy to %s: %v, want %q", x.path, err, x.want)
+		}
+	}
+	for path, want := range map[string]string{"/var/lib/data": "data/ data/in/ data/in/a:a data/in/l>/file", "/var/lib/data/in/a": "a:a"} {
+		if got := sees(t, c, path); got != want {
+			t.Errorf("%s is %q, want %q", path, got, want)
+		}
+	}
+	for path, c := range map[string]*Container{"/file": c, "/var": c, "/var/lib/data/in/l/": c, "/": without} {
+		if got := sees(t, c, path); !strings.Contains(got, reason) {
+			t.Errorf("%s is %q", path, got)
+		}
+	}
+	if _, err := c.Export(t.Context()); err == nil || !strings.Contains(err.Error(), reason) {
+		t.Errorf("export: %v", err)
+	}
+}
