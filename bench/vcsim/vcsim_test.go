@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -331,6 +332,57 @@ func TestDisks(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(dir + "/layers"); err != nil || len(left) != 0 {
 		t.Errorf("after the deletion of a disk there is %v, %v", left, err)
+	}
+}
+
+// Of a disk that is an object the API shows the descriptor alone.
+func TestObjects(t *testing.T) {
+	s := start(t, Options{Datastores: []Datastore{{Name: "datastore1", Objects: true}}})
+	i := look(t, login(t, s))
+	ctx := t.Context()
+	if _, err := i.createVM(ctx, "one", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := put(ctx, i.ds, "one/note", []byte("a file")); err != nil {
+		t.Fatal(err)
+	}
+	read := func(name string) (string, error) {
+		r, _, err := i.ds.Download(ctx, name, nil)
+		if err != nil {
+			return "", err
+		}
+		defer r.Close()
+		text, err := io.ReadAll(r)
+		return string(text), err
+	}
+	text, err := read("one/a.vmdk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := vmdk.ParseDescriptor([]byte(text))
+	if err != nil || d.Capacity() != 1<<20 || len(d.Extents) != 1 || !strings.HasPrefix(d.Extents[0].File, "vvol://") {
+		t.Errorf("descriptor %v: %s", err, text)
+	}
+	if _, err := read("one/a-flat.vmdk"); err == nil {
+		t.Error("the object is a file")
+	}
+	if text, err := read("one/note"); text != "a file" {
+		t.Errorf("a file has %q, %v", text, err)
+	}
+	browser, err := i.ds.Browser(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, err := browser.SearchDatastore(ctx, i.ds.Path("one"), &types.HostDatastoreBrowserSearchSpec{MatchPattern: []string{"*.vmdk"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := task.WaitForResult(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found := info.Result.(types.HostDatastoreBrowserSearchResults).File; len(found) != 1 || found[0].GetFileInfo().Path != "a.vmdk" {
+		t.Errorf("a search finds %d files", len(found))
 	}
 }
 
