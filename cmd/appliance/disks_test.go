@@ -34,15 +34,15 @@ import (
 const rootSize = 1
 
 // TestInstallDisks is what a booted appliance does with disks that are attached to it while it runs: those of images, which it writes
-// where the datastore takes no uploaded deltas, and those of volumes, out of and into which it copies. The datastore is VMFS 6; of
-// volumes there are some on another as well, whose disks are no files for it. The judges look at what is there afterwards.
+// where the datastore takes no uploaded deltas, and those of volumes, out of and into which it copies. The datastore is VMFS 6; containers
+// and some of the volumes are on another, whose disks are objects. The judges look at what is there afterwards.
 func TestInstallDisks(t *testing.T) {
 	needTool(t, "qemu-img", "e2fsck", "debugfs")
 	i := newInstalled(t, "v1")
 	i.push("layers", testimage.SmallFiles(500), oneFile("srv/model", random(1, 3<<20)))
 	i.push("large", oneFile("srv/large", random(2, 48<<20)))
 	i.vicMachine(t, i.v1, "update", "firewall", "--allow")
-	i.create(t, "--base-image-size", fmt.Sprint(rootSize), "--volume-store", "objects/volumes:objects")
+	i.create(t, "--base-image-size", fmt.Sprint(rootSize), "--container-store", "objects", "--volume-store", "objects/volumes:objects")
 	for _, part := range []struct {
 		name string
 		test func(t *testing.T)

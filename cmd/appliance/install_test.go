@@ -116,8 +116,10 @@ func newInstalled(t *testing.T, first string, second ...string) *installed {
 		i.v2 = newRelease(t, version)
 	}
 	t.Cleanup(func() {
-		if text, err := os.ReadFile(filepath.Join(sim.Folder("datastore1"), "vch1", "appliance", "console.log")); err == nil {
-			t.Logf("console:\n%s", text)
+		for _, folder := range sim.Folders() {
+			if text, err := os.ReadFile(filepath.Join(folder, "vch1", "appliance", "console.log")); err == nil {
+				t.Logf("console:\n%s", text)
+			}
 		}
 	})
 	return i

@@ -39,6 +39,9 @@ func (s *site) export() *exported {
 	return &exported{s: s, program: oracle(s.t, "qemu-storage-daemon")}
 }
 
+// Gone implements Devices: a device goes when it is closed.
+func (x *exported) Gone(context.Context, AttachedDisk) error { return nil }
+
 // An exportedFile is a device that ends with its daemon.
 type exportedFile struct {
 	*os.File

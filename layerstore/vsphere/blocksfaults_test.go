@@ -138,6 +138,7 @@ func TestBlockWriterWrongDevice(t *testing.T) {
 type wrongDevice struct{ written, closed bool }
 
 func (w *wrongDevice) Open(context.Context, AttachedDisk) (Device, error) { return w, nil }
+func (w *wrongDevice) Gone(context.Context, AttachedDisk) error           { return nil }
 func (w *wrongDevice) ReadAt(p []byte, _ int64) (int, error) {
 	for i := range p {
 		p[i] = 1

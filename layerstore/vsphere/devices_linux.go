@@ -30,28 +30,54 @@ type LinuxDevices struct {
 }
 
 // Open implements Devices. The error is of ctx if the device does not come.
-func (l LinuxDevices) Open(ctx context.Context, d AttachedDisk) (Device, error) {
-	events, err := listen()
+func (l LinuxDevices) Open(ctx context.Context, d AttachedDisk) (dev Device, err error) {
+	err = l.until(ctx, func() (bool, error) {
+		name, err := l.find(d)
+		if err == nil {
+			dev, err = l.open(name, d)
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) { // or of one before it, that is going
+			return false, nil
+		}
+		return true, err
+	})
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("no disk of UUID %s came at SCSI target %d, or disk.EnableUUID is not TRUE for this machine: %w", d.UUID, d.Target, ctx.Err())
+	}
 	if err != nil {
 		return nil, err
+	}
+	return dev, nil
+}
+
+// Gone implements Devices. The error is of ctx if the device stays.
+func (l LinuxDevices) Gone(ctx context.Context, d AttachedDisk) error {
+	err := l.until(ctx, func() (bool, error) {
+		_, err := l.find(d)
+		return errors.Is(err, fs.ErrNotExist), nil // whatever else is there stays for now
+	})
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("the disk of UUID %s stays at SCSI target %d: %w", d.UUID, d.Target, ctx.Err())
+	}
+	return err
+}
+
+// until looks at once, and then whenever a device comes or goes, until there is what was looked for, or an error.
+func (l LinuxDevices) until(ctx context.Context, look func() (bool, error)) error {
+	events, err := listen()
+	if err != nil {
+		return err
 	}
 	defer events.Close()
 	stop := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) }) // ends a read
 	defer stop()
 	for {
-		name, err := l.find(d)
-		if err == nil {
-			return l.open(name, d)
+		if done, err := look(); done || err != nil {
+			return err
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		// Each message is about one change; whatever it is, the disk may be there now.
+		// Each message is about one change; whatever it is, it may be what is waited for.
 		if _, err := events.Read(make([]byte, 64<<10)); err != nil && !errors.Is(err, unix.ENOBUFS) { // of which some were lost
-			if ctx.Err() != nil {
-				return nil, fmt.Errorf("no disk of UUID %s came at SCSI target %d, or disk.EnableUUID is not TRUE for this machine: %w", d.UUID, d.Target, ctx.Err())
-			}
-			return nil, err
+			return err
 		}
 	}
 }
@@ -125,5 +151,9 @@ func (l LinuxDevices) open(name string, d AttachedDisk) (Device, error) {
 	if sectors, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err != nil || sectors != d.Capacity/512 {
 		return nil, fmt.Errorf("%s has %s sectors, want %d", name, strings.TrimSpace(string(text)), d.Capacity/512)
 	}
-	return os.OpenFile(filepath.Join("/", l.Root, "dev", name), os.O_RDWR|os.O_EXCL, 0)
+	f, err := os.OpenFile(filepath.Join("/", l.Root, "dev", name), os.O_RDWR|os.O_EXCL, 0)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }

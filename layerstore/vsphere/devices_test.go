@@ -2,6 +2,8 @@ package vsphere
 
 import (
 	"context"
+	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,6 +99,55 @@ func TestLinuxDevices(t *testing.T) {
 		defer exec.Command(losetup, "-d", strings.TrimSpace(string(out))).Run()
 		if err := <-opened; err != nil {
 			t.Error(err)
+		}
+	})
+
+	// One that is detached goes later: the kernel says so, here of a loop device as well.
+	t.Run("gone", func(t *testing.T) {
+		losetup := oracle(t, "losetup")
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d := AttachedDisk{UUID: "6000C292-bbbb-bbbb-bbbb-bbbbbbbbbbbb", Target: 1, Capacity: 1 << 20}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := (LinuxDevices{string(m)}).Gone(ended, d); !errors.Is(err, context.Canceled) {
+			t.Errorf("a disk that stays: %v", err)
+		}
+		gone := make(chan error, 1)
+		go func() { gone <- LinuxDevices{string(m)}.Gone(t.Context(), d) }()
+		if err := os.RemoveAll(filepath.Join(string(m), "sys/block/sdb")); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(losetup, "-f", "--show", file).Output()
+		if err != nil {
+			t.Fatalf("losetup: %v", err)
+		}
+		defer exec.Command(losetup, "-d", strings.TrimSpace(string(out))).Run()
+		if err := <-gone; err != nil {
+			t.Error(err)
+		}
+	})
+
+	// A device that is not there any more, and one that has a name and answers nothing, are waited for.
+	t.Run("going", func(t *testing.T) {
+		if err := os.Remove(filepath.Join(string(m), "dev/sdc")); err != nil {
+			t.Fatal(err)
+		}
+		for _, dev := range []string{"none", "socket"} {
+			if dev == "socket" { // to open one is ENXIO
+				l, err := net.Listen("unix", filepath.Join(string(m), "dev/sdc"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			if _, err := (LinuxDevices{string(m)}).Open(ctx, AttachedDisk{UUID: "6000C292-bbbb-bbbb-bbbb-bbbbbbbbbbbb", Target: 2, Capacity: 1 << 20}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: %v", dev, err)
+			}
 		}
 	})
 }

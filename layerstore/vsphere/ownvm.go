@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -32,12 +33,15 @@ type OwnVM struct {
 	mu      sync.Mutex // guards what follows
 	queue   []*change
 	writing map[string]bool // datastore paths of the disks that write is about
+	leaving map[place]bool  // of disks that are detached, whose devices may be there yet
 }
 
 // Devices finds the devices of disks that were attached to the own virtual machine. LinuxDevices is those of this machine.
 type Devices interface {
 	// Open waits until the device of a disk is there, and opens it for this program alone.
 	Open(ctx context.Context, d AttachedDisk) (Device, error)
+	// Gone waits until the device of a disk that was detached is there no more: it shows whatever is attached in its place.
+	Gone(ctx context.Context, d AttachedDisk) error
 }
 
 // A Device is an attached disk, open for writing. *os.File is one.
@@ -61,6 +65,8 @@ const (
 	maxAttached = 8
 	// deviceWait bounds how long a disk that is attached needs to become a device.
 	deviceWait = 2 * time.Minute
+	// goneWait bounds how long the device of one that is detached is waited for to go. It does no harm if it stays, until another comes.
+	goneWait = 10 * time.Second
 	// reconfigureLimit bounds a change of the virtual machine, which is never broken off.
 	reconfigureLimit = 10 * time.Minute
 	// controllerUnit is the place on a SCSI bus that the controller itself has.
@@ -70,7 +76,7 @@ const (
 
 // FindOwnVM finds the virtual machine in which this program runs, by its BIOS UUID, which BIOSUUID reads.
 func (s *Session) FindOwnVM(ctx context.Context, uuid string, devices Devices) (*OwnVM, error) {
-	v := &OwnVM{s: s, uuid: uuid, devices: devices, slots: make(chan struct{}, maxAttached), turn: make(chan struct{}, 1), writing: map[string]bool{}}
+	v := &OwnVM{s: s, uuid: uuid, devices: devices, slots: make(chan struct{}, maxAttached), turn: make(chan struct{}, 1), writing: map[string]bool{}, leaving: map[place]bool{}}
 	if err := v.find(ctx); err != nil {
 		return nil, err
 	}
@@ -181,10 +187,35 @@ func (d *ownDisk) detach(ctx context.Context) (err error) {
 	if d.Device != nil {
 		err = d.Close()
 	}
-	if gone := d.v.apply(ctx, &change{key: d.change.key}); gone != nil {
+	if gone := d.v.leave(ctx, d.change.at, d.change.disk, d.change.key); gone != nil {
 		err = errors.Join(err, &detachError{d.change.file, gone})
 	}
 	return err
+}
+
+// leave detaches a disk, and waits for its device to go: nothing gets its place before. It is not broken off.
+func (v *OwnVM) leave(ctx context.Context, at place, disk AttachedDisk, key int32) error {
+	v.setLeaving(at, true)
+	defer v.setLeaving(at, false)
+	if err := v.apply(ctx, &change{key: key}); err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), goneWait)
+	defer cancel()
+	if err := v.devices.Gone(wait, disk); err != nil {
+		v.s.log.Warn("wait for the device of a disk that is detached to go", "disk", disk.Path, "error", err)
+	}
+	return nil
+}
+
+func (v *OwnVM) setLeaving(at place, leaving bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if leaving {
+		v.leaving[at] = true
+	} else {
+		delete(v.leaving, at)
+	}
 }
 
 // is tells whether a virtual machine is this one.
@@ -213,7 +244,7 @@ func (v *OwnVM) detachLeft(ctx context.Context, ours func(file string) bool) err
 		return ctx.Err()
 	}
 	err := v.look(ctx)
-	var keys []int32
+	var left []*types.VirtualDisk
 	for _, d := range v.hardware {
 		disk, ok := d.(*types.VirtualDisk)
 		if !ok || !ours(vmDisk{disk}.file()) {
@@ -221,13 +252,13 @@ func (v *OwnVM) detachLeft(ctx context.Context, ours func(file string) bool) err
 		}
 		v.mu.Lock()
 		if !v.writing[vmDisk{disk}.file()] {
-			keys = append(keys, disk.Key)
+			left = append(left, disk)
 		}
 		v.mu.Unlock()
 	}
 	<-v.turn
-	for _, key := range keys {
-		err = errors.Join(err, v.apply(ctx, &change{key: key}))
+	for _, disk := range left {
+		err = errors.Join(err, v.leave(ctx, placeOf(disk), attachedDisk(disk), disk.Key))
 	}
 	return err
 }
@@ -237,6 +268,7 @@ type change struct {
 	file, parent string       // datastore paths
 	key          int32        // of the device
 	disk         AttachedDisk // that was attached
+	at           place        // of it
 	done         chan error
 }
 
@@ -356,25 +388,38 @@ func (v *OwnVM) has(c *change) bool {
 		case c.file == "" && disk.Key == c.key:
 			return false
 		case c.file != "" && vmDisk{disk}.file() == c.file:
-			c.key = disk.Key
-			c.disk = AttachedDisk{Path: c.file, Capacity: disk.CapacityInBytes}
-			if b, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo); ok {
-				c.disk.UUID = b.Uuid
-			}
-			if disk.UnitNumber != nil {
-				c.disk.Target = int(*disk.UnitNumber)
-			}
+			c.key, c.disk, c.at = disk.Key, attachedDisk(disk), placeOf(disk)
 			return true
 		}
 	}
 	return c.file == ""
 }
 
+// attachedDisk is what the server says of a disk.
+func attachedDisk(disk *types.VirtualDisk) AttachedDisk {
+	a := AttachedDisk{Path: vmDisk{disk}.file(), Target: int(placeOf(disk).unit), Capacity: disk.CapacityInBytes}
+	if b, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo); ok {
+		a.UUID = b.Uuid
+	}
+	return a
+}
+
 // A place is one for a disk on a SCSI controller.
 type place struct{ controller, unit int32 }
 
+func placeOf(disk *types.VirtualDisk) place {
+	at := place{controller: disk.ControllerKey}
+	if disk.UnitNumber != nil {
+		at.unit = *disk.UnitNumber
+	}
+	return at
+}
+
 // free takes a free place.
 func (v *OwnVM) free(taken map[place]bool) (place, error) {
+	v.mu.Lock()
+	maps.Copy(taken, v.leaving)
+	v.mu.Unlock()
 	for _, d := range v.hardware {
 		if x := d.GetVirtualDevice(); x.UnitNumber != nil {
 			taken[place{x.ControllerKey, *x.UnitNumber}] = true

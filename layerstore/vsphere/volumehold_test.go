@@ -1,6 +1,7 @@
 package vsphere
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -220,5 +221,55 @@ func TestVolumesOfObjectsAtOnce(t *testing.T) {
 	s.is(0, false)
 	if out, err := exec.Command(oracle(t, "e2fsck"), "-fn", s.raw(s.d, s.vol.Disk)).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck: %v: %s", err, out)
+	}
+}
+
+// A slowGuest is a machine on which devices go late: fn is called meanwhile.
+type slowGuest struct {
+	*exported
+	fn func(AttachedDisk)
+}
+
+func (g *slowGuest) Gone(_ context.Context, d AttachedDisk) error {
+	if g.fn != nil {
+		g.fn(d)
+	}
+	return nil
+}
+
+// Where the device of another disk may be there yet no disk is attached: by its place and UUID it could be taken for that.
+func TestPlaceOfDeviceThatGoes(t *testing.T) {
+	s, ctx := newSite(t, objects), t.Context()
+	c := s.connect(s.endpoint())
+	guest := &slowGuest{exported: s.export()}
+	own, vm := s.appliance(c, guest)
+	d := s.datastore(c, "volumes")
+	_, ls := s.writingVolumes("one", t.TempDir(), d, own)
+	var files []string
+	for _, name := range []string{"going", "coming"} {
+		v, _, err := ls.CreateVolume(sized(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, d.Path(strings.TrimPrefix(v.Disk, DefaultVolumes+"/")+".vmdk"))
+	}
+	coming := &change{file: files[1]}
+	guest.fn = func(going AttachedDisk) {
+		guest.fn = nil
+		if err := own.apply(ctx, coming); err != nil {
+			t.Error(err)
+		}
+		if going.Path != files[0] || going.UUID == "" || coming.disk.Target == going.Target {
+			t.Errorf("%+v is attached as %+v goes", coming.disk, going)
+		}
+	}
+	if err := ls.ApplyToVolume(ctx, "going", oneFile(t, "a", "x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := own.detachLeft(ctx, func(file string) bool { return file == files[1] }); err != nil {
+		t.Error(err)
+	}
+	if left := s.attached(vm); guest.fn != nil || len(left) != 0 {
+		t.Errorf("left %v", left)
 	}
 }
