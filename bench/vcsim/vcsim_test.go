@@ -25,6 +25,7 @@ import (
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/vmdk"
 )
 
@@ -122,26 +123,9 @@ func put(ctx context.Context, ds *object.Datastore, name string, p []byte) error
 	return ds.Upload(ctx, bytes.NewReader(p), name, &soap.Upload{Type: "application/octet-stream", Method: "PUT", ContentLength: int64(len(p))})
 }
 
-func needTool(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if path, err = filepath.Abs("../../bin/peers/" + name); err == nil {
-			_, err = os.Stat(path)
-		}
-	}
-	if err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatalf("oracle missing: %v", err)
-		}
-		t.Skipf("oracle missing: %v", err)
-	}
-	return path
-}
-
 // TestGovc has VMware's own client of years ago look at everything that the options ask for.
 func TestGovc(t *testing.T) {
-	bin := needTool(t, "govc")
+	bin := oracle.Find(t, "govc")
 	nfs := t.TempDir()
 	common := Options{Datastores: []Datastore{{Name: "datastore1"}, {Name: "backup", Dir: nfs, Type: NFS}, {Name: "old", Type: VMFS5}},
 		PortGroups: []string{"bridge"}, Pools: []string{"vch1", "vch2"}, User: url.UserPassword("admin", "s3cret!")}
@@ -242,7 +226,7 @@ func TestLogin(t *testing.T) {
 
 // TestDisks has qemu-img judge what the simulator only pretends to create.
 func TestDisks(t *testing.T) {
-	needTool(t, "qemu-img")
+	oracle.Need(t, "qemu-img")
 	s := start(t, Options{})
 	i := look(t, login(t, s))
 	ctx := t.Context()

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/containervm/appliance"
 	"vic/tether/wire"
 )
@@ -52,7 +53,7 @@ func standin(t *testing.T) string { return compile(t, "vic/cmd/appliance/testdat
 // checkState has e2fsck judge a state disk that nobody uses.
 func checkState(t *testing.T, disk string) {
 	t.Helper()
-	needTool(t, "e2fsck", "debugfs")
+	oracle.Need(t, "e2fsck", "debugfs")
 	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck: %v\n%s", err, out)
 	}
@@ -61,7 +62,7 @@ func checkState(t *testing.T, disk string) {
 // stateFile reads a file of a state disk that nobody uses.
 func stateFile(t *testing.T, disk, path string) string {
 	t.Helper()
-	needTool(t, "debugfs")
+	oracle.Need(t, "debugfs")
 	out, err := exec.Command("debugfs", "-R", "cat "+path, disk).Output()
 	if err != nil {
 		t.Fatal(err)
@@ -296,7 +297,7 @@ func TestPowerCut(t *testing.T) {
 // TestRefused boots appliances that cannot be set up. They say why, and stay until they are shut down.
 func TestRefused(t *testing.T) {
 	nightly(t)
-	needTool(t, "mke2fs")
+	oracle.Need(t, "mke2fs")
 	k := appliance.NewKey()
 	iso := disc(t, standin(t), k, "v1")
 	foreign := stateDisk(t, 1<<30)

@@ -24,6 +24,7 @@ import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 	"vic/bench/vcsim"
 	"vic/fetch"
@@ -37,7 +38,7 @@ const rootSize = 1
 // where the datastore takes no uploaded deltas, and those of volumes, out of and into which it copies. The datastore is VMFS 6; containers
 // and some of the volumes are on another, whose disks are objects. The judges look at what is there afterwards.
 func TestInstallDisks(t *testing.T) {
-	needTool(t, "qemu-img", "e2fsck", "debugfs")
+	oracle.Need(t, "qemu-img", "e2fsck", "debugfs")
 	i := newInstalled(t, "v1")
 	i.push("layers", testimage.SmallFiles(500), oneFile("srv/model", random(1, 3<<20)))
 	i.push("large", oneFile("srv/large", random(2, 48<<20)))

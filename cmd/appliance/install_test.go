@@ -23,6 +23,7 @@ import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/testimage"
 	"vic/bench/vcsim"
 	"vic/bench/vcsim/bridge"
@@ -95,7 +96,7 @@ func TestInstall(t *testing.T) {
 func newInstalled(t *testing.T, first string, second ...string) *installed {
 	t.Helper()
 	nightly(t)
-	needTool(t, "docker", "docker-registry", "qemu-system-x86_64", "ip")
+	oracle.Need(t, "docker", "docker-registry", "qemu-system-x86_64", "ip")
 	outside, inside := kernelBridge(t, "o"), kernelBridge(t, "i")
 	command(t, "ip", "address", "add", hostAddress+"/24", "dev", outside)
 	sim, err := vcsim.Start(t.Context(), vcsim.Options{Address: hostAddress + ":0", PortGroups: []string{"bridge"},
@@ -172,7 +173,7 @@ func (i *installed) dockerEnv() []string {
 func kernelBridge(t *testing.T, kind string) string {
 	t.Helper()
 	if os.Getuid() != 0 {
-		missing(t, errors.New("only root makes bridges"))
+		oracle.Missing(t, errors.New("only root makes bridges"))
 	}
 	name := fmt.Sprintf("vic%s%d", kind, os.Getpid())
 	command(t, "ip", "link", "add", "name", name, "type", "bridge", "mcast_snooping", "0")
@@ -202,7 +203,7 @@ func (i *installed) startRegistry(t *testing.T) {
 	t.Helper()
 	busybox, err := testimage.Busybox()
 	if err != nil {
-		missing(t, err)
+		oracle.Missing(t, err)
 	}
 	r, err := testimage.StartRegistry(t.Context(), filepath.Join(t.TempDir(), "registry"))
 	if err != nil {

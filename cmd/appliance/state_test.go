@@ -14,12 +14,13 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/diskfs"
 )
 
 // TestPrepare makes a file system on a blank disk, e2fsck judges, and leaves alone what is not blank.
 func TestPrepare(t *testing.T) {
-	needTool(t, "e2fsck", "mke2fs", "mkswap", "sfdisk")
+	oracle.Need(t, "e2fsck", "mke2fs", "mkswap", "sfdisk")
 	const size = 448 << 20
 	at := func(off int64, p []byte) func(*testing.T, string) {
 		return func(t *testing.T, disk string) {
@@ -135,7 +136,7 @@ func (d *cutDevice) Sync() error {
 
 // TestPrepareCut cuts the power at each step of formatting. The next boot has it done, or goes on with it.
 func TestPrepareCut(t *testing.T) {
-	needTool(t, "e2fsck")
+	oracle.Need(t, "e2fsck")
 	const size = 64 << 20
 	for cut := 0; ; cut++ {
 		path := stateDisk(t, size)

@@ -18,28 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/containervm/appliance"
 	"vic/containervm/boot"
 )
-
-// needTool skips the test if a program it is judged by is missing, or fails it where
-// ORACLES=1 says that all of them must be there.
-func needTool(t testing.TB, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			missing(t, err)
-		}
-	}
-}
-
-func missing(t testing.TB, err error) {
-	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf("oracle missing: %v", err)
-	}
-	t.Skipf("oracle missing: %v", err)
-}
 
 func command(t testing.TB, name string, args ...string) string {
 	t.Helper()
@@ -71,10 +53,10 @@ func compileVersion(t testing.TB, pkg, version string) string {
 // disc builds the ISO of an appliance with a program in vic's place, which has a key.
 func disc(t testing.TB, vic string, k appliance.Key, release string) string {
 	t.Helper()
-	needTool(t, "qemu-system-x86_64")
+	oracle.Need(t, "qemu-system-x86_64")
 	for _, p := range []string{"/usr/lib/ISOLINUX/isolinux.bin", "/usr/lib/syslinux/modules/bios/ldlinux.c32", "/etc/ssl/certs/ca-certificates.crt"} {
 		if _, err := os.Stat(p); err != nil {
-			missing(t, err)
+			oracle.Missing(t, err)
 		}
 	}
 	dir := t.TempDir()

@@ -28,27 +28,11 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/api/certificate"
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/containervm/appliance"
 	"vic/layerstore/vsphere"
 )
-
-// needTool finds a program of somebody else's that judges, and skips the test if it is missing, or fails it where ORACLES=1 says that all of
-// them must be there.
-func needTool(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		path, err = exec.LookPath(filepath.Join("..", "..", "bin", "peers", name))
-	}
-	if err != nil {
-		if os.Getenv("ORACLES") == "1" {
-			t.Fatalf("%s is missing", name)
-		}
-		t.Skipf("%s is missing", name)
-	}
-	return path
-}
 
 // A lab is a simulated vSphere in which appliances come up: their API is a stand-in on this machine.
 type lab struct {
@@ -160,7 +144,7 @@ func (l *lab) file(elem ...string) []byte {
 // applianceISO is one that has a place for a key, and nothing to boot.
 func applianceISO(t *testing.T) []byte {
 	t.Helper()
-	needTool(t, "xorriso")
+	oracle.Need(t, "xorriso")
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, appliance.KeyFile), appliance.EmptyKey(), 0o600); err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/containervm"
 	datastore "vic/layerstore/vsphere"
@@ -463,7 +464,7 @@ func testNICs(t *testing.T, o vcsim.Options) {
 
 // TestWriteStopped writes into the disk of a VM that does not run. Others' programs judge what is on the datastore.
 func TestWriteStopped(t *testing.T) {
-	qemuImg, debugfs := oracle(t, "qemu-img"), oracle(t, "debugfs")
+	qemuImg, debugfs := oracle.Find(t, "qemu-img"), oracle.Find(t, "debugfs")
 	s := newSite(t, vcsim.Options{})
 	id := s.create(1)
 	s.start(s.spec(id)).Kill() // a run, after which the disk is brought
@@ -477,7 +478,7 @@ func TestWriteStopped(t *testing.T) {
 		if out, err := exec.Command(qemuImg, "convert", "-f", "vmdk", "-O", "raw", s.file(id, diskName), raw).CombinedOutput(); err != nil {
 			t.Fatalf("qemu-img: %v: %s", err, out)
 		}
-		if out, err := exec.Command(oracle(t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
+		if out, err := exec.Command(oracle.Find(t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
 			t.Errorf("e2fsck: %v: %s", err, out)
 		}
 		if out, err := exec.Command(debugfs, "-R", "cat /added", raw).Output(); err != nil || string(out) != "by docker cp" {
@@ -510,13 +511,4 @@ func TestWriteStopped(t *testing.T) {
 	if err := s.ApplyToContainer(t.Context(), id, bytes.NewReader(pack(t, map[string][]byte{"x": nil}))); err == nil || !strings.Contains(err.Error(), "it runs") {
 		t.Errorf("write into a VM that runs: %v", err)
 	}
-}
-
-func oracle(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		missing(t, err)
-	}
-	return path
 }

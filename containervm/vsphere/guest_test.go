@@ -20,6 +20,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/bench/vcsim/bridge"
 	"vic/containervm"
@@ -29,14 +30,6 @@ import (
 	"vic/fetch/archive"
 	"vic/layerstore"
 )
-
-func missing(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf("oracle missing: %v", err)
-	}
-	t.Skipf("oracle missing: %v", err)
-}
 
 // pack makes a tar of programs.
 func pack(t *testing.T, files map[string][]byte) []byte {
@@ -62,7 +55,7 @@ func busyboxImage(t *testing.T, store *layerstore.Store) *layerstore.Image {
 	t.Helper()
 	path, err := exec.LookPath("busybox")
 	if err != nil {
-		missing(t, err)
+		oracle.Missing(t, err)
 	}
 	busybox, err := os.ReadFile(path)
 	if err != nil {
@@ -103,7 +96,7 @@ func bootISO(t *testing.T) iso {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	if m, err := filepath.Glob("/boot/vmlinuz-*"); err != nil || len(m) == 0 {
-		missing(t, fmt.Errorf("a kernel: %v", err))
+		oracle.Missing(t, fmt.Errorf("a kernel: %v", err))
 	}
 	m, err := boot.Build(t.Context(), dir, boot.Options{Tether: dir + "/tether"})
 	if err != nil {
@@ -126,9 +119,7 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		missing(t, err)
-	}
+	oracle.Need(t, "qemu-system-x86_64")
 	h := &host{site: newSite(t, vcsim.Options{})}
 	b, err := bridge.Attach(h.sim, bridge.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {

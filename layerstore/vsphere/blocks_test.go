@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vic/bench/corpus"
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/layerstore"
 )
@@ -36,7 +37,7 @@ type exported struct {
 }
 
 func (s *site) export() *exported {
-	return &exported{s: s, program: oracle(s.t, "qemu-storage-daemon")}
+	return &exported{s: s, program: oracle.Find(s.t, "qemu-storage-daemon")}
 }
 
 // Gone implements Devices: a device goes when it is closed.

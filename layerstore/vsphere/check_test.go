@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/diskfs"
 	"vic/layerstore"
@@ -112,7 +113,7 @@ func (s *site) reads(st *Store, ls *layerstore.Store, img *layerstore.Image) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if out, err := exec.Command(oracle(s.t, "qemu-img"), "convert", "-f", "vmdk", "-O", "raw", local, raw).CombinedOutput(); err != nil {
+	if out, err := exec.Command(oracle.Find(s.t, "qemu-img"), "convert", "-f", "vmdk", "-O", "raw", local, raw).CombinedOutput(); err != nil {
 		s.t.Fatalf("qemu-img: %v: %s", err, out)
 	}
 	files := 0
@@ -125,7 +126,7 @@ func (s *site) reads(st *Store, ls *layerstore.Store, img *layerstore.Image) {
 		if err != nil {
 			return err
 		}
-		want, err := exec.Command(oracle(s.t, "debugfs"), "-R", `cat "/`+name+`"`, raw).Output()
+		want, err := exec.Command(oracle.Find(s.t, "debugfs"), "-R", `cat "/`+name+`"`, raw).Output()
 		if err != nil || len(got) == 0 || !bytes.Equal(got, want) {
 			s.t.Errorf("%s has %d bytes, debugfs reads %d, %v", name, len(got), len(want), err)
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vic/bench/oracle"
 )
 
 // A machine is a folder with what the kernel shows of SCSI disks.
@@ -78,7 +80,7 @@ func TestLinuxDevices(t *testing.T) {
 
 	// A disk that comes late is found when the kernel says that something came: here a loop device, which has no wwid.
 	t.Run("late", func(t *testing.T) {
-		losetup := oracle(t, "losetup")
+		losetup := oracle.Find(t, "losetup")
 		file := filepath.Join(t.TempDir(), "file")
 		if err := os.WriteFile(file, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
@@ -104,7 +106,7 @@ func TestLinuxDevices(t *testing.T) {
 
 	// One that is detached goes later: the kernel says so, here of a loop device as well.
 	t.Run("gone", func(t *testing.T) {
-		losetup := oracle(t, "losetup")
+		losetup := oracle.Find(t, "losetup")
 		file := filepath.Join(t.TempDir(), "file")
 		if err := os.WriteFile(file, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"vic/bench/corpus"
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/fetch/archive"
 	"vic/layerstore"
@@ -25,19 +26,6 @@ import (
 
 // capacity of the disks of the tests.
 const capacity = 64 << 20
-
-// oracle returns the path of a program that judges.
-func oracle(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("ORACLES") != "" {
-			t.Fatalf("%s is missing", name)
-		}
-		t.Skipf("%s is missing", name)
-	}
-	return path
-}
 
 // pulled is a local store with an image of several layers.
 func pulled(t *testing.T, layers int) (*layerstore.Store, *layerstore.Image) {
@@ -89,7 +77,7 @@ func (s *site) same(d *Datastore, ls *layerstore.Store, img *layerstore.Image, t
 		s.t.Fatal(err)
 	}
 	remote := filepath.Join(s.folder(d), d.root, disksFolder, top+".vmdk")
-	qemuImg := oracle(s.t, "qemu-img")
+	qemuImg := oracle.Find(s.t, "qemu-img")
 	if out, err := exec.Command(qemuImg, "compare", "-f", "vmdk", "-F", "vmdk", local, remote).CombinedOutput(); err != nil {
 		s.t.Errorf("qemu-img compare: %v: %s", err, out)
 	}
@@ -97,7 +85,7 @@ func (s *site) same(d *Datastore, ls *layerstore.Store, img *layerstore.Image, t
 	if out, err := exec.Command(qemuImg, "convert", "-f", "vmdk", "-O", "raw", remote, raw).CombinedOutput(); err != nil {
 		s.t.Fatalf("qemu-img convert: %v: %s", err, out)
 	}
-	if out, err := exec.Command(oracle(s.t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
+	if out, err := exec.Command(oracle.Find(s.t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
 		s.t.Errorf("e2fsck: %v: %s", err, out)
 	}
 }
@@ -399,7 +387,7 @@ func TestPublishFails(t *testing.T) {
 func (s *site) whole(d *Datastore, name string) {
 	s.t.Helper()
 	remote := filepath.Join(s.folder(d), d.root, disksFolder, name+".vmdk")
-	if out, err := exec.Command(oracle(s.t, "qemu-img"), "map", "-f", "vmdk", remote).CombinedOutput(); err != nil {
+	if out, err := exec.Command(oracle.Find(s.t, "qemu-img"), "map", "-f", "vmdk", remote).CombinedOutput(); err != nil {
 		s.t.Errorf("qemu-img map %s: %v: %s", name, err, out)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/layerstore"
 )
@@ -113,7 +114,7 @@ func TestVolumesOfObjects(t *testing.T) {
 	if n := s.since(before)["ReconfigVM_Task"]; n != 2 {
 		t.Errorf("%d changes of the virtual machine for all of that", n)
 	}
-	if out, err := exec.Command(oracle(t, "e2fsck"), "-fn", s.raw(s.d, s.vol.Disk)).CombinedOutput(); err != nil {
+	if out, err := exec.Command(oracle.Find(t, "e2fsck"), "-fn", s.raw(s.d, s.vol.Disk)).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck: %v: %s", err, out)
 	}
 	if got := inVolume(t, s.ls, "data", "b"); got != "second" {
@@ -219,7 +220,7 @@ func TestVolumesOfObjectsAtOnce(t *testing.T) {
 	})
 	wg.Wait()
 	s.is(0, false)
-	if out, err := exec.Command(oracle(t, "e2fsck"), "-fn", s.raw(s.d, s.vol.Disk)).CombinedOutput(); err != nil {
+	if out, err := exec.Command(oracle.Find(t, "e2fsck"), "-fn", s.raw(s.d, s.vol.Disk)).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck: %v: %s", err, out)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/layerstore"
 )
@@ -41,7 +42,7 @@ func (s *site) volumes(vch string, d *Datastore) (*Volumes, *layerstore.Store) {
 func (s *site) raw(d *Datastore, disk string) string {
 	s.t.Helper()
 	raw := filepath.Join(s.t.TempDir(), "raw")
-	if out, err := exec.Command(oracle(s.t, "qemu-img"), "convert", "-f", "vmdk", "-O", "raw", filepath.Join(s.folder(d), d.root, strings.TrimPrefix(disk, DefaultVolumes+"/")+".vmdk"), raw).CombinedOutput(); err != nil {
+	if out, err := exec.Command(oracle.Find(s.t, "qemu-img"), "convert", "-f", "vmdk", "-O", "raw", filepath.Join(s.folder(d), d.root, strings.TrimPrefix(disk, DefaultVolumes+"/")+".vmdk"), raw).CombinedOutput(); err != nil {
 		s.t.Fatalf("qemu-img: %v: %s", err, out)
 	}
 	return raw
@@ -73,7 +74,7 @@ func TestVolumes(t *testing.T) {
 		if path, err := ls.VolumeDisk(name); err != nil || path != v.Path(vol.Disk) {
 			t.Errorf("path %q, %v", path, err)
 		}
-		if out, err := exec.Command(oracle(t, "e2fsck"), "-fn", s.raw(d, vol.Disk)).CombinedOutput(); err != nil {
+		if out, err := exec.Command(oracle.Find(t, "e2fsck"), "-fn", s.raw(d, vol.Disk)).CombinedOutput(); err != nil {
 			t.Errorf("e2fsck: %v: %s", err, out)
 		}
 	}
@@ -95,7 +96,7 @@ func TestVolumes(t *testing.T) {
 	if fi, err := os.Stat(raw); err != nil || fi.Size() != 192<<20 {
 		t.Errorf("grown to %v, %v", fi, err)
 	}
-	if out, err := exec.Command(oracle(t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
+	if out, err := exec.Command(oracle.Find(t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck of what has grown: %v: %s", err, out)
 	}
 	if st, err := ls.VolumeState("data"); err != nil || !st.Grown {

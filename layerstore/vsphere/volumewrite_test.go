@@ -17,6 +17,7 @@ import (
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/layerstore"
 )
@@ -91,7 +92,7 @@ func TestVolumesWrite(t *testing.T) {
 	judge := func() {
 		t.Helper()
 		raw := s.raw(d, vol.Disk)
-		if out, err := exec.Command(oracle(t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
+		if out, err := exec.Command(oracle.Find(t, "e2fsck"), "-fn", raw).CombinedOutput(); err != nil {
 			t.Errorf("e2fsck: %v: %s", err, out)
 		}
 	}
@@ -112,7 +113,7 @@ func TestVolumesWrite(t *testing.T) {
 	t.Logf("calls of one copy: %v", s.since(before))
 	clean()
 	raw := s.raw(d, vol.Disk)
-	if out, err := exec.Command(oracle(t, "debugfs"), "-R", "cat a", raw).Output(); err != nil || string(out) != "first" {
+	if out, err := exec.Command(oracle.Find(t, "debugfs"), "-R", "cat a", raw).Output(); err != nil || string(out) != "first" {
 		t.Errorf("debugfs reads %q, %v", out, err)
 	}
 	if got := inVolume(t, otherLS, "data", "a"); got != "first" {

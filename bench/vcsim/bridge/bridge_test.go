@@ -28,6 +28,7 @@ import (
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/containervm/boot"
 	"vic/fetch/archive"
@@ -36,21 +37,6 @@ import (
 
 // patience is how long a guest is waited for. It is no measure of anything: what hangs shall fail.
 const patience = 3 * time.Minute
-
-func needTool(t *testing.T, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		missing(t, err)
-	}
-}
-
-func missing(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("ORACLES") == "1" {
-		t.Fatalf("oracle missing: %v", err)
-	}
-	t.Skipf("oracle missing: %v", err)
-}
 
 // A lab is a vSphere whose VMs run.
 type lab struct {
@@ -183,7 +169,7 @@ func pulledDisks(t *testing.T) (dir, top string) {
 	t.Helper()
 	sh, err := exec.LookPath("busybox")
 	if err != nil {
-		missing(t, err)
+		oracle.Missing(t, err)
 	}
 	busybox, err := os.ReadFile(sh)
 	if err != nil {
@@ -238,7 +224,7 @@ func bootISO(t *testing.T, pkg string) string {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	if m, err := filepath.Glob("/boot/vmlinuz-*"); err != nil || len(m) == 0 {
-		missing(t, fmt.Errorf("a kernel: %v", err))
+		oracle.Missing(t, fmt.Errorf("a kernel: %v", err))
 	}
 	m, err := boot.Build(t.Context(), dir, boot.Options{Tether: dir + "/guest"})
 	if err != nil {
@@ -462,7 +448,7 @@ func (l *lab) sameDisks(p *port, vm *object.VirtualMachine) {
 // changed while it runs, suspended, ended by its guest, and destroyed.
 func TestBridge(t *testing.T) {
 	for _, name := range []string{"qemu-system-x86_64", "qemu-img", "debugfs", "e2fsck"} {
-		needTool(t, name)
+		oracle.Need(t, name)
 	}
 	l := newLab(t, Options{})
 	ctx := t.Context()
@@ -552,7 +538,7 @@ func TestBridge(t *testing.T) {
 
 // TestPower looks at the power states of VMs that have nothing to boot from.
 func TestPower(t *testing.T) {
-	needTool(t, "qemu-system-x86_64")
+	oracle.Need(t, "qemu-system-x86_64")
 	socket := filepath.Join(t.TempDir(), "switch")
 	network, err := net.Listen("unix", socket)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/containervm/vspc"
 	"vic/tether/wire"
 )
@@ -21,7 +22,7 @@ import (
 // TestConcentrator boots a guest whose control port leads through a concentrator, moves its VM during a session, suspends it, and puts another
 // concentrator in the first one's place. The guest's process runs on. What the whole way takes is printed.
 func TestConcentrator(t *testing.T) {
-	needTool(t, "qemu-system-x86_64")
+	oracle.Need(t, "qemu-system-x86_64")
 	l := newLab(t, Options{})
 	ctx := t.Context()
 	top := l.uploadImage()

@@ -22,6 +22,7 @@ import (
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/containervm"
 	"vic/containervm/network"
 	"vic/tether/wire"
@@ -138,11 +139,9 @@ func (l *lab) place(vm *object.VirtualMachine, nics []wire.NIC) {
 // container network as well, where its own filter is all that there is between it and the world.
 func TestPortGroups(t *testing.T) {
 	for _, name := range []string{"qemu-system-x86_64", "ip", "ping"} {
-		needTool(t, name)
+		oracle.Need(t, name)
 	}
-	if os.Geteuid() != 0 {
-		missing(t, errors.New("root"))
-	}
+	oracle.Root(t)
 	wireBridge, lanBridge := kernelBridge(t, "b"), kernelBridge(t, "l")
 	ip(t, "addr", "add", "10.93.0.1/24", "dev", lanBridge) // this machine is the container network's router
 	s := openSegment(t, wireBridge)
@@ -250,7 +249,7 @@ func outsideServer(t *testing.T) outsider {
 		return err == nil && p.Addr().Is4() && !p.Addr().IsLoopback() && p.Addr() != netip.MustParseAddr("10.93.0.1")
 	})
 	if at < 0 {
-		missing(t, errors.New("an address that is not loopback's"))
+		oracle.Missing(t, errors.New("an address that is not loopback's"))
 	}
 	own := netip.MustParsePrefix(addrs[at].String()).Addr()
 	l, err := net.Listen("tcp", netip.AddrPortFrom(own, 0).String())

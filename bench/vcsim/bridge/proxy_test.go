@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"vic/bench/oracle"
 	"vic/containervm/vspc"
 )
 
@@ -244,7 +245,7 @@ func TestProxied(t *testing.T) {
 // TestTelnet puts libtelnet's proxy between a port and the concentrator: it reads all that either says and writes it anew, and tells of
 // what it read.
 func TestTelnet(t *testing.T) {
-	needTool(t, "telnet-proxy")
+	oracle.Need(t, "telnet-proxy")
 	s, address := concentrator(t, "127.0.0.1:0")
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {

@@ -9,12 +9,13 @@ import (
 
 	"github.com/vmware/govmomi/vim25/types"
 
+	"vic/bench/oracle"
 	"vic/tether/wire"
 )
 
 // TestTether boots a container: the tether finds its configuration, its root disk and its ports in a VM of VMware's shape.
 func TestTether(t *testing.T) {
-	needTool(t, "qemu-system-x86_64")
+	oracle.Need(t, "qemu-system-x86_64")
 	l := newLab(t, Options{})
 	ctx := t.Context()
 	top := l.uploadImage()
