@@ -31,8 +31,8 @@ bench_hcsshim := v0.13.0
 # "context deadline exceeded", which is the go command's own end of fuzzing and no finding.
 fuzz_runs := 4000x
 
-# Tests of layerstore in which one goroutine does all, or a process is killed: the race detector makes them four times as long.
-one_goroutine := Killed|PowerCut|Bomb|ApplyTo|Volume|CoalesceSame
+# Tests in which one goroutine does all, or a process is killed: the race detector makes them four times as long.
+one_goroutine := Killed|PowerCut|Bomb|ApplyTo|CoalesceSame|PullDeep|VolumeFaults|VolumeLargest
 
 .PHONY: all vic-machine-all appliance demo kernel test nightly check fuzz suites bench clean
 all:
@@ -80,8 +80,7 @@ test:
 	@$(MAKE) --no-print-directory all
 	go vet ./...
 	ORACLES=1 go test -timeout 40m -p 3 ./...
-	ORACLES=1 go test -race -short -skip Killed ./fetch ./tether/wire ./containervm ./api ./layerstore/vsphere
-	ORACLES=1 go test -race -short -skip '$(one_goroutine)' ./layerstore
+	ORACLES=1 go test -race -short -p 3 -skip '$(one_goroutine)' ./layerstore ./layerstore/vsphere ./containervm ./fetch ./tether/wire ./api
 	ORACLES=1 go test -race -run Concurrent ./vmdk ./layerstore/mount
 	$(call fuzz_all,-test.fuzztime $(fuzz_runs) -test.fuzzminimizetime 0x -test.fuzzcachedir $$dir/$$pkg)
 

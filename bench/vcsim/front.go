@@ -2,13 +2,17 @@ package vcsim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -92,7 +96,24 @@ func calledMethod(envelope []byte) string {
 	}
 }
 
-// serveFolder serves the files of a datastore.
+// keep writes a file of a datastore with the folders that it is in; as new only if there is none.
+func keep(file string, body io.Reader, asNew bool) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	flags := os.O_RDWR | os.O_CREATE | os.O_TRUNC
+	if asNew {
+		flags |= os.O_EXCL
+	}
+	f, err := os.OpenFile(file, flags, 0o666)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, body)
+	return errors.Join(err, f.Close())
+}
+
+// serveFolder serves the files of a datastore. The simulator does so too, but reads its datastores while tasks change them.
 func (f *front) serveFolder(w http.ResponseWriter, r *http.Request) {
 	if ok, err := f.authentic(r); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -102,17 +123,30 @@ func (f *front) serveFolder(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no session", http.StatusUnauthorized)
 		return
 	}
-	mux := f.s.Service.ServeMux
+	name := strings.TrimPrefix(r.URL.Path, "/folder/")
+	file, err := f.s.Path(fmt.Sprintf("[%s] %s", r.URL.Query().Get("dsName"), cmp.Or(name, ".")))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 		if !f.s.serveDescriptor(w, r) {
-			mux.ServeHTTP(w, r)
+			r.URL.Path = "/" + name
+			http.FileServer(http.Dir(f.s.folders[r.URL.Query().Get("dsName")])).ServeHTTP(w, r)
 		}
 	case http.MethodPut, http.MethodPost:
 		body := f.failures.upload(r, r.URL.Query().Get("dsName"))
-		r.Body = body
-		mux.ServeHTTP(w, r)
-		switch err := body.err; { // of which the simulator, having answered nothing yet, knows nothing
+		err := keep(file, body, r.Method == http.MethodPost)
+		switch {
+		case errors.Is(err, fs.ErrExist):
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		case err != nil && body.err == nil:
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		switch err := body.err; {
 		case err == nil:
 		case errors.Is(err, errFull):
 			http.Error(w, err.Error(), http.StatusInsufficientStorage)
