@@ -31,7 +31,6 @@ bench_hcsshim := v0.13.0
 # "context deadline exceeded", which is the go command's own end of fuzzing and no finding.
 fuzz_runs := 4000x
 
-# What speaks with govmomi's simulator is left to make check: tasks of the simulator's race with each other now and then.
 # Tests in which one goroutine does all, or a process is killed: the race detector makes them four times as long.
 one_goroutine := Killed|PowerCut|Bomb|ApplyTo|CoalesceSame|PullDeep|VolumeFaults|VolumeLargest
 
@@ -72,7 +71,8 @@ bin/kernel/vmlinuz: containervm/boot/guest.config
 	mkdir -p $(@D) && cp $$dir/modules.builtin $(@D)/ && cp $$dir/.config $(@D)/config && : >$(@D)/modules.dep && : >$(@D)/modules.alias && \
 	cp $$dir/arch/x86/boot/bzImage $@
 
-# Three packages at a time: those that boot guests wait for them half of the time.
+# Three packages at a time: those that boot guests wait for them half of the time. The race detector on what speaks with govmomi's
+# simulator is left to make check: the simulator's tasks race with each other now and then.
 test:
 	@$(call install,$(test_packages)); $(docker_client)
 	@$(dockerd)

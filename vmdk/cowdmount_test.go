@@ -16,9 +16,7 @@ func TestCOWDMount(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	for _, name := range []string{"mke2fs", "debugfs", "e2fsck", "qemu-img", "mount"} {
-		oracle.Need(t, name)
-	}
+	oracle.Need(t, "mke2fs", "debugfs", "e2fsck", "qemu-img", "mount")
 	const capacity = 24 << 20
 	dir := t.TempDir()
 	files := filepath.Join(dir, "files")

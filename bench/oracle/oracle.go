@@ -46,7 +46,7 @@ func Have(t testing.TB, program string) bool {
 	t.Helper()
 	_, err := exec.LookPath(program)
 	if err != nil && Demanded() {
-		t.Fatalf("oracle missing: %v", err)
+		Missing(t, err)
 	}
 	return err == nil
 }

@@ -123,33 +123,27 @@ func (f *front) serveFolder(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no session", http.StatusUnauthorized)
 		return
 	}
-	name := strings.TrimPrefix(r.URL.Path, "/folder/")
-	file, err := f.s.Path(fmt.Sprintf("[%s] %s", r.URL.Query().Get("dsName"), cmp.Or(name, ".")))
+	datastore, name := r.URL.Query().Get("dsName"), strings.TrimPrefix(r.URL.Path, "/folder/")
+	file, err := f.s.Path(fmt.Sprintf("[%s] %s", datastore, cmp.Or(name, ".")))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return
 	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
-		if !f.s.serveDescriptor(w, r) {
-			r.URL.Path = "/" + name
-			http.FileServer(http.Dir(f.s.folders[r.URL.Query().Get("dsName")])).ServeHTTP(w, r)
+		if !f.s.objects[datastore] || !serveObject(w, r, name, file) {
+			http.ServeFile(w, r, file)
 		}
 	case http.MethodPut, http.MethodPost:
-		body := f.failures.upload(r, r.URL.Query().Get("dsName"))
-		err := keep(file, body, r.Method == http.MethodPost)
-		switch {
+		body := f.failures.upload(r, datastore)
+		switch err := keep(file, body, r.Method == http.MethodPost); {
+		case err == nil:
 		case errors.Is(err, fs.ErrExist):
 			http.Error(w, err.Error(), http.StatusConflict)
-			return
-		case err != nil && body.err == nil:
+		case body.err == nil:
 			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		switch err := body.err; {
-		case err == nil:
-		case errors.Is(err, errFull):
-			http.Error(w, err.Error(), http.StatusInsufficientStorage)
+		case errors.Is(body.err, errFull):
+			http.Error(w, body.err.Error(), http.StatusInsufficientStorage)
 		default:
 			panic(http.ErrAbortHandler) // breaks the connection
 		}

@@ -44,24 +44,18 @@ func (s *Server) hideObjects(_ *simulator.Task, run func() Outcome) Outcome {
 	return o
 }
 
-// serveDescriptor serves the descriptor of a disk that is an object, and tells whether the request was for what such a disk consists of.
-func (s *Server) serveDescriptor(w http.ResponseWriter, r *http.Request) bool {
-	datastore, name := r.URL.Query().Get("dsName"), strings.TrimPrefix(r.URL.Path, "/folder/")
-	if !s.objects[datastore] || path.Ext(name) != ".vmdk" {
+// serveObject serves what is shown of a disk that is an object: its descriptor. It tells whether the request was for what such a disk consists of.
+func serveObject(w http.ResponseWriter, r *http.Request, name, file string) bool {
+	if path.Ext(name) != ".vmdk" {
 		return false
 	}
 	if isObject(name) {
 		http.NotFound(w, r)
 		return true
 	}
-	file, err := s.Path(fmt.Sprintf("[%s] %s", datastore, name))
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return true
-	}
 	d, err := readDescriptor(file)
 	if err != nil {
-		return false // the simulator says so
+		return false // who serves files says so
 	}
 	for i, x := range d.Extents {
 		d.Extents[i] = objectLine(x, fmt.Sprintf("%s %s", name, x.File))

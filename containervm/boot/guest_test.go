@@ -34,9 +34,7 @@ func realTether(t *testing.T) string {
 // busyboxRoot makes a raw ext4 disk with busybox on it, and other programs.
 func busyboxRoot(t *testing.T, programs ...string) string {
 	t.Helper()
-	for _, name := range []string{"mke2fs", "busybox", "qemu-system-x86_64"} {
-		oracle.Need(t, name)
-	}
+	oracle.Need(t, "mke2fs", "busybox", "qemu-system-x86_64")
 	dir := t.TempDir()
 	script := `cd "$1"; shift; mkdir -p root/bin root/etc root/home/app root/tmp; cp "$(command -v busybox)" root/bin/busybox
 		for a in $(busybox --list); do [ $a = busybox ] || ln -s busybox root/bin/$a; done

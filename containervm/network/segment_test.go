@@ -154,9 +154,7 @@ func (l *locked) String() string {
 // TestSegment has kernels talk with each other and with the gateways of two networks over one port group.
 func TestSegment(t *testing.T) {
 	g := newPortGroup(t)
-	for _, name := range []string{"ping", "curl", "dig", "tcpdump"} {
-		oracle.Need(t, name)
-	}
+	oracle.Need(t, "ping", "curl", "dig", "tcpdump")
 	s := g.segment(nil)
 	logged := &locked{}
 	f := New(Options{Segment: s, Resolv: filepath.Join(t.TempDir(), "none"), Log: slog.New(slog.NewTextHandler(logged, nil))})

@@ -53,11 +53,7 @@ func pack(t *testing.T, files map[string][]byte) []byte {
 // busyboxImage puts an image with busybox into a store.
 func busyboxImage(t *testing.T, store *layerstore.Store) *layerstore.Image {
 	t.Helper()
-	path, err := exec.LookPath("busybox")
-	if err != nil {
-		oracle.Missing(t, err)
-	}
-	busybox, err := os.ReadFile(path)
+	busybox, err := os.ReadFile(oracle.Find(t, "busybox"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -167,11 +167,7 @@ func pack(t *testing.T, files map[string][]byte) []byte {
 // pulledDisks puts an image of two layers into a store and returns its disks' folder and the top disk's file name.
 func pulledDisks(t *testing.T) (dir, top string) {
 	t.Helper()
-	sh, err := exec.LookPath("busybox")
-	if err != nil {
-		oracle.Missing(t, err)
-	}
-	busybox, err := os.ReadFile(sh)
+	busybox, err := os.ReadFile(oracle.Find(t, "busybox"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,9 +443,7 @@ func (l *lab) sameDisks(p *port, vm *object.VirtualMachine) {
 // TestBridge takes one VM through its life: created over an image's layers as they were uploaded, booted, asked over its serial port,
 // changed while it runs, suspended, ended by its guest, and destroyed.
 func TestBridge(t *testing.T) {
-	for _, name := range []string{"qemu-system-x86_64", "qemu-img", "debugfs", "e2fsck"} {
-		oracle.Need(t, name)
-	}
+	oracle.Need(t, "qemu-system-x86_64", "qemu-img", "debugfs", "e2fsck")
 	l := newLab(t, Options{})
 	ctx := t.Context()
 	top := l.uploadImage()

@@ -138,9 +138,7 @@ func (l *lab) place(vm *object.VirtualMachine, nics []wire.NIC) {
 // TestPortGroups has two containers' VMs on the port group for bridge networks, where this process is the VCH, and one of them on a
 // container network as well, where its own filter is all that there is between it and the world.
 func TestPortGroups(t *testing.T) {
-	for _, name := range []string{"qemu-system-x86_64", "ip", "ping"} {
-		oracle.Need(t, name)
-	}
+	oracle.Need(t, "qemu-system-x86_64", "ip", "ping")
 	oracle.Root(t)
 	wireBridge, lanBridge := kernelBridge(t, "b"), kernelBridge(t, "l")
 	ip(t, "addr", "add", "10.93.0.1/24", "dev", lanBridge) // this machine is the container network's router

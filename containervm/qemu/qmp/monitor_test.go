@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vic/bench/oracle"
 )
 
 // patience bounds what is waited for. It is no measure of anything: what hangs shall fail.
@@ -118,10 +120,7 @@ func TestEnds(t *testing.T) {
 
 // TestQEMU asks a real one.
 func TestQEMU(t *testing.T) {
-	program, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		t.Skip(err) // the tests of package qemu say that it is missing
-	}
+	program := oracle.Find(t, "qemu-system-x86_64")
 	path := filepath.Join(t.TempDir(), "qmp")
 	cmd := exec.Command(program, "-M", "none", "-nodefaults", "-display", "none", "-S", "-chardev", "socket,id=m,path="+path+",server=on,wait=on", "-mon", "chardev=m,mode=control")
 	said, err := cmd.StderrPipe()

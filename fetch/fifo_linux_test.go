@@ -1,8 +1,6 @@
 package fetch
 
-import (
-	"syscall"
-)
+import "syscall"
 
 // makeFIFO makes a FIFO.
 func makeFIFO(path string) error { return syscall.Mkfifo(path, 0o600) }
