@@ -42,7 +42,23 @@ func (s *Server) Path(datastorePath string) (string, error) {
 	if !p.FromString(datastorePath) || s.folders[p.Datastore] == "" || !filepath.IsLocal(p.Path) {
 		return "", fmt.Errorf("vcsim: %q is no file of a datastore", datastorePath)
 	}
-	return filepath.Join(s.folders[p.Datastore], p.Path), nil
+	folder := s.folders[p.Datastore]
+	if s.named[p.Datastore] && p.Path != "." {
+		return s.objectPath(folder, p.Path)
+	}
+	return filepath.Join(folder, p.Path), nil
+}
+
+// objectPath is where a file of a vSAN datastore is: the folders at its top have UUIDs, and names that stand for them.
+func (s *Server) objectPath(folder, name string) (string, error) {
+	ctx := s.Service.Context.For("/sdk") // with locks of its own
+	dc := ctx.Map.Any("Datacenter").Reference()
+	r, ok := new(simulator.DatastoreNamespaceManager).ConvertNamespacePathToUuidPath(ctx,
+		&types.ConvertNamespacePathToUuidPath{Datacenter: &dc, NamespaceUrl: folder + name}).(*methods.ConvertNamespacePathToUuidPathBody)
+	if !ok || r.Res == nil {
+		return "", fmt.Errorf("vcsim: %q has no UUID", name)
+	}
+	return r.Res.Returnval, nil
 }
 
 // datastoreOf is the datastore in a datastore path.

@@ -21,7 +21,7 @@ type Datastore struct {
 	Type string // VMFS5, VMFS6, NFS or VSAN; "" means VMFS6
 	// Hosts is how many hosts have it: the first ones, or, if it is negative, the last ones; 0 means all.
 	Hosts int
-	// Objects tells that its disks are objects, as on vSAN and vVol: of each the descriptor is a file, which names the object.
+	// Objects tells that its disks are objects, as on vVol, and always on vSAN: of each the descriptor is a file, which names the object.
 	Objects bool
 }
 
@@ -134,7 +134,8 @@ func (s *Server) addDatastore(ctx context.Context, hosts []*object.HostSystem, d
 			return err
 		}
 	}
-	s.folders[d.Name], s.objects[d.Name] = dir, d.Objects
+	s.folders[d.Name], s.named[d.Name] = dir, d.Type == VSAN
+	s.objects[d.Name] = d.Objects || s.named[d.Name]
 	for _, e := range s.Service.Context.Map.All("Datastore") {
 		if ds := e.(*simulator.Datastore); ds.Name == d.Name {
 			s.Service.Context.WithLock(ds, func() { pretend(ds, d.Type) })

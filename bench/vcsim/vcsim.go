@@ -88,6 +88,7 @@ type Server struct {
 	cert    *x509.Certificate
 	folders map[string]string
 	objects map[string]bool // datastores whose disks are objects
+	named   map[string]bool // datastores with UUIDs for folders
 	temp    string          // "" if there is none
 
 	hooks hooks
@@ -105,7 +106,7 @@ type listening struct {
 
 // Start makes a vSphere and serves it until Close.
 func Start(ctx context.Context, o Options) (_ *Server, err error) {
-	s := &Server{folders: map[string]string{}, objects: map[string]bool{}}
+	s := &Server{folders: map[string]string{}, objects: map[string]bool{}, named: map[string]bool{}}
 	s.front.s = s
 	defer func() {
 		if err != nil {

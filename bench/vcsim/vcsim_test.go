@@ -370,6 +370,49 @@ func TestObjects(t *testing.T) {
 	}
 }
 
+// The folders at the top of vSAN have UUIDs, and names that stand for them.
+func TestNamespaces(t *testing.T) {
+	oracle.Need(t, "qemu-img")
+	s := start(t, Options{Datastores: []Datastore{{Name: "datastore1", Type: VSAN}}})
+	c := login(t, s)
+	i, ctx := look(t, c), t.Context()
+	uuid, err := object.NewDatastoreNamespaceManager(c.Client).CreateDirectory(ctx, i.ds, "layers", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := put(ctx, i.ds, "layers/note", []byte("a file")); err != nil {
+		t.Fatal(err)
+	}
+	task, err := object.NewVirtualDiskManager(c.Client).CreateVirtualDisk(ctx, i.ds.Path("layers/base.vmdk"), i.dc,
+		&types.FileBackedVirtualDiskSpec{VirtualDiskSpec: types.VirtualDiskSpec{DiskType: "thin", AdapterType: "lsiLogic"}, CapacityKb: 1 << 10})
+	if err == nil {
+		err = task.WaitEx(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range []string{"layers", filepath.Base(uuid)} {
+		r, _, err := i.ds.Download(ctx, folder+"/note", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(r); string(text) != "a file" || err != nil {
+			t.Errorf("%s: a file has %q, %v", folder, text, err)
+		}
+		r.Close()
+		file, err := s.Path(i.ds.Path(folder + "/base.vmdk"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if file != filepath.Join(uuid, "base.vmdk") {
+			t.Errorf("%s is %s", folder, file)
+		}
+		if out, err := exec.Command("qemu-img", "info", "--output=json", file).CombinedOutput(); err != nil || !strings.Contains(string(out), `"virtual-size": 1048576`) {
+			t.Errorf("qemu-img: %v\n%s", err, out)
+		}
+	}
+}
+
 func TestFaults(t *testing.T) {
 	s := start(t, Options{})
 	ctx := t.Context()
