@@ -123,7 +123,14 @@ func (f *FS) bitmap(at int64, sum uint32, size int, kind string, n int) (*block,
 	if err != nil {
 		return nil, err
 	}
-	if !b.dirty && crc32c(f.seed, b.data[:size]) != sum {
+	if b.dirty || f.sb.roCompat&roMetadataCsum == 0 {
+		return b, nil
+	}
+	got := crc32c(f.seed, b.data[:size])
+	if f.sb.incompat&incompat64bit == 0 { // there is room for a half
+		got &= 0xffff
+	}
+	if got != sum {
 		return nil, &FormatError{Off: at * BlockSize, Field: fmt.Sprintf("%s bitmap of group %d", kind, n), Msg: "checksum mismatch"}
 	}
 	return b, nil

@@ -61,7 +61,7 @@ func TestReplay(t *testing.T) {
 				t.Fatalf("replayed: %v", err)
 			}
 			dir := t.TempDir()
-			ours, mnt, tar := filepath.Join(dir, "ours"), filepath.Join(dir, "mnt"), filepath.Join(dir, "tar")
+			ours, mnt, tar, kept := filepath.Join(dir, "ours"), filepath.Join(dir, "mnt"), filepath.Join(dir, "tar"), filepath.Join(dir, "kept")
 			for _, d := range []string{ours, mnt} {
 				if err := os.Mkdir(d, 0o755); err != nil {
 					t.Fatal(err)
@@ -78,11 +78,46 @@ func TestReplay(t *testing.T) {
 				t.Fatal(err)
 			}
 			command(t, "tar", "-xpf", tar, "-C", ours)
-			command(t, "mount", "-o", "loop", cut, mnt) // which replays
-			defer command(t, "umount", mnt)
-			command(t, "bash", "-ec", `list() { cd "$1"; find . ! -name . | sort | xargs stat -c '%n %F %a %u:%g %h %Y'; find . -type f | sort | xargs md5sum; }
-				diff <(list "$1") <(list "$2")`, "sh", ours, mnt)
+			keepUsed(t, f, image, kept)
+			for _, disk := range []string{cut, kept} {
+				command(t, "mount", "-o", "loop", disk, mnt) // which replays
+				defer command(t, "e2fsck", "-fn", disk)
+				defer command(t, "umount", mnt)
+				command(t, "bash", "-ec", `list() { cd "$1"; find . ! -name . | sort | xargs stat -c '%n %F %a %u:%g %h %Y'; find . -type f | sort | xargs md5sum; }
+					diff <(list "$1") <(list "$2")`, "sh", ours, mnt)
+			}
 		})
+	}
+}
+
+// keepUsed copies what a file system has in use of an image.
+func keepUsed(t *testing.T, f *FS, image []byte, to string) {
+	t.Helper()
+	used, err := f.Used()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := os.Create(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if err := out.Truncate(int64(len(image))); err != nil {
+		t.Fatal(err)
+	}
+	var sum, end int64
+	for _, r := range used {
+		if r.Off < end {
+			t.Fatalf("%+v begins before %d", r, end)
+		}
+		end = r.Off + r.Len
+		sum += r.Len
+		if _, err := out.WriteAt(image[r.Off:end], r.Off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sum > int64(len(image))*3/4 {
+		t.Errorf("%d bytes of %d are in use", sum, len(image))
 	}
 }
 

@@ -92,6 +92,28 @@ func (f *FS) usedClusters() ([]clusterRange, error) {
 	return list, nil
 }
 
+// Used lists what of the disk the file system has anything in, ascending, in clusters of 64 KiB. What is elsewhere means nothing.
+func (f *FS) Used() ([]Range, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list, err := f.usedClusters()
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(list, func(a, b clusterRange) int { return cmp.Compare(a.first, b.first) })
+	const size = clusterBlocks * BlockSize
+	var used []Range
+	for _, c := range list {
+		off, end := c.first*size, min((c.first+c.n)*size, f.Capacity())
+		if last := len(used) - 1; last >= 0 && off <= used[last].Off+used[last].Len {
+			used[last].Len = max(used[last].Len, end-used[last].Off)
+		} else {
+			used = append(used, Range{off, end - off})
+		}
+	}
+	return used, nil
+}
+
 func (f *FS) descBlocks() int64 { return int64(len(f.groups)+descsPerBlock-1) / descsPerBlock }
 
 // hasBackup says whether group g starts with a backup superblock (sparse_super).
