@@ -2,14 +2,7 @@ package vsphere
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -20,7 +13,6 @@ import (
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
-	"golang.org/x/sys/unix"
 
 	"vic/bench/corpus"
 	"vic/bench/oracle"
@@ -28,16 +20,16 @@ import (
 	"vic/layerstore"
 )
 
-// exported has QEMU's storage daemon make devices of disks as they lie on the datastore: files, by FUSE.
+// exported has QEMU's storage daemon make devices of disks as they lie on the datastore.
 type exported struct {
-	s       *site
-	program string
-	room    atomic.Int64 // bytes that may be written in all, if it is positive
-	wrote   atomic.Pointer[func()]
+	s     *site
+	room  atomic.Int64 // bytes that may be written in all, if it is positive
+	wrote atomic.Pointer[func()]
 }
 
 func (s *site) export() *exported {
-	return &exported{s: s, program: oracle.Find(s.t, "qemu-storage-daemon")}
+	oracle.Need(s.t, "qemu-storage-daemon")
+	return &exported{s: s}
 }
 
 // Gone implements Devices: a device goes when it is closed.
@@ -45,47 +37,16 @@ func (x *exported) Gone(context.Context, AttachedDisk) error { return nil }
 
 // An exportedFile is a device that ends with its daemon.
 type exportedFile struct {
-	*os.File
-	x      *exported
-	daemon *os.File // pidfd
+	*vcsim.Device
+	x *exported
 }
 
 func (x *exported) Open(ctx context.Context, d AttachedDisk) (Device, error) {
-	path, err := x.s.Path(d.Path)
+	dev, err := x.s.OpenDevice(ctx, d.Path)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(x.s.t.TempDir(), "")
-	if err != nil {
-		return nil, err
-	}
-	device, pid := filepath.Join(dir, "device"), filepath.Join(dir, "pid")
-	if err := os.WriteFile(device, nil, 0o600); err != nil {
-		return nil, err
-	}
-	out, err := exec.CommandContext(ctx, x.program, "--daemonize", "--pidfile", pid, "--blockdev", "driver=file,node-name=f,filename="+path,
-		"--blockdev", "driver=vmdk,node-name=d,file=f", "--export", "type=fuse,id=e,node-name=d,writable=on,mountpoint="+device).CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("qemu-storage-daemon: %w: %s", err, out)
-	}
-	text, err := os.ReadFile(pid)
-	if err != nil {
-		return nil, err
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.PidfdOpen(n, 0)
-	if err != nil {
-		return nil, err
-	}
-	daemon := os.NewFile(uintptr(fd), "daemon")
-	f, err := os.OpenFile(device, os.O_RDWR, 0)
-	if err != nil {
-		return nil, errors.Join(err, unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0), daemon.Close())
-	}
-	return &exportedFile{f, x, daemon}, nil
+	return &exportedFile{dev, x}, nil
 }
 
 func (f *exportedFile) WriteAt(p []byte, off int64) (int, error) {
@@ -96,20 +57,7 @@ func (f *exportedFile) WriteAt(p []byte, off int64) (int, error) {
 	if wrote := f.x.wrote.Load(); wrote != nil {
 		(*wrote)()
 	}
-	return f.File.WriteAt(p, off)
-}
-
-// Close ends the daemon, and waits for that: what it has open nobody else may open.
-func (f *exportedFile) Close() error {
-	err := f.File.Close()
-	fd := int(f.daemon.Fd())
-	err = errors.Join(err, unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0))
-	for {
-		_, pollErr := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
-		if !errors.Is(pollErr, unix.EINTR) {
-			return errors.Join(err, pollErr, f.daemon.Close())
-		}
-	}
+	return f.Device.WriteAt(p, off)
 }
 
 // createVM makes a virtual machine with a SCSI controller and no disk.
