@@ -1,12 +1,15 @@
 package layerstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
+	"vic/diskfs"
 	"vic/vmdk"
 )
 
@@ -23,7 +26,105 @@ func (s *Store) ReplaceContainerDelta(ctx context.Context, id string, delta *os.
 	return nil
 }
 
-func (s *Store) replaceContainerDelta(ctx context.Context, id string, delta *os.File) (err error) {
+// ReplaceContainerBlocks is ReplaceContainerDelta for a disk of which only its device can be read. It takes over what the file system there
+// has in use, its journal included.
+func (s *Store) ReplaceContainerBlocks(ctx context.Context, id string, device io.ReaderAt) error {
+	if err := s.SettleContainer(id); err != nil {
+		return err
+	}
+	err := s.replaceContainer(ctx, id, func(_ *pin, to *stacked) error { return copyUsed(ctx, device, to, to.Capacity()) })
+	if err != nil {
+		return fmt.Errorf("replace disk of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// WriteContainerBlocks has a device, on which is what the container's disk was before it was written to here, hold what that has in use. Done
+// twice, it is done.
+func (s *Store) WriteContainerBlocks(ctx context.Context, id string, device Blocks) error {
+	disk, err := s.OpenContainerDisk(id)
+	if err != nil {
+		return err
+	}
+	defer disk.Close() // read only
+	if err := copyUsed(ctx, disk, device, disk.Capacity()); err != nil {
+		return fmt.Errorf("write disk of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// Blocks is a disk that is read and written.
+type Blocks interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
+// copyUsed has a disk hold what the file system on another has in use, and writes only where they differ.
+func copyUsed(ctx context.Context, from io.ReaderAt, to Blocks, capacity int64) error {
+	from = contextReaderAt{ctx, from}
+	replayed, err := diskfs.Replay(from, capacity)
+	if err != nil {
+		return err
+	}
+	f, err := diskfs.Open(replayed, capacity)
+	if err != nil {
+		return err
+	}
+	used, err := f.Used()
+	if err != nil {
+		return err
+	}
+	want, has := make([]byte, copyPiece), make([]byte, copyPiece)
+	for _, r := range used {
+		for end := r.Off + r.Len; r.Off < end; r.Off += copyPiece {
+			n := min(copyPiece, end-r.Off)
+			if _, err := from.ReadAt(want[:n], r.Off); err != nil {
+				return err
+			}
+			if _, err := to.ReadAt(has[:n], r.Off); err != nil {
+				return err
+			}
+			for i := int64(0); i < n; i += vmdk.DefaultGrainSize {
+				j := min(i+vmdk.DefaultGrainSize, n)
+				if bytes.Equal(want[i:j], has[i:j]) {
+					continue
+				}
+				if _, err := to.WriteAt(want[i:j], r.Off+i); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// copyPiece is how much is read at a time: whole grains.
+const copyPiece = 16 * vmdk.DefaultGrainSize
+
+func (s *Store) replaceContainerDelta(ctx context.Context, id string, delta *os.File) error {
+	return s.replaceContainer(ctx, id, func(p *pin, to *stacked) error {
+		from, err := s.dir.over(p, delta)
+		if err != nil {
+			return err
+		}
+		defer from.below.Close() // read only
+		for b, err := range from.Blocks(1, vmdk.DefaultGrainSize) {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err == nil {
+				_, err = to.WriteAt(b.Data, b.Off)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// replaceContainer makes a new, empty disk for a container, which fill fills, and puts it in the place of the one that is there.
+func (s *Store) replaceContainer(ctx context.Context, id string, fill func(*pin, *stacked) error) (err error) {
 	p, err := s.dir.readPin(id)
 	if err != nil {
 		return err
@@ -46,26 +147,16 @@ func (s *Store) replaceContainerDelta(ctx context.Context, id string, delta *os.
 	if err := vmdk.CreateExtent(f, s.info.Capacity); err != nil {
 		return err
 	}
-	from, err := s.dir.over(p, delta)
-	if err != nil {
-		return err
-	}
-	defer from.below.Close() // read only
 	to, err := s.dir.over(p, f)
 	if err != nil {
 		return err
 	}
 	defer to.below.Close()
-	for b, err := range from.Blocks(1, vmdk.DefaultGrainSize) {
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err == nil {
-			_, err = to.WriteAt(b.Data, b.Off)
-		}
-		if err != nil {
-			return err
-		}
+	if err := fill(p, to); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil { // nobody waits for it, or who does writes to it next
+		return err
 	}
 	if err := f.Sync(); err != nil {
 		return err
