@@ -35,7 +35,7 @@ import (
 const rootSize = 1
 
 // TestInstallDisks is what a booted appliance does with disks that are attached to it while it runs: those of images, which it writes
-// where the datastore takes no uploaded deltas, and those of volumes, out of and into which it copies. The datastore is VMFS 6; containers
+// where the datastore takes no uploaded deltas, and those of stopped containers and of volumes, out of and into which it copies. The datastore is VMFS 6; containers
 // and some of the volumes are on another, whose disks are objects. The judges look at what is there afterwards.
 func TestInstallDisks(t *testing.T) {
 	oracle.Need(t, "qemu-img", "e2fsck", "debugfs")
@@ -47,7 +47,7 @@ func TestInstallDisks(t *testing.T) {
 	for _, part := range []struct {
 		name string
 		test func(t *testing.T)
-	}{{"images", i.imagesByDevice}, {"power cut at an image", i.imageCut}, {"volumes", i.volumesByDevice}, {"volume that is taken", i.volumeTaken}, {"power cut at a volume", i.volumeCut}} {
+	}{{"images", i.imagesByDevice}, {"power cut at an image", i.imageCut}, {"stopped container", i.stoppedByDevice}, {"volumes", i.volumesByDevice}, {"volume that is taken", i.volumeTaken}, {"power cut at a volume", i.volumeCut}} {
 		if !t.Run(part.name, part.test) {
 			t.FailNow()
 		}
@@ -102,6 +102,47 @@ func (i *installed) imageCut(t *testing.T) {
 	if out := i.docker(t, "run", "--rm", i.registry+"/large", "sh", "-c", "sha256sum </srv/large"); out != summed(random(2, 48<<20)) {
 		t.Errorf("a container finds %q", out)
 	}
+}
+
+// stoppedByDevice looks into a container that does not run, makes an image of it, copies into it, and lets it run again.
+func (i *installed) stoppedByDevice(t *testing.T) {
+	const program = `sha256sum </in; echo kept >/out; rm -f /bin/vi`
+	i.docker(t, "create", "--name", "stopped", i.registry+"/busybox", "sh", "-c", program)
+	text := random(6, 3<<20)
+	i.copyIn(t, "stopped", "/in", text)
+	if out := i.docker(t, "start", "-a", "stopped"); out != summed(text) {
+		t.Errorf("the container says %q", out)
+	}
+	began := time.Now()
+	out := i.docker(t, "diff", "stopped")
+	t.Logf("docker diff takes %v", time.Since(began).Round(100*time.Millisecond))
+	for _, want := range []string{"A /in", "A /out", "D /bin/vi"} {
+		if !slices.Contains(strings.Split(out, "\n"), want) {
+			t.Errorf("docker diff says %q, not %q", out, want)
+		}
+	}
+	if got := i.copyOut(t, "stopped", "/out"); got != "kept\n" {
+		t.Errorf("docker cp brings %q", got)
+	}
+	i.docker(t, "commit", "stopped", "committed")
+	if out := i.docker(t, "run", "--rm", "committed", "sh", "-c", "cat /out; sha256sum </in; ls /bin/vi 2>&1"); !strings.HasPrefix(out, "kept\n"+summed(text)) || !strings.Contains(out, "No such file") {
+		t.Errorf("a container of what was committed says %q", out)
+	}
+	text = random(7, 1<<20)
+	i.copyIn(t, "stopped", "/in", text)
+	i.detached(t)
+	disk := i.onDatastore(t, "*/"+strings.TrimSpace(i.docker(t, "ps", "-aq", "--no-trunc", "--filter", "name=stopped"))+"/disk.vmdk")
+	if got := stateFile(t, i.check(t, disk), "in"); got != text {
+		t.Errorf("the disk has a file of %d bytes", len(got))
+	}
+	if out := i.docker(t, "start", "-a", "stopped"); out != summed(text) {
+		t.Errorf("the container says %q", out)
+	}
+	if got := i.copyOut(t, "stopped", "/in"); got != text {
+		t.Errorf("docker cp brings %d bytes", len(got))
+	}
+	i.docker(t, "rm", "stopped")
+	i.detached(t)
 }
 
 // volumesByDevice copies into volumes of containers that do not run, lets them run, and copies out.

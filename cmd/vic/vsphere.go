@@ -200,7 +200,7 @@ func (h *host) openVSphere(ctx context.Context, f serveFlags, guest boot.Options
 		return err
 	}
 	o := vsphere.Options{
-		Session: session, Pool: v.pool, Folder: v.folder, Local: h.store, Images: images, Volumes: volumes, Containers: containers,
+		Session: session, Pool: v.pool, Folder: v.folder, Local: h.store, Images: images, Volumes: volumes, Own: own, Containers: containers,
 		Ports: ports, Proxy: proxy, Bridge: v.bridge, Name: v.name, Convention: vmname.Convention(v.convention), Group: v.group, Log: log,
 	}
 	if v.bridge != "" {

@@ -16,6 +16,7 @@ import (
 
 	"vic/containervm"
 	"vic/layerstore"
+	datastore "vic/layerstore/vsphere"
 	"vic/vmdk"
 )
 
@@ -40,9 +41,7 @@ const broughtFile = "brought.json"
 
 // bring makes the delta in the container's folder what that of its VM is, unless it is.
 func (d *Driver) bring(ctx context.Context, id string) error {
-	lock, _ := d.bringing.LoadOrStore(id, new(sync.Mutex))
-	lock.(*sync.Mutex).Lock()
-	defer lock.(*sync.Mutex).Unlock()
+	defer d.lock(id)()
 	dir := d.folderOf(id)
 	rec, err := readRecord(dir)
 	if err != nil {
@@ -63,6 +62,36 @@ func (d *Driver) bring(ctx context.Context, id string) error {
 	return containervm.WriteFile(filepath.Join(dir, broughtFile), text)
 }
 
+// lock keeps others from the disk of a container's VM. Who reads it ends when its context does.
+func (d *Driver) lock(id string) (unlock func()) {
+	lock, _ := d.bringing.LoadOrStore(id, new(sync.Mutex))
+	lock.(*sync.Mutex).Lock()
+	return lock.(*sync.Mutex).Unlock
+}
+
+// attached attaches a disk to the machine in which this runs, for as long as use has its device.
+func (d *Driver) attached(ctx context.Context, id string, r *rootFile, use func(datastore.Device) error) error {
+	d.left.Store(id, nil)
+	err := d.o.Own.With(ctx, r.path, d.Capacity(), use)
+	if err == nil {
+		d.left.Delete(id)
+	}
+	return err
+}
+
+// take is lock for who lets the VM have its disk, or removes it: it is attached nowhere else.
+func (d *Driver) take(ctx context.Context, id string) (unlock func(), err error) {
+	unlock = d.lock(id)
+	if _, left := d.left.Load(id); left {
+		if err := d.o.Own.DetachBelow(ctx, d.o.Containers.Path(id)); err != nil {
+			unlock()
+			return nil, fmt.Errorf("detach the container's disk from this machine: %w", err)
+		}
+		d.left.Delete(id)
+	}
+	return unlock, nil
+}
+
 // broughtAfter returns the run after which the disk was brought; 0 is what it was when it was made.
 func broughtAfter(dir string) (run int, err error) {
 	text, err := os.ReadFile(filepath.Join(dir, broughtFile))
@@ -75,7 +104,7 @@ func broughtAfter(dir string) (run int, err error) {
 	return run, err
 }
 
-// unreadable is an error about a disk that only its VM can read.
+// unreadable is an error about a disk that only VMs can read, and this program runs in none, or that nobody reads.
 func unreadable(format string, args ...any) error {
 	return refuse(containervm.ErrNotImplemented, "the files of a stopped container cannot be read here: %s; start it, and read them in it", fmt.Sprintf(format, args...))
 }
@@ -83,57 +112,78 @@ func unreadable(format string, args ...any) error {
 // maxDescriptor bounds what is read of a disk's descriptor.
 const maxDescriptor = 64 << 10
 
-// extent finds the extent file of the root disk of a VM that does not run: its name, and whether it is a vmfsSparse one.
-func (d *Driver) extent(ctx context.Context, id string) (name string, cowd bool, err error) {
+// A rootFile is the disk of a VM that does not run.
+type rootFile struct {
+	path   string // of its descriptor, on its datastore
+	extent string // the name of its extent file, "" if that can be read in a VM alone
+	cowd   bool   // that is a vmfsSparse one
+}
+
+// root finds the root disk of a VM that does not run.
+func (d *Driver) root(ctx context.Context, id string) (*rootFile, error) {
 	if err := d.Available(); err != nil {
-		return "", false, err
+		return nil, err
 	}
 	v, err := d.lookUp(ctx, id)
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
 	switch v.power {
 	case gone:
-		return "", false, errDeleted
+		return nil, errDeleted
 	case on, suspended, unknown:
-		return "", false, errors.New("it runs: somebody has powered it on")
+		return nil, errors.New("it runs: somebody has powered it on")
 	}
 	all, err := d.devices(ctx, v.ref)
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
 	file := path.Join(id, diskName)
 	root := rootDisk(all)
 	if root == nil {
-		return "", false, errors.New("it has no root disk")
+		return nil, errors.New("it has no root disk")
 	}
 	if b, ok := root.Backing.(*types.VirtualDiskFlatVer2BackingInfo); !ok || b.FileName != d.o.Containers.Path(file) {
-		return "", false, unreadable("its virtual machine has snapshots")
+		return nil, unreadable("its virtual machine has snapshots")
 	}
+	r := &rootFile{path: d.o.Containers.Path(file)}
 	text, err := d.o.Containers.ReadFile(ctx, file, maxDescriptor)
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
 	desc, err := vmdk.ParseDescriptor(text)
 	if err != nil {
-		return "", false, unreadable("its disk is of a kind that is not known (%v)", err)
+		return nil, unreadable("its disk is of a kind that is not known (%v)", err)
 	}
-	if len(desc.Extents) != 1 || desc.Extents[0].File != path.Base(desc.Extents[0].File) {
-		return "", false, unreadable("its disk has %d extents", len(desc.Extents))
+	if len(desc.Extents) == 1 && desc.Extents[0].File == path.Base(desc.Extents[0].File) {
+		if x := desc.Extents[0]; x.Type == "SPARSE" || x.Type == "VMFSSPARSE" {
+			r.extent, r.cowd = path.Join(id, x.File), x.Type == "VMFSSPARSE"
+			return r, nil
+		}
 	}
-	x := desc.Extents[0]
-	if x.Type != "SPARSE" && x.Type != "VMFSSPARSE" {
-		return "", false, unreadable("its datastore keeps disks as %s", x.Type)
+	if d.o.Own == nil {
+		return nil, unreadable("its datastore keeps disks as %s, which an appliance can read", kindOf(desc))
 	}
-	return path.Join(id, x.File), x.Type == "VMFSSPARSE", nil
+	return r, nil
+}
+
+// kindOf is what a disk's extents are.
+func kindOf(desc *vmdk.Descriptor) string {
+	if len(desc.Extents) != 1 {
+		return fmt.Sprintf("%d extents", len(desc.Extents))
+	}
+	return desc.Extents[0].Type
 }
 
 func (d *Driver) bringDelta(ctx context.Context, id string) error {
-	name, _, err := d.extent(ctx, id)
+	r, err := d.root(ctx, id)
 	if err != nil {
 		return err
 	}
-	f, err := d.download(ctx, name)
+	if r.extent == "" {
+		return d.attached(ctx, id, r, func(dev datastore.Device) error { return d.o.Local.ReplaceContainerBlocks(ctx, id, dev) })
+	}
+	f, err := d.download(ctx, r.extent)
 	if err != nil {
 		return err
 	}

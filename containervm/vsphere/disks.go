@@ -182,6 +182,11 @@ func (d *Driver) RemoveContainer(id string) error {
 	if err := d.Available(); err != nil {
 		return fmt.Errorf("remove virtual machine: %w", err)
 	}
+	unlock, err := d.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := d.destroy(ctx, id); err != nil {
 		return fmt.Errorf("remove virtual machine: %w", err)
 	}

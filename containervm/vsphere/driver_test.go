@@ -464,8 +464,100 @@ func testNICs(t *testing.T, o vcsim.Options) {
 
 // TestWriteStopped writes into the disk of a VM that does not run. Others' programs judge what is on the datastore.
 func TestWriteStopped(t *testing.T) {
+	t.Run("files", func(t *testing.T) { testWriteStopped(t, newSite(t, vcsim.Options{}), "disk-delta.vmdk") })
+	t.Run("objects", func(t *testing.T) {
+		s := newSite(t, objects)
+		s.appliance(nil)
+		testWriteStopped(t, s, "")
+	})
+}
+
+// TestReadAndStart starts a VM whose disk is attached to the appliance, by who reads it and by one that crashed.
+func TestReadAndStart(t *testing.T) {
+	s, late := newSite(t, objects), make(chan struct{})
+	vm := s.appliance(late)
+	attached := func() (n int) {
+		t.Helper()
+		all, err := vm.Device(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all.SelectByType((*types.VirtualDisk)(nil)))
+	}
+	id := s.create(1)
+	m := s.start(s.spec(id))
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(m)
+	m.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	read, started := make(chan error), make(chan error)
+	go func() {
+		_, err := s.ContainerFS(ctx, id)
+		read <- err
+	}()
+	<-late
+	if attached() != 1 {
+		t.Errorf("%d disks are attached", attached())
+	}
+	spec := s.spec(id)
+	go func() {
+		m, err := s.Start(t.Context(), spec)
+		if err == nil {
+			err = m.Close()
+		}
+		started <- err
+	}()
+	select { // it is not on before the disk is free
+	case err := <-started:
+		t.Fatalf("started: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	cancel() // as containervm does before it starts one
+	if err := <-read; !errors.Is(err, context.Canceled) {
+		t.Errorf("read: %v", err)
+	}
+	if err := <-started; err != nil || attached() != 0 {
+		t.Errorf("start: %v; %d disks are attached", err, attached())
+	}
+	s.must(s.vm(id).PowerOff(t.Context()))
+
+	// Of what the server does not detach, the next start does.
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() {
+		_, err := s.ContainerFS(ctx, id)
+		read <- err
+	}()
+	<-late
+	s.sim.FailTask(vcsim.TaskFault{Task: "VirtualMachine.reconfigVm"})
+	cancel()
+	if err := <-read; err == nil || !strings.Contains(err.Error(), "detach disk") || attached() != 1 {
+		t.Errorf("read: %v; %d disks are attached", err, attached())
+	}
+	if m := s.start(spec); m.state() != on || attached() != 0 {
+		t.Errorf("it is %s; %d disks are attached", m.state(), attached())
+	}
+	s.must(s.vm(id).PowerOff(t.Context()))
+
+	var disk types.VirtualDisk
+	disk.ControllerKey, disk.UnitNumber = 1000, types.NewInt32(0)
+	disk.Backing = &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: s.o.Containers.Path(id + "/" + diskName)}}
+	if err := vm.AddDevice(t.Context(), &disk); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.open()
+	if attached() != 0 {
+		t.Error("what a crash left attached stays")
+	}
+}
+
+// testWriteStopped is TestWriteStopped where the disk has an extent file that may be written to, or where that is "" none.
+func testWriteStopped(t *testing.T, s *site, extent string) {
 	qemuImg, debugfs := oracle.Find(t, "qemu-img"), oracle.Find(t, "debugfs")
-	s := newSite(t, vcsim.Options{})
 	id := s.create(1)
 	s.start(s.spec(id)).Kill() // a run, after which the disk is brought
 	s.until("it is off", func() bool { return s.watch.lookUp(UUID(id)).power == off })
@@ -490,9 +582,21 @@ func TestWriteStopped(t *testing.T) {
 	if err := containervm.WriteFile(filepath.Join(s.folderOf(id), changedFile), []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
-	extent := s.file(id, "disk-delta.vmdk")
-	if err := os.WriteFile(extent, []byte("half"), 0o600); err != nil {
-		t.Fatal(err)
+	if extent != "" {
+		if err := os.WriteFile(s.file(id, extent), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	} else { // blocks of zeros, of what was to be written
+		dev, err := s.sim.OpenDevice(t.Context(), s.o.Containers.Path(id+"/"+diskName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dev.WriteAt(make([]byte, 256<<10), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := dev.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := s.SettleContainer(id); err != nil {
 		t.Fatal(err)

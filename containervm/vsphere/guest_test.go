@@ -21,7 +21,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"vic/bench/oracle"
-	"vic/bench/vcsim"
 	"vic/bench/vcsim/bridge"
 	"vic/containervm"
 	"vic/containervm/boot"
@@ -116,7 +115,8 @@ type host struct {
 func newHost(t *testing.T) *host {
 	t.Helper()
 	oracle.Need(t, "qemu-system-x86_64")
-	h := &host{site: newSite(t, vcsim.Options{})}
+	h := &host{site: newSite(t, objects)}
+	h.appliance(nil)
 	b, err := bridge.Attach(h.sim, bridge.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 
 	"vic/bench/corpus"
+	"vic/bench/oracle"
 	"vic/bench/vcsim"
 	"vic/containervm"
 	"vic/fetch/archive"
@@ -114,6 +115,55 @@ func (s *site) options(sim *vcsim.Server, dir string) Options {
 	return Options{Session: session, Local: s.local, Images: images, Containers: ds("vch"), Ports: s.ports, Proxy: "telnet://127.0.0.1:1", Bridge: "bridge",
 		Segment: segment{s.ports}, Name: "vch", Log: slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))}
 }
+
+// objects are datastores on which disks are no files.
+var objects = vcsim.Options{Datastores: []vcsim.Datastore{{Name: "datastore1", Objects: true}}}
+
+// appliance has the Driver run in a VM, which disks are attached to.
+func (s *site) appliance(late chan struct{}) *object.VirtualMachine {
+	s.t.Helper()
+	oracle.Need(s.t, "qemu-storage-daemon")
+	if err := s.Close(); err != nil {
+		s.t.Fatal(err)
+	}
+	ctx := s.t.Context()
+	var l object.VirtualDeviceList
+	scsi, err := l.CreateSCSIController("pvscsi")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	scsi.GetVirtualDevice().Key = 1000
+	vm := object.NewVirtualMachine(s.admin, s.must(s.folder.CreateVM(ctx, types.VirtualMachineConfigSpec{Name: "appliance",
+		Files:        &types.VirtualMachineFileInfo{VmPathName: "[datastore1]"},
+		DeviceChange: []types.BaseVirtualDeviceConfigSpec{&types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: scsi}},
+	}, s.pool, nil)).(types.ManagedObjectReference))
+	var m mo.VirtualMachine
+	if err := vm.Properties(ctx, vm.Reference(), []string{"config.uuid"}, &m); err != nil {
+		s.t.Fatal(err)
+	}
+	if s.o.Own, err = s.o.Session.FindOwnVM(ctx, m.Config.Uuid, attachable{s.sim, late}); err != nil {
+		s.t.Fatal(err)
+	}
+	s.open()
+	return vm
+}
+
+// attachable are the devices of a machine that the simulator only pretends to run.
+type attachable struct {
+	*vcsim.Server
+	late chan struct{} // unless it is nil, a device comes when nobody wants it any more, and that is told
+}
+
+func (d attachable) Open(ctx context.Context, disk datastore.AttachedDisk) (datastore.Device, error) {
+	if d.late != nil {
+		d.late <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return d.OpenDevice(ctx, disk.Path)
+}
+
+func (attachable) Gone(context.Context, datastore.AttachedDisk) error { return nil }
 
 func (s *site) open() {
 	s.t.Helper()
@@ -218,15 +268,17 @@ func (s *site) config(id string) mo.VirtualMachine {
 	return m
 }
 
-// must waits for a task of the administrator's.
-func (s *site) must(task *object.Task, err error) {
+// must waits for a task of the administrator's, and returns its result.
+func (s *site) must(task *object.Task, err error) any {
 	s.t.Helper()
+	var info *types.TaskInfo
 	if err == nil {
-		err = task.Wait(s.t.Context())
+		info, err = task.WaitForResult(s.t.Context())
 	}
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	return info.Result
 }
 
 // change changes a property of an object behind everybody's back, where the simulator has no call for that which tells who watches.

@@ -68,6 +68,11 @@ func (d *Driver) start(ctx context.Context, vm containervm.VM) (*machine, error)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), taskTime)
 	defer cancel()
+	unlock, err := d.take(ctx, vm.ID) // from who read it, whose context has ended
+	if err != nil {
+		return nil, err
+	}
+	unlock()
 	m, err := d.newMachine(ctx, vm)
 	if err != nil {
 		return nil, err

@@ -49,7 +49,7 @@
 // # What only a real vSphere can show
 //
 // That a delta which the server made is of a kind that can be read here (ContainerFS and what comes with it): vmfsSparse can, which hosts
-// make on VMFS5 and NFS; seSparse and vSAN's objects cannot. That the size of a log file is told by all hosts as soon as it has grown.
+// make on VMFS5 and NFS; seSparse and vSAN's objects are attached to the machine in which this runs, if it is a VM. That the size of a log file is told by all hosts as soon as it has grown.
 // That MAC addresses which are not VMware's are taken, for which each VM has the settings.
 package vsphere
 
@@ -104,6 +104,8 @@ type Options struct {
 	Images *datastore.Store
 	// Volumes are the volumes of Local, whose datastores the hosts of VMs need; nil is none.
 	Volumes *datastore.Volumes
+	// Own is the virtual machine in which this runs, which reads disks of VMs that are no files; nil is none.
+	Own *datastore.OwnVM
 	// Containers is the folder that VMs' folders are made in.
 	Containers *datastore.Datastore
 	// Ports dials what VMs connect to Proxy, a URI such as tcp://HOST:PORT that ESXi hosts reach.
@@ -143,7 +145,8 @@ type Driver struct {
 
 	uploading sync.Mutex // held while an ISO is uploaded
 
-	bringing sync.Map // by container ID: *sync.Mutex, held while its disk is brought
+	bringing sync.Map // by container ID: *sync.Mutex, held while its disk is brought or written, or its VM is about to have it
+	left     sync.Map // by container ID: those whose disk may still be attached to the machine in which this runs
 }
 
 // New finds the objects that the options name and begins to watch the pool. The Driver does not close what the options hold.
@@ -164,6 +167,11 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 	}
 	if err := o.Containers.MakeFolder(ctx, "."); err != nil {
 		return nil, fmt.Errorf("make folder of container VMs: %w", err)
+	}
+	if o.Own != nil {
+		if err := o.Own.DetachBelow(ctx, o.Containers.Path(".")); err != nil {
+			return nil, fmt.Errorf("let go of containers' disks: %w", err)
+		}
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.watch = newWatch(o.Session, d.pool.Reference(), d.log)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"vic/containervm"
+	datastore "vic/layerstore/vsphere"
 )
 
 // changedFile says, while it is in the container's folder, that the disk there holds more than the VM's does.
@@ -20,7 +21,7 @@ func (d *Driver) ApplyToContainer(ctx context.Context, id string, layer io.Reade
 	if err := d.bring(ctx, id); err != nil {
 		return err
 	}
-	if _, _, err := d.extent(ctx, id); err != nil { // nothing is begun that cannot be finished
+	if _, err := d.root(ctx, id); err != nil { // nothing is begun that cannot be finished
 		return fmt.Errorf("write to the container's VM: %w", err)
 	}
 	if err := containervm.WriteFile(filepath.Join(d.folderOf(id), changedFile), []byte("{}")); err != nil {
@@ -66,9 +67,13 @@ func (d *Driver) unmark(id string) error {
 }
 
 func (d *Driver) sendDelta(ctx context.Context, id string) error {
-	name, cowd, err := d.extent(ctx, id)
+	defer d.lock(id)()
+	r, err := d.root(ctx, id)
 	if err != nil {
 		return err
+	}
+	if r.extent == "" {
+		return d.attached(ctx, id, r, func(dev datastore.Device) error { return d.o.Local.WriteContainerBlocks(ctx, id, dev) })
 	}
 	disk, err := d.o.Local.OpenContainerDisk(id)
 	if err != nil {
@@ -79,14 +84,14 @@ func (d *Driver) sendDelta(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if cowd {
+	if r.cowd {
 		c, err := disk.COWD(1)
 		if err != nil {
 			return err
 		}
 		extent = io.NewSectionReader(c, 0, c.Size())
 	}
-	return d.o.Containers.Put(ctx, name, extent.Size(), func() (io.ReadCloser, error) {
+	return d.o.Containers.Put(ctx, r.extent, extent.Size(), func() (io.ReadCloser, error) {
 		return io.NopCloser(io.NewSectionReader(extent, 0, extent.Size())), nil
 	}, nil)
 }

@@ -115,12 +115,27 @@ func (e *detachError) Error() string {
 func (e *detachError) Unwrap() error { return e.err }
 
 func (v *OwnVM) writeDisk(ctx context.Context, c *change, capacity int64, fill func(Device) error) error {
+	return v.use(ctx, func() (*ownDisk, error) { return v.attach(ctx, c, capacity) }, fill)
+}
+
+// With attaches a disk, by its datastore path, that no virtual machine which runs has, for as long as use reads and writes its device.
+func (v *OwnVM) With(ctx context.Context, file string, capacity int64, use func(Device) error) error {
+	return v.use(ctx, func() (*ownDisk, error) { return v.attachAgain(ctx, file, capacity) }, use)
+}
+
+// DetachBelow detaches those disks of a datastore folder, less its last slash, that a crash has left attached.
+func (v *OwnVM) DetachBelow(ctx context.Context, folder string) error {
+	return v.detachLeft(ctx, func(file string) bool { return strings.HasPrefix(file, folder+"/") })
+}
+
+// use attaches a disk for as long as fill does something with its device.
+func (v *OwnVM) use(ctx context.Context, attach func() (*ownDisk, error), fill func(Device) error) error {
 	free, err := v.take(ctx)
 	if err != nil {
 		return err
 	}
 	defer free()
-	d, err := v.attach(ctx, c, capacity)
+	d, err := attach()
 	if err != nil {
 		return err
 	}
