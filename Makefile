@@ -34,22 +34,26 @@ fuzz_runs := 4000x
 # Tests in which one goroutine does all, or a process is killed: the race detector makes them four times as long.
 one_goroutine := Killed|PowerCut|Bomb|ApplyTo|CoalesceSame|PullDeep|VolumeFaults|VolumeLargest
 
+# Programs and tests are built alike, so that packages are compiled once for both, and once for all checkouts.
+export CGO_ENABLED := 0
+export GOFLAGS := $(GOFLAGS) -trimpath
+
 .PHONY: all vic-machine-all appliance demo kernel test nightly check fuzz suites bench clean
 all:
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/tether ./cmd/tether
-	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(version)' -o bin/vic ./cmd/vic
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine ./cmd/vic-machine
+	go build -ldflags '-s -w' -o bin/tether ./cmd/tether
+	go build -ldflags '-X main.version=$(version)' -o bin/vic ./cmd/vic
+	go build -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine ./cmd/vic-machine
 
 vic-machine-all: all
-	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine-darwin ./cmd/vic-machine
-	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine-windows.exe ./cmd/vic-machine
+	GOOS=darwin GOARCH=arm64 go build -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine-darwin ./cmd/vic-machine
+	GOOS=windows GOARCH=amd64 go build -ldflags '-s -w -X main.version=$(version)' -o bin/vic-machine-windows.exe ./cmd/vic-machine
 
 # The programs in it are without symbols, since they stay in memory.
 appliance:
 	@$(call install,$(iso_packages))
 	@$(MAKE) --no-print-directory all
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/appliance/init ./cmd/appliance
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(version)' -o bin/appliance/vic ./cmd/vic
+	go build -ldflags '-s -w' -o bin/appliance/init ./cmd/appliance
+	go build -ldflags '-s -w -X main.version=$(version)' -o bin/appliance/vic ./cmd/vic
 	bin/vic iso --appliance bin/appliance/init --vic bin/appliance/vic -o bin/vic-appliance.iso
 
 demo:
@@ -80,9 +84,9 @@ test:
 	@$(govc)
 	@$(MAKE) --no-print-directory all
 	go vet ./...
-	ORACLES=1 go test -timeout 40m -p 3 ./...
-	ORACLES=1 go test -race -short -p 3 -skip '$(one_goroutine)' ./layerstore ./containervm ./fetch ./tether/wire ./api
-	ORACLES=1 go test -race -run Concurrent ./vmdk ./layerstore/mount
+	ORACLES=1 go test -vet=off -count=1 -timeout 40m -p 3 ./...
+	CGO_ENABLED=1 ORACLES=1 go test -race -vet=off -count=1 -short -p 3 -skip '$(one_goroutine)' ./layerstore ./containervm ./fetch ./tether/wire ./api
+	CGO_ENABLED=1 ORACLES=1 go test -race -vet=off -count=1 -run Concurrent ./vmdk ./layerstore/mount
 	$(call fuzz_all,-test.fuzztime $(fuzz_runs) -test.fuzzminimizetime 0x -test.fuzzcachedir $$dir/$$pkg)
 
 nightly:
@@ -96,7 +100,7 @@ nightly:
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'make check: run gofmt -w on these'; exit 1; }
 	go vet ./...
-	go test -race -short ./...
+	CGO_ENABLED=1 go test -race -short ./...
 
 fuzz:
 	$(call fuzz_all,-test.fuzztime 2m -test.fuzzcachedir $$(go env GOCACHE)/fuzz/vic/$${pkg#./})
@@ -111,7 +115,7 @@ bench:
 	@$(call install,$(bench_packages))
 	@$(MAKE) --no-print-directory all
 	go test -run '^$$' -bench . ./vmdk ./diskfs ./fetch ./layerstore ./layerstore/inflate ./tether/wire
-	@test -x bin/peers/containerd || GOBIN=$(CURDIR)/bin/peers CGO_ENABLED=0 go install \
+	@test -x bin/peers/containerd || GOBIN=$(CURDIR)/bin/peers go install \
 		github.com/containerd/containerd/v2/cmd/containerd@$(bench_containerd) github.com/containerd/containerd/v2/cmd/ctr@$(bench_containerd)
 	@test -x bin/peers/tar2ext4 || { $(call go_install_in_module,github.com/Microsoft/hcsshim,$(bench_hcsshim),cmd/tar2ext4); }
 	go run ./bench/figures
@@ -134,7 +138,7 @@ endef
 # Builds a program into bin/peers whose module go install refuses, for it replaces others.
 define go_install_in_module
 	dir=$$(mktemp -d) && ( cd $$dir && go mod init peers && go get $(1)/$(3)@$(2) && \
-		CGO_ENABLED=0 go build -o $(CURDIR)/bin/peers/ $(1)/$(3) ); status=$$?; rm -rf $$dir; exit $$status
+		go build -o $(CURDIR)/bin/peers/ $(1)/$(3) ); status=$$?; rm -rf $$dir; exit $$status
 endef
 
 # The client alone is wanted; in Debian 12 it comes with the engine.
@@ -150,7 +154,7 @@ endef
 
 # VMware's command line, which judges the simulated vSphere. The module proxy has no newer one than this.
 define govc
-	test -x bin/peers/govc || GOBIN=$(CURDIR)/bin/peers CGO_ENABLED=0 go install github.com/vmware/govmomi/govc@v0.18.0
+	test -x bin/peers/govc || GOBIN=$(CURDIR)/bin/peers go install github.com/vmware/govmomi/govc@v0.18.0
 endef
 
 # Clients of npm's that judge. Other Node.js packages than Debian's bring npm along.
@@ -164,7 +168,7 @@ endef
 define fuzz_all
 	@dir=$$(mktemp -d) && trap 'rm -rf $$dir' EXIT && \
 	for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
-		go test -c -ldflags '-s -w' -gcflags 'vic/...=-d=libfuzzer' -o $$dir/fuzz $$pkg || exit 1; \
+		go test -c -vet=off -ldflags '-s -w' -gcflags 'vic/...=-d=libfuzzer' -o $$dir/fuzz $$pkg || exit 1; \
 		for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$pkg/*_test.go | cut -d' ' -f2); do \
 			echo "$$pkg $$f"; \
 			( cd $$pkg && $$dir/fuzz -test.run '^$$' -test.fuzz "^$$f\$$" $(1) >$$dir/out 2>&1 ) || { cat $$dir/out; exit 1; }; \
