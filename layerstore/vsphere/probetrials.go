@@ -31,6 +31,7 @@ const (
 	trialChildOn    = "power on over the base disk"
 	trialHotAdd     = "hot-add a child and remove it"
 	trialTogether   = "hot-add three at once"
+	trialLend       = "lend the disk of a VM that is off"
 	trialCreate     = "make a child without a VM"
 	trialImport     = "import a disk by NFC"
 	trialOnImport   = "a VM's disk over the imported one"
@@ -60,6 +61,7 @@ func (p *prober) run(ctx context.Context) {
 	p.try(ctx, trialChildOn, []string{trialChild}, func() (string, error) { return "", p.power(ctx, "child", true) })
 	p.try(ctx, trialHotAdd, []string{trialChildOn}, func() (string, error) { return p.hotAdd(ctx, base, 1) })
 	p.try(ctx, trialTogether, []string{trialHotAdd}, func() (string, error) { return p.hotAdd(ctx, base, 3) })
+	p.try(ctx, trialLend, []string{trialHotAdd}, func() (string, error) { return "", p.lend(ctx, base) })
 	p.try(ctx, trialCreate, []string{trialBase}, func() (string, error) {
 		err := p.d.s.Do(ctx, func() (*object.Task, error) {
 			return object.NewVirtualDiskManager(p.d.s.client).CreateChildDisk(ctx, base, p.d.dc, p.d.Path("made.vmdk"), p.d.dc, true)

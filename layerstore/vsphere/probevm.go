@@ -88,16 +88,44 @@ func (p *prober) powerCycle(ctx context.Context, suffix string) error {
 	return p.power(ctx, suffix, false)
 }
 
+// running is the virtual machine that runs, of which only the disks change.
+func (p *prober) running(ctx context.Context) (*OwnVM, error) {
+	vm, err := p.find(ctx, p.machine("child"))
+	if err != nil {
+		return nil, err
+	}
+	if vm == nil {
+		return nil, errors.New("the virtual machine is gone")
+	}
+	return &OwnVM{s: p.d.s, vm: vm, slots: make(chan struct{}, maxAttached), turn: make(chan struct{}, 1)}, nil
+}
+
+// lend adds the disk of a virtual machine that is off to the one that runs, takes it away, and lets the first run: as an appliance reads
+// the disk of a container that has stopped.
+func (p *prober) lend(ctx context.Context, parent string) error {
+	if _, err := p.createVM(ctx, "lender", parent); err != nil {
+		return err
+	}
+	own, err := p.running(ctx)
+	if err != nil {
+		return err
+	}
+	lent := &change{file: p.d.Path("disk-lender.vmdk")}
+	if err := own.reconfigure(ctx, []*change{lent})[0]; err != nil {
+		return err
+	}
+	if err := own.reconfigure(ctx, []*change{{key: lent.key}})[0]; err != nil {
+		return err
+	}
+	return p.powerCycle(ctx, "lender")
+}
+
 // hotAdd makes so many children in one change of the virtual machine that runs, and takes them away in another, some times.
 func (p *prober) hotAdd(ctx context.Context, parent string, n int) (string, error) {
-	vm, err := p.find(ctx, p.machine("child"))
+	own, err := p.running(ctx)
 	if err != nil {
 		return "", err
 	}
-	if vm == nil {
-		return "", errors.New("the virtual machine is gone")
-	}
-	own := &OwnVM{s: p.d.s, vm: vm, slots: make(chan struct{}, maxAttached), turn: make(chan struct{}, 1)}
 	var added, removed time.Duration
 	for range probeRepetition {
 		var attach, detach []*change
