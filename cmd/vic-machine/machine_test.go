@@ -485,6 +485,23 @@ func TestOpsUser(t *testing.T) {
 	}
 	t.Setenv("VIC_MACHINE_OPS_PASSWORD", "")
 	l.ok("configure", "-n", "vch1", "--debug") // keeps the password
+
+	// What the user lacks is told before anything is changed, or made.
+	l.judged(govc, "permissions.set", "-principal", "administrator", "-role", "ReadOnly", "/DC0/host/DC0_C0")
+	l.judged(govc, "permissions.set", "-principal", "administrator", "-role", "theirs", "/DC0/datastore/datastore1")
+	lacks := func(args []string, want ...string) {
+		t.Helper()
+		_, _, err := machine(t, args...)
+		for _, w := range want {
+			if err == nil || !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %v, want %q", args[0], err, w)
+			}
+		}
+	}
+	files := "Datastore.AllocateSpace, Datastore.Browse, Datastore.FileManagement on datastore datastore1: give the user what role vic-datastore has"
+	lacks([]string{"configure", "-n", "vch1", "--ops-grant-perms=false"}, "administrator may not do Host.Inventory.EditCluster on cluster", files)
+	t.Setenv("VIC_MACHINE_OPS_PASSWORD", "vic")
+	lacks(l.create("--ops-user", "administrator", "-n", "vch2", "--bridge-network", "other"), files, "or add --ops-grant-perms")
 	l.ok("delete", "-n", "vch1")
 }
 

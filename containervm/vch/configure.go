@@ -71,10 +71,21 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 	if err := in.takeOver(&p, v, old, o.NewOpsPassword); err != nil {
 		return nil, err
 	}
+	in.poolRef = r.pool.ResourcePool
+	if v.Pool {
+		in.poolRef = object.NewResourcePool(s.client, types.ManagedObjectReference{Type: "ResourcePool", Value: v.PoolID})
+	}
+	in.folderRef = object.NewFolder(s.client, types.ManagedObjectReference{Type: "Folder", Value: v.FolderID})
+	plan := &Plan{Warnings: r.warnings}
+	if len(p) == 0 {
+		err = in.checkPrivileges(ctx, &p, plan)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if len(p) > 0 {
 		return nil, p
 	}
-	plan := &Plan{Warnings: r.warnings}
 	v.planNote(plan, "configure", o.Reset)
 	if o.MakeTLS != nil {
 		plan.add(o.MakeTLSText, simple(func(context.Context) (err error) {
@@ -86,11 +97,6 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 		in.planFolder(plan, "volume store", vs.location)
 	}
 	if o.Spec.OpsGrant {
-		in.poolRef = r.pool.ResourcePool
-		if v.Pool {
-			in.poolRef = object.NewResourcePool(s.client, types.ManagedObjectReference{Type: "ResourcePool", Value: v.PoolID})
-		}
-		in.folderRef = object.NewFolder(s.client, types.ManagedObjectReference{Type: "Folder", Value: v.FolderID})
 		in.planGrants(plan)
 	}
 	if err := v.planPool(ctx, plan, &o.Spec); err != nil {

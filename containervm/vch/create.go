@@ -173,6 +173,9 @@ func (in *installation) plan(ctx context.Context, p *Problems, plan *Plan) error
 	if len(*p) > 0 {
 		return nil
 	}
+	if err := in.checkPrivileges(ctx, p, plan); err != nil || len(*p) > 0 {
+		return err
+	}
 	in.planFiles(plan, files, folderThere)
 	return in.planObjects(ctx, plan, vms)
 }

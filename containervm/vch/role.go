@@ -84,11 +84,54 @@ func (in *installation) grants(ctx context.Context) ([]grant, error) {
 	if in.r.spec.AffinityGroup {
 		all = append(all, grant{clusterRole, in.r.pool.owner, "cluster " + in.r.pool.compute(), false})
 	}
-	pool := grant{machineRole, in.poolRef.Reference(), "the VCH's resource pool", true}
-	if !in.record.Pool {
-		pool = grant{poolRole, in.poolRef.Reference(), "resource pool " + in.r.pool.path, false}
+	pool := grant{machineRole, in.r.pool.Reference(), "resource pool " + in.r.pool.path, true} // where the VCH's is to be
+	switch {
+	case !in.record.Pool:
+		pool.role, pool.propagate = poolRole, false
+	case in.poolRef != nil:
+		pool.object, pool.what = in.poolRef.Reference(), "the VCH's resource pool"
 	}
-	return append(all, pool, grant{machineRole, in.folderRef.Reference(), "the VCH's folder of VMs", true}), nil
+	folder := grant{machineRole, in.r.folder.Reference(), "folder of VMs " + in.r.folder.InventoryPath, true}
+	if in.folderRef != nil {
+		folder.object, folder.what = in.folderRef.Reference(), "the VCH's folder of VMs"
+	}
+	return append(all, pool, folder), nil
+}
+
+// checkPrivileges finds out whether the user of the VCH has what it needs, where nobody is to give it that.
+func (in *installation) checkPrivileges(ctx context.Context, p *Problems, plan *Plan) error {
+	user := in.r.spec.OpsUser
+	if user == "" || in.r.spec.OpsGrant || !in.site.VCenter() {
+		return nil
+	}
+	all, err := in.grants(ctx)
+	if err != nil {
+		return err
+	}
+	m := object.NewAuthorizationManager(in.site.client)
+	for _, g := range all {
+		needed := g.privileges
+		if g.name == readOnly {
+			needed = []string{"System.Read"}
+		}
+		has, err := m.HasUserPrivilegeOnEntities(ctx, []types.ManagedObjectReference{g.object}, principal(user), needed)
+		if err != nil {
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("--ops-user: the server does not say what %s may do: %v", user, err))
+			return nil
+		}
+		var lacks []string
+		for _, e := range has {
+			for _, x := range e.PrivAvailability {
+				if !x.IsGranted {
+					lacks = append(lacks, x.PrivId)
+				}
+			}
+		}
+		if len(lacks) > 0 {
+			p.add("ops-user", "%s may not do %s on %s: give the user what role %s has there, or add --ops-grant-perms", user, strings.Join(lacks, ", "), g.what, g.name)
+		}
+	}
+	return nil
 }
 
 // planGrants plans to give the user of the VCH what it needs.
