@@ -75,11 +75,9 @@ func startSuite(t *testing.T, driver func(*suite) []string, flags ...string) *su
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { release() })
-	s := &suite{dir: dir, socket: filepath.Join(dir, "vic.sock"), tether: filepath.Join(dir, "tether")}
-	build := exec.Command("go", "build", "-o", s.tether, "vic/cmd/tether")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the tether: %v\n%s", err, out)
+	s := &suite{dir: dir, socket: filepath.Join(dir, "vic.sock")}
+	if s.tether, err = builtTether(); err != nil {
+		t.Fatal(err)
 	}
 	if s.registry, err = testimage.StartRegistry(t.Context(), filepath.Join(dir, "registry")); err != nil {
 		t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 // given back its modules cannot filter, and leaves the interface down.
 func TestFilterLater(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	var user []string // QEMU's own networks, whose DHCP servers give 10.0.2.15 and 10.0.3.15
 	for i := range 2 {
 		user = append(user, "-netdev", fmt.Sprintf("user,id=n%d,net=10.0.%d.0/24", i, i+2),

@@ -3,14 +3,17 @@ package boot
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,25 +22,62 @@ import (
 	"vic/tether/wire"
 )
 
-// realTether builds the tether.
-func realTether(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "tether")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "vic/cmd/tether")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return bin
+// shared are files that tests only read, made by the first that needs them.
+var shared struct {
+	dir    string
+	mu     sync.Mutex
+	medium *Medium
 }
 
-// busyboxRoot makes a raw ext4 disk with busybox on it, and other programs.
-func busyboxRoot(t *testing.T, programs ...string) string {
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "vic-boot-")
+	if err != nil {
+		panic(err)
+	}
+	shared.dir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// guestMedium is what guests boot: with the tether as it is.
+func guestMedium(t *testing.T) *Medium {
+	t.Helper()
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.medium == nil {
+		bin := filepath.Join(shared.dir, "tether")
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "vic/cmd/tether")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go build: %v\n%s", err, out)
+		}
+		shared.medium = build(t, filepath.Join(shared.dir, "medium"), bin)
+	}
+	return shared.medium
+}
+
+// busyboxRoot is a raw ext4 disk with busybox on it.
+func busyboxRoot(t *testing.T) string {
+	t.Helper()
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	disk := filepath.Join(shared.dir, "disk.raw")
+	if _, err := os.Stat(disk); errors.Is(err, fs.ErrNotExist) {
+		if err := os.Rename(newRoot(t), disk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return disk
+}
+
+// newRoot makes a raw ext4 disk with busybox on it, and other programs.
+func newRoot(t *testing.T, programs ...string) string {
 	t.Helper()
 	oracle.Need(t, "mke2fs", "busybox", "qemu-system-x86_64")
 	dir := t.TempDir()
 	script := `cd "$1"; shift; mkdir -p root/bin root/etc root/home/app root/tmp; cp "$(command -v busybox)" root/bin/busybox
-		for a in $(busybox --list); do [ $a = busybox ] || ln -s busybox root/bin/$a; done
+		root/bin/busybox --install root/bin
 		for a; do cp "$a" root/bin; done
 		echo 'root:x:0:0:root:/root:/bin/sh' >root/etc/passwd; echo 'app:x:1000:1000::/home/app:/bin/sh' >>root/etc/passwd
 		echo 'root:x:0:' >root/etc/group; echo 'extra:x:1001:app' >>root/etc/group
@@ -210,7 +250,7 @@ func (v *vm) connect() *wire.Conn {
 
 func TestGuest(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	sh := func(script string) []string { return []string{"/bin/sh", "-c", script} }
 	for name, x := range map[string]struct {
 		conf   wire.Config
@@ -260,7 +300,7 @@ func TestGuest(t *testing.T) {
 // TestBootISO boots the ISO instead of kernel and initramfs.
 func TestBootISO(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	for _, p := range []string{debianISOLINUX, debianLDLINUX} {
 		if _, err := os.Stat(p); err != nil {
 			oracle.Missing(t, err)
@@ -280,7 +320,7 @@ func TestBootISO(t *testing.T) {
 // TestControl types into a guest, runs further processes, hangs up and comes back.
 func TestControl(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/cat"}, OpenStdin: true})
 	conn := v.connect()
 	v.await(`"pid"`) // of the start record: there is no exec before
@@ -331,7 +371,7 @@ func TestControl(t *testing.T) {
 // TestReconnect comes back to a container without an open stdin.
 func TestReconnect(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/sleep", "1000"}})
 	v.await(`"pid"`)
 	for range 3 {
@@ -352,7 +392,7 @@ func TestReconnect(t *testing.T) {
 // TestShutdown ends processes that mind the signal and such that do not.
 func TestShutdown(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	for name, x := range map[string]struct {
 		script string
 		init   bool
@@ -399,7 +439,7 @@ func (v *vm) await(text string) {
 // interrupts for lost ones, which ends in a panic.
 func TestStarvedTimer(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	m.Cmdline = strings.Replace(m.Cmdline, " quiet", "", 1)
 	v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/true"}})
 	over := time.Now().Add(patience)

@@ -17,7 +17,7 @@ import (
 // TestMachine looks at what the guest made of interfaces, limits and mounts.
 func TestMachine(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	sh := func(script string) []string { return []string{"/bin/sh", "-c", script} }
 	user := func(i int) []string { // QEMU's own network, whose DHCP server gives 10.0.2.15
 		return []string{"-netdev", fmt.Sprintf("user,id=n%d,net=10.0.%d.0/24", i, i+2),
@@ -76,7 +76,7 @@ func TestMachine(t *testing.T) {
 // TestTerminal uses terminals of the container's process and of an exec.
 func TestTerminal(t *testing.T) {
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	v := bootGuest(t, m, "", disk, wire.Config{Args: []string{"/bin/sh", "-c", `trap 'stty size' WINCH; trap 'echo usr1; exit 9' USR1; while :; do read l && echo "got $l"; done`},
 		TTY: true, OpenStdin: true, Size: wire.Size{Rows: 24, Cols: 80}})
 	conn := v.connect()
@@ -145,7 +145,7 @@ func TestTerminal(t *testing.T) {
 func TestCleanEnd(t *testing.T) {
 	oracle.Need(t, "e2fsck")
 	disk := busyboxRoot(t)
-	m := build(t, t.TempDir(), realTether(t))
+	m := guestMedium(t)
 	v := bootGuest(t, m, "", disk+",snapshot=off", wire.Config{Args: []string{"/bin/sh", "-c",
 		`sleep 1000 >/left & dd if=/dev/urandom of=/data bs=1M count=16 2>/dev/null; cat /data; sha256sum </data | cut -c1-64 >&2`}})
 	stdout, stderr, exit := v.end()

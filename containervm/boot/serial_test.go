@@ -22,8 +22,8 @@ import (
 // the host's CPU spends on it. The machine also has QEMU's vmport, whose ports are VMware's.
 func TestSerial(t *testing.T) {
 	ports := portsProgram(t)
-	disk := busyboxRoot(t, ports)
-	m := build(t, t.TempDir(), realTether(t))
+	disk := newRoot(t, ports)
+	m := guestMedium(t)
 	const output = 512 << 10
 	v := newVM(t, wire.Config{Hostname: "box", OpenStdin: true, Network: wire.Network{NICs: []wire.NIC{{DHCP: true}}},
 		Args: []string{"/bin/sh", "-c", fmt.Sprintf(`read x; head -c %d /dev/zero | tr '\0' x; echo done; cat; exit 7`, output)}})
