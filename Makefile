@@ -92,10 +92,11 @@ test:
 nightly:
 	@$(call install,$(test_packages))
 	@$(MAKE) --no-print-directory all
-	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'PowerCut|Refused|Install' ./cmd/appliance
-	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'ESXi|VSphereMinute' ./cmd/vic
-	NIGHTLY=1 ORACLES=1 go test -timeout 60m -run 'DockerVSphere/^stress$$' ./cmd/vic
-	NIGHTLY=1 ORACLES=1 go test -run 'HugeDirectory|HugeTree' ./diskfs
+	NIGHTLY=1 ORACLES=1 go test -count=1 -timeout 60m -run 'PowerCut|Refused|Install' ./cmd/appliance
+	NIGHTLY=1 ORACLES=1 go test -count=1 -timeout 60m -run 'ESXi|VSphereMinute' ./cmd/vic
+	NIGHTLY=1 ORACLES=1 go test -count=1 -timeout 60m -run 'DockerVSphere/^stress$$' ./cmd/vic
+	NIGHTLY=1 ORACLES=1 go test -count=1 -run 'HugeDirectory|HugeTree' ./diskfs
+	ORACLES=1 go test -count=1 -timeout 60m -run '^TestKill$$' ./cmd/vic/acceptance -kills 100
 
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'make check: run gofmt -w on these'; exit 1; }

@@ -120,8 +120,20 @@ func TestKernelWritten(t *testing.T) {
 	command(t, "mke2fs", "-q", "-F", "-t", "ext4", path, "600M")
 	dir, unmount := mountDisk(t, path, "rw")
 	shell(t, `cd %s
-		mkdir d; for i in $(seq 3000); do : > d/name-number-$i; done; for i in $(seq 1 3 3000); do rm d/name-number-$i; done
-		for i in $(seq 400); do dd if=/dev/urandom of=frag bs=4k count=1 seek=$((i*2)) conv=notrunc status=none; done
+		mkdir d; for i in $(seq 3000); do : > d/name-number-$i; done; seq -f d/name-number-%%g 1 3 3000 | xargs rm`, dir)
+	frag, err := os.Create(filepath.Join(dir, "frag"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(400) {
+		if _, err := frag.WriteAt(bytes.Repeat([]byte{byte(i), 1}, BlockSize/2), 2*i*BlockSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := frag.Close(); err != nil {
+		t.Fatal(err)
+	}
+	shell(t, `cd %s
 		fallocate -l 10M unwritten; dd if=/dev/urandom of=unwritten bs=4k count=1 seek=7 conv=notrunc status=none
 		fallocate -p -o 8k -l 40k frag; truncate -s 5001 unwritten2; ln -s "$(seq 400)" slow; ln -s x fast; mkfifo p; cp -a d e`, dir)
 	unmount()

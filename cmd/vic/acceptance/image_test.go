@@ -254,8 +254,8 @@ func TestSave(t *testing.T) {
 	}
 }
 
-// kills is how often TestKill kills; layerstore's tests do it at each step.
-var kills = flag.Int("kills", 20, "how often TestKill kills vic serve")
+// kills is how often TestKill kills; layerstore's tests do it at each step, and make nightly oftener.
+var kills = flag.Int("kills", 10, "how often TestKill kills vic serve")
 
 // TestKill kills vic serve at random moments of a pull. Each time the store must open and check clean; at the end the
 // pull must complete.
@@ -287,7 +287,7 @@ func TestKill(t *testing.T) {
 		if out, err := exec.Command(vic, "check", "--store", store).CombinedOutput(); err != nil {
 			t.Fatalf("after kill %d: vic check: %v\n%s", i+1, err, out)
 		}
-		if i%10 == 9 { // a complete image would leave nothing to interrupt
+		if i%5 == 4 { // a complete image would leave nothing to interrupt
 			h.try("rmi", ref)
 		}
 	}
