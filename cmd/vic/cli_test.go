@@ -79,6 +79,7 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"serve", "--store", store, "--driver", "vsphere", "--no-spare"}, "--no-spare is of no use with --driver vsphere", 2},
 		{[]string{"serve", "--store", store, "--driver", "vsphere"}, "needs --image-store", 2},
 		{[]string{"serve", "--store", store, "--driver", "vsphere", "--target", "vc", "--user", "u", "--image-store", "ds", "--serial-address", "h:1"}, "must be tcp://", 2},
+		{[]string{"serve", "--store", store, "--driver", "vsphere", "--target", "vc", "--user", "u", "--image-store", "ds", "--serial-address", "tcp://h:0"}, "must be tcp://", 2},
 		{[]string{"serve", "--store", store, "--driver", "vsphere", "--target", "vc", "--user", "u", "--image-store", "ds", "--serial-address", "tcp://h:1", "--bridge-network", "pg"}, "of no use without one another", 2},
 		{[]string{"serve", "--store", store, "--driver", "vsphere", "--target", "vc", "--user", "u", "--image-store", "ds", "--serial-address", "tcp://h:1", "--tether", "/dev/null"}, "set VIC_PASSWORD", 2},
 		{[]string{"serve", "--store", store, "--container-network", "lan"}, "--container-network is of no use with --driver qemu", 2},

@@ -25,7 +25,7 @@ import (
 // parseSerial reads --serial-address.
 func parseSerial(text string) (host, port string, err error) {
 	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "tcp" || u.Hostname() == "" || u.Port() == "" || u.Path != "" {
+	if err != nil || u.Scheme != "tcp" || u.Hostname() == "" || u.Port() == "" || u.Port() == "0" || u.Path != "" {
 		return "", "", usageErrorf("--serial-address %s: it must be tcp://HOST:PORT, or tcp://INTERFACE:PORT", text)
 	}
 	return u.Hostname(), u.Port(), nil

@@ -69,6 +69,15 @@ func (d *Driver) lock(id string) (unlock func()) {
 	return lock.(*sync.Mutex).Unlock
 }
 
+// rootPath is the datastore path of a container's disk, if its VM has no snapshots.
+func (d *Driver) rootPath(id string) string { return d.o.Containers.Path(path.Join(id, diskName)) }
+
+// isRootDisk tells whether a datastore path is that of a container's disk.
+func (d *Driver) isRootDisk(file string) bool {
+	id := path.Base(path.Dir(file))
+	return containervm.ValidID(id) && file == d.rootPath(id)
+}
+
 // attached attaches a disk to the machine in which this runs, for as long as use has its device.
 func (d *Driver) attached(ctx context.Context, id string, r *rootFile, use func(datastore.Device) error) error {
 	d.left.Store(id, nil)
@@ -83,7 +92,7 @@ func (d *Driver) attached(ctx context.Context, id string, r *rootFile, use func(
 func (d *Driver) take(ctx context.Context, id string) (unlock func(), err error) {
 	unlock = d.lock(id)
 	if _, left := d.left.Load(id); left {
-		if err := d.o.Own.DetachBelow(ctx, d.o.Containers.Path(id)); err != nil {
+		if err := d.o.Own.DetachLeft(ctx, func(file string) bool { return file == d.rootPath(id) }); err != nil {
 			unlock()
 			return nil, fmt.Errorf("detach the container's disk from this machine: %w", err)
 		}
@@ -143,10 +152,10 @@ func (d *Driver) root(ctx context.Context, id string) (*rootFile, error) {
 	if root == nil {
 		return nil, errors.New("it has no root disk")
 	}
-	if b, ok := root.Backing.(*types.VirtualDiskFlatVer2BackingInfo); !ok || b.FileName != d.o.Containers.Path(file) {
+	if b, ok := root.Backing.(*types.VirtualDiskFlatVer2BackingInfo); !ok || b.FileName != d.rootPath(id) {
 		return nil, unreadable("its virtual machine has snapshots")
 	}
-	r := &rootFile{path: d.o.Containers.Path(file)}
+	r := &rootFile{path: d.rootPath(id)}
 	text, err := d.o.Containers.ReadFile(ctx, file, maxDescriptor)
 	if err != nil {
 		return nil, err

@@ -476,13 +476,17 @@ func TestWriteStopped(t *testing.T) {
 func TestReadAndStart(t *testing.T) {
 	s, late := newSite(t, objects), make(chan struct{})
 	vm := s.appliance(late)
-	attached := func() (n int) {
+	attached := func() int { // beside its own
 		t.Helper()
 		all, err := vm.Device(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return len(all.SelectByType((*types.VirtualDisk)(nil)))
+		disks := all.SelectByType((*types.VirtualDisk)(nil))
+		if len(disks) == 0 || disks[0].GetVirtualDevice().Backing.(*types.VirtualDiskFlatVer2BackingInfo).FileName != s.o.Containers.Path("state.vmdk") {
+			t.Fatal("the appliance has lost its own disk")
+		}
+		return len(disks) - 1
 	}
 	id := s.create(1)
 	m := s.start(s.spec(id))
@@ -540,12 +544,7 @@ func TestReadAndStart(t *testing.T) {
 	}
 	s.must(s.vm(id).PowerOff(t.Context()))
 
-	var disk types.VirtualDisk
-	disk.ControllerKey, disk.UnitNumber = 1000, types.NewInt32(0)
-	disk.Backing = &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: s.o.Containers.Path(id + "/" + diskName)}}
-	if err := vm.AddDevice(t.Context(), &disk); err != nil {
-		t.Fatal(err)
-	}
+	attach(t, vm, s.o.Containers.Path(id+"/"+diskName), 1)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -141,11 +141,27 @@ func (s *site) appliance(late chan struct{}) *object.VirtualMachine {
 	if err := vm.Properties(ctx, vm.Reference(), []string{"config.uuid"}, &m); err != nil {
 		s.t.Fatal(err)
 	}
+	// What it lives from is beside the folders of containers.
+	if err := s.o.Containers.CreateDisk(ctx, "state.vmdk", capacity); err != nil {
+		s.t.Fatal(err)
+	}
+	attach(s.t, vm, s.o.Containers.Path("state.vmdk"), 0)
 	if s.o.Own, err = s.o.Session.FindOwnVM(ctx, m.Config.Uuid, attachable{s.sim, late}); err != nil {
 		s.t.Fatal(err)
 	}
 	s.open()
 	return vm
+}
+
+// attach gives a VM a disk.
+func attach(t *testing.T, vm *object.VirtualMachine, file string, unit int32) {
+	t.Helper()
+	var disk types.VirtualDisk
+	disk.ControllerKey, disk.UnitNumber = 1000, &unit
+	disk.Backing = &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: file}}
+	if err := vm.AddDevice(t.Context(), &disk); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // attachable are the devices of a machine that the simulator only pretends to run.

@@ -169,7 +169,7 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 		return nil, fmt.Errorf("make folder of container VMs: %w", err)
 	}
 	if o.Own != nil {
-		if err := o.Own.DetachBelow(ctx, o.Containers.Path(".")); err != nil {
+		if err := o.Own.DetachLeft(ctx, d.isRootDisk); err != nil {
 			return nil, fmt.Errorf("let go of containers' disks: %w", err)
 		}
 	}

@@ -123,11 +123,6 @@ func (v *OwnVM) With(ctx context.Context, file string, capacity int64, use func(
 	return v.use(ctx, func() (*ownDisk, error) { return v.attachAgain(ctx, file, capacity) }, use)
 }
 
-// DetachBelow detaches those disks of a datastore folder, less its last slash, that a crash has left attached.
-func (v *OwnVM) DetachBelow(ctx context.Context, folder string) error {
-	return v.detachLeft(ctx, func(file string) bool { return strings.HasPrefix(file, folder+"/") })
-}
-
 // use attaches a disk for as long as fill does something with its device.
 func (v *OwnVM) use(ctx context.Context, attach func() (*ownDisk, error), fill func(Device) error) error {
 	free, err := v.take(ctx)
@@ -190,7 +185,7 @@ func (v *OwnVM) attach(ctx context.Context, c *change, capacity int64) (_ *ownDi
 
 // attachAgain is attach for a disk that is there, and may be attached already.
 func (v *OwnVM) attachAgain(ctx context.Context, file string, capacity int64) (*ownDisk, error) {
-	if err := v.detachLeft(ctx, func(f string) bool { return f == file }); err != nil {
+	if err := v.DetachLeft(ctx, func(f string) bool { return f == file }); err != nil {
 		return nil, &detachError{file, err}
 	}
 	return v.attach(ctx, &change{file: file}, capacity)
@@ -251,8 +246,8 @@ func (v *OwnVM) note(file string, writing bool) {
 	}
 }
 
-// detachLeft detaches those of our disks that a crash has left attached.
-func (v *OwnVM) detachLeft(ctx context.Context, ours func(file string) bool) error {
+// DetachLeft detaches disks that are ours, by datastore path, which a crash has left attached. It has disks that are not: those it boots and lives from.
+func (v *OwnVM) DetachLeft(ctx context.Context, ours func(file string) bool) error {
 	select {
 	case v.turn <- struct{}{}:
 	case <-ctx.Done():

@@ -143,7 +143,7 @@ func OpenStore(ctx context.Context, d *Datastore, o StoreOptions) (*Store, error
 		err = s.endCommits(ctx)
 	}
 	if err == nil && s.appliance != nil {
-		err = s.appliance.detachLeft(ctx, s.isDisk)
+		err = s.appliance.DetachLeft(ctx, s.isDisk)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", d.Path("."), err)

@@ -267,7 +267,7 @@ func TestPlaceOfDeviceThatGoes(t *testing.T) {
 	if err := ls.ApplyToVolume(ctx, "going", oneFile(t, "a", "x")); err != nil {
 		t.Fatal(err)
 	}
-	if err := own.detachLeft(ctx, func(file string) bool { return file == files[1] }); err != nil {
+	if err := own.DetachLeft(ctx, func(file string) bool { return file == files[1] }); err != nil {
 		t.Error(err)
 	}
 	if left := s.attached(vm); guest.fn != nil || len(left) != 0 {
