@@ -450,7 +450,7 @@ func TestOpsUser(t *testing.T) {
 	l := newLab(t, vcsim.Options{Switched: []string{"bridge", "other"}})
 	l.ok("update", "firewall", "--allow")
 	t.Setenv("VIC_MACHINE_OPS_PASSWORD", "vic")
-	user := []string{"--ops-user", "administrator", "--ops-grant-perms", "--container-network", "other", "--affinity-vm-group"}
+	user := []string{"-r", "DC0_C0", "--ops-user", "administrator", "--ops-grant-perms", "--container-network", "other", "--affinity-vm-group"}
 	l.judged(govc, "role.create", "theirs", "Network.Assign")
 	l.judged(govc, "permissions.set", "-principal", "administrator", "-role", "theirs", "/DC0/network/other")
 	permissions := func(path string) string {
@@ -500,6 +500,9 @@ func TestOpsUser(t *testing.T) {
 	}
 	files := "Datastore.AllocateSpace, Datastore.Browse, Datastore.FileManagement on datastore datastore1: give the user what role vic-datastore has"
 	lacks([]string{"configure", "-n", "vch1", "--ops-grant-perms=false"}, "administrator may not do Host.Inventory.EditCluster on cluster", files)
+	l.judged(govc, "object.rename", "/DC0/host/DC0_C0", "renamed")
+	lacks([]string{"configure", "-n", "vch1", "--ops-grant-perms=false"}, "compute resource 'DC0_C0' not found; there are renamed")
+	l.judged(govc, "object.rename", "/DC0/host/renamed", "DC0_C0")
 	t.Setenv("VIC_MACHINE_OPS_PASSWORD", "vic")
 	lacks(l.create("--ops-user", "administrator", "-n", "vch2", "--bridge-network", "other"), files, "or add --ops-grant-perms")
 	l.ok("delete", "-n", "vch1")

@@ -71,16 +71,16 @@ func (v *VCH) Configure(ctx context.Context, o ConfigureOptions) (*Plan, error) 
 	if err := in.takeOver(&p, v, old, o.NewOpsPassword); err != nil {
 		return nil, err
 	}
+	if len(p) > 0 {
+		return nil, p
+	}
 	in.poolRef = r.pool.ResourcePool
 	if v.Pool {
 		in.poolRef = object.NewResourcePool(s.client, types.ManagedObjectReference{Type: "ResourcePool", Value: v.PoolID})
 	}
 	in.folderRef = object.NewFolder(s.client, types.ManagedObjectReference{Type: "Folder", Value: v.FolderID})
 	plan := &Plan{Warnings: r.warnings}
-	if len(p) == 0 {
-		err = in.checkPrivileges(ctx, &p, plan)
-	}
-	if err != nil {
+	if err := in.checkPrivileges(ctx, &p, plan); err != nil {
 		return nil, err
 	}
 	if len(p) > 0 {
