@@ -93,7 +93,8 @@ test:
 	$(call fuzz_all,-test.fuzztime $(fuzz_runs) -test.fuzzminimizetime 0x -test.fuzzcachedir $$dir/$$pkg)
 
 nightly:
-	@$(call install,$(test_packages))
+	@$(call install,$(test_packages)); $(docker_client)
+	@$(govc)
 	@$(MAKE) --no-print-directory all
 	NIGHTLY=1 ORACLES=1 go test -count=1 -timeout 60m -run 'PowerCut|Refused|Install' ./cmd/appliance
 	NIGHTLY=1 ORACLES=1 go test -count=1 -timeout 60m -run 'ESXi|VSphereMinute' ./cmd/vic
