@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -74,7 +73,11 @@ func samples(t testing.TB) map[string][]byte {
 		periods = append(periods, bytes.Repeat(random[p:2*p], 700/p+3)...)
 	}
 	far := append(bytes.Clone(random[:Window]), random[:Window]...)
-	source, err := os.ReadFile(filepath.Join(runtime.GOROOT(), "src/cmd/compile/internal/ssa/rewriteAMD64.go"))
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(root)), "src/cmd/compile/internal/ssa/rewriteAMD64.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
