@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -338,12 +339,12 @@ func TestBlobIdle(t *testing.T) {
 	blob := randomBytes(1000)
 	f := newFakeRegistry(t)
 	f.addImage(t, amd64, ocispec.MediaTypeImageLayer, [][]byte{blob}, "latest")
-	n := 0
+	var n atomic.Int32 // of a connection of its own each
 	f.before = func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasSuffix(r.URL.Path, digest.FromBytes(blob).String()) {
 			return false
 		}
-		switch n++; n {
+		switch n.Add(1) {
 		case 1: // not even a header
 			<-r.Context().Done()
 			return true
@@ -364,7 +365,7 @@ func TestBlobIdle(t *testing.T) {
 	if err != nil || !bytes.Equal(got, blob) {
 		t.Fatalf("%d bytes, %v", len(got), err)
 	}
-	if n != 3 {
+	if n := n.Load(); n != 3 {
 		t.Errorf("%d requests, want 3", n)
 	}
 	idle := 0
