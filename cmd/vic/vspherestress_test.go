@@ -26,6 +26,8 @@ func testStress(t *testing.T, s *suite, c *cluster) {
 	}
 	runs = max(runs, *leakRuns)
 	volumes = max(volumes, runs)
+	s.docker(t, "", "pull", "-q", s.image).ok() // also when it runs alone
+	s.docker(t, "", "tag", s.image, "bb").ok()
 	life := func(i int) {
 		t.Helper()
 		name := fmt.Sprint("stress", i)
