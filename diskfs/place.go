@@ -100,16 +100,10 @@ func (f *FS) Used() ([]Range, error) {
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(list, func(a, b clusterRange) int { return cmp.Compare(a.first, b.first) })
 	const size = clusterBlocks * BlockSize
 	var used []Range
-	for _, c := range list {
-		off, end := c.first*size, min((c.first+c.n)*size, f.Capacity())
-		if last := len(used) - 1; last >= 0 && off <= used[last].Off+used[last].Len {
-			used[last].Len = max(used[last].Len, end-used[last].Off)
-		} else {
-			used = append(used, Range{off, end - off})
-		}
+	for _, g := range newPlacer(0, list).gaps {
+		used = append(used, Range{g.first * size, min(g.n*size, f.Capacity()-g.first*size)})
 	}
 	return used, nil
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"vic/diskfs"
 	"vic/vmdk"
 )
 
@@ -62,11 +61,7 @@ type Blocks interface {
 // copyUsed has a disk hold what the file system on another has in use, and writes only where they differ.
 func copyUsed(ctx context.Context, from io.ReaderAt, to Blocks, capacity int64) error {
 	from = contextReaderAt{ctx, from}
-	replayed, err := diskfs.Replay(from, capacity)
-	if err != nil {
-		return err
-	}
-	f, err := diskfs.Open(replayed, capacity)
+	f, err := openFS(ctx, from, capacity, io.NopCloser(nil)) // the disk is the caller's
 	if err != nil {
 		return err
 	}

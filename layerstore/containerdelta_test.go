@@ -15,6 +15,18 @@ import (
 	"vic/diskfs"
 )
 
+// createOther makes a container "other" of the same image.
+func (w *written) createOther() {
+	w.t.Helper()
+	images, err := w.ContainerImages()
+	if err != nil || len(images) != 1 {
+		w.t.Fatalf("images of containers %v, %v", images, err)
+	}
+	if _, err := w.CreateContainerDisk("other", images[0]); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // TestReplaceContainerDelta gives one container the disk of another of the same image, by extent files of both kinds.
 func TestReplaceContainerDelta(t *testing.T) {
 	for name, extent := range map[string]func(*Disk) (io.ReaderAt, int64, error){
@@ -32,15 +44,7 @@ func TestReplaceContainerDelta(t *testing.T) {
 			if err := w.apply(makeTar(t, file("new", "what a guest wrote"))); err != nil {
 				t.Fatal(err)
 			}
-			images, err := w.ContainerImages()
-			if err != nil || len(images) != 1 {
-				t.Fatalf("images of containers %v, %v", images, err)
-			}
-			for _, id := range images {
-				if _, err := w.CreateContainerDisk("other", id); err != nil {
-					t.Fatal(err)
-				}
-			}
+			w.createOther()
 			disk, err := w.OpenContainerDisk("c")
 			if err != nil {
 				t.Fatal(err)
@@ -108,13 +112,7 @@ func TestContainerBlocks(t *testing.T) {
 	if err := w.apply(makeTar(t, file("new", "what a guest wrote"))); err != nil {
 		t.Fatal(err)
 	}
-	images, err := w.ContainerImages()
-	if err != nil || len(images) != 1 {
-		t.Fatalf("images of containers %v, %v", images, err)
-	}
-	if _, err := w.CreateContainerDisk("other", images[0]); err != nil {
-		t.Fatal(err)
-	}
+	w.createOther()
 	raw, err := os.ReadFile(w.fsck())
 	if err != nil {
 		t.Fatal(err)

@@ -39,14 +39,14 @@ func (s *Server) manageDisks(c *vim25.Client) error {
 // Path is where the file of a datastore path, "[datastore] folder/file", is on this machine.
 func (s *Server) Path(datastorePath string) (string, error) {
 	var p object.DatastorePath
-	if !p.FromString(datastorePath) || s.folders[p.Datastore] == "" || !filepath.IsLocal(p.Path) {
+	if !p.FromString(datastorePath) || s.Folder(p.Datastore) == "" || !filepath.IsLocal(p.Path) {
 		return "", fmt.Errorf("vcsim: %q is no file of a datastore", datastorePath)
 	}
-	folder := s.folders[p.Datastore]
-	if s.named[p.Datastore] && p.Path != "." {
-		return s.objectPath(folder, p.Path)
+	d := s.datastores[p.Datastore]
+	if d.Type == VSAN && p.Path != "." {
+		return s.objectPath(d.Dir, p.Path)
 	}
-	return filepath.Join(folder, p.Path), nil
+	return filepath.Join(d.Dir, p.Path), nil
 }
 
 // objectPath is where a file of a vSAN datastore is: the folders at its top have UUIDs, and names that stand for them.

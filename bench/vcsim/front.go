@@ -131,7 +131,7 @@ func (f *front) serveFolder(w http.ResponseWriter, r *http.Request) {
 	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
-		if !f.s.objects[datastore] || !serveObject(w, r, name, file) {
+		if !f.s.datastores[datastore].objects() || !serveObject(w, r, name, file) {
 			http.ServeFile(w, r, file)
 		}
 	case http.MethodPut, http.MethodPost:

@@ -87,7 +87,7 @@ func (s *Server) furnish(ctx context.Context, o Options) error {
 
 // addDatastore mounts a folder on all hosts.
 func (s *Server) addDatastore(ctx context.Context, hosts []*object.HostSystem, d Datastore) error {
-	if d.Name == "" || s.folders[d.Name] != "" {
+	if d.Name == "" || s.Folder(d.Name) != "" {
 		return errors.New("no name of its own")
 	}
 	if d.Type == "" {
@@ -103,7 +103,7 @@ func (s *Server) addDatastore(ctx context.Context, hosts []*object.HostSystem, d
 				return err
 			}
 		}
-		d.Dir = filepath.Join(s.temp, fmt.Sprint(len(s.folders)))
+		d.Dir = filepath.Join(s.temp, fmt.Sprint(len(s.datastores)))
 		if err := os.Mkdir(d.Dir, 0700); err != nil {
 			return err
 		}
@@ -134,8 +134,8 @@ func (s *Server) addDatastore(ctx context.Context, hosts []*object.HostSystem, d
 			return err
 		}
 	}
-	s.folders[d.Name], s.named[d.Name] = dir, d.Type == VSAN
-	s.objects[d.Name] = d.Objects || s.named[d.Name]
+	d.Dir = dir
+	s.datastores[d.Name] = d
 	for _, e := range s.Service.Context.Map.All("Datastore") {
 		if ds := e.(*simulator.Datastore); ds.Name == d.Name {
 			s.Service.Context.WithLock(ds, func() { pretend(ds, d.Type) })

@@ -23,11 +23,14 @@ func isObject(name string) bool {
 	return strings.HasSuffix(name, "-flat.vmdk") || strings.HasSuffix(name, "-delta.vmdk")
 }
 
+// objects tells whether the datastore's disks are objects.
+func (d Datastore) objects() bool { return d.Objects || d.Type == VSAN }
+
 // hideObjects leaves out of searches what is no file.
 func (s *Server) hideObjects(_ *simulator.Task, run func() Outcome) Outcome {
 	o := run()
 	hide := func(r *types.HostDatastoreBrowserSearchResults) {
-		if s.objects[datastoreOf(r.FolderPath)] {
+		if s.datastores[datastoreOf(r.FolderPath)].objects() {
 			r.File = slices.DeleteFunc(r.File, func(f types.BaseFileInfo) bool { return isObject(f.GetFileInfo().Path) })
 		}
 	}

@@ -45,7 +45,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -82,14 +81,12 @@ type Server struct {
 	// Service is the simulator.
 	Service *simulator.Service
 
-	model   *simulator.Model
-	url     url.URL
-	tls     *tls.Config // nil: HTTP
-	cert    *x509.Certificate
-	folders map[string]string
-	objects map[string]bool // datastores whose disks are objects
-	named   map[string]bool // datastores with UUIDs for folders
-	temp    string          // "" if there is none
+	model      *simulator.Model
+	url        url.URL
+	tls        *tls.Config // nil: HTTP
+	cert       *x509.Certificate
+	datastores map[string]Datastore // by their names
+	temp       string               // "" if there is none
 
 	hooks hooks
 	front front
@@ -106,7 +103,7 @@ type listening struct {
 
 // Start makes a vSphere and serves it until Close.
 func Start(ctx context.Context, o Options) (_ *Server, err error) {
-	s := &Server{folders: map[string]string{}, objects: map[string]bool{}, named: map[string]bool{}}
+	s := &Server{datastores: map[string]Datastore{}}
 	s.front.s = s
 	defer func() {
 		if err != nil {
@@ -205,10 +202,16 @@ func (s *Server) Thumbprint() string {
 }
 
 // Folder is the folder that a datastore is, "" if there is no such datastore.
-func (s *Server) Folder(datastore string) string { return s.folders[datastore] }
+func (s *Server) Folder(datastore string) string { return s.datastores[datastore].Dir }
 
 // Folders are the folders of all datastores, by their names.
-func (s *Server) Folders() map[string]string { return maps.Clone(s.folders) }
+func (s *Server) Folders() map[string]string {
+	all := map[string]string{}
+	for name, d := range s.datastores {
+		all[name] = d.Dir
+	}
+	return all
+}
 
 // Client logs in. The caller logs it out.
 func (s *Server) Client(ctx context.Context) (*govmomi.Client, error) {

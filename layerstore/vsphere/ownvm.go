@@ -99,7 +99,7 @@ func (v *OwnVM) find(ctx context.Context) error {
 // write has the server make a disk over its parent, both datastore paths, and fill write to its device. The disk is attached
 // meanwhile, and whole afterwards, unless there is an error.
 func (v *OwnVM) write(ctx context.Context, file, parent string, capacity int64, fill func(Device) error) (err error) {
-	return v.writeDisk(ctx, &change{file: file, parent: parent}, capacity, fill)
+	return v.use(ctx, func() (*ownDisk, error) { return v.attach(ctx, &change{file: file, parent: parent}, capacity) }, fill)
 }
 
 // A detachError says that a disk may still be attached.
@@ -113,10 +113,6 @@ func (e *detachError) Error() string {
 }
 
 func (e *detachError) Unwrap() error { return e.err }
-
-func (v *OwnVM) writeDisk(ctx context.Context, c *change, capacity int64, fill func(Device) error) error {
-	return v.use(ctx, func() (*ownDisk, error) { return v.attach(ctx, c, capacity) }, fill)
-}
 
 // With attaches a disk, by its datastore path, that no virtual machine which runs has, for as long as use reads and writes its device.
 func (v *OwnVM) With(ctx context.Context, file string, capacity int64, use func(Device) error) error {
